@@ -1,0 +1,1 @@
+"""Measured tile configurations, one folder a device; see README.md. Data only."""

@@ -1,0 +1,270 @@
+"""Ahead-of-time compilation: what the compiler makes of a kernel, for any target, with no device.
+
+`compile_here` compiles one (kernel, problem, tile, target) in this process and reads the result; `compile_all` runs many
+in separate processes that it may kill, because LLVM can abort or hang. A process that interprets kernels cannot compile
+them, hence the clean environment of the workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import pickle
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from .kernels import KERNELS, Kernel, Tile
+from .problem import Problem
+from .target import Target
+
+SECONDS_PER_COMPILE = 60.0
+
+_POINTER = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
+_VECTOR_LOAD = {
+    "ptx": re.compile(r"ld\.global\S*\.v4\.[bu]32|ld\.global\S*\.v2\.[bu]64|cp\.async\.c\S+ [^;]*?, 0x10\b"),
+    "amdgcn": re.compile(r"(?:global|buffer)_load_(?:dwordx4|b128)"),
+}
+# Bytes of shared memory of a multiprocessor, and what each resident block costs on top of its own.
+_SHARED_PER_SM = {"sm_80": 164 * 1024, "sm_90": 228 * 1024, "sm_100": 228 * 1024, "gfx942": 64 * 1024}
+_SHARED_RESERVED = {"gfx942": 0}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One compilation: plain data, so that it can travel to another process."""
+
+    kernel: str
+    problem: Problem
+    tile: Tile
+    target: Target
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of a job. Counts are of instructions in the code; `error` is empty on success.
+
+    `registers` are per thread; `spill_bytes` stores and loads together; `occupancy` the share of the multiprocessor's
+    threads that can be resident; `wgmma` counts Hopper's and Blackwell's asynchronous matrix instructions, `mma` the
+    older kind (and AMD's); `vector_loads` loads of 16 bytes; `tma` bulk tensor copies.
+    """
+
+    kernel: str
+    target: str
+    dtype: str
+    tile: str
+    label: str = ""
+    registers: int = 0
+    spill_bytes: int = 0
+    shared_bytes: int = 0
+    occupancy: float = 0.0
+    uses_dot: bool = False
+    wgmma: int = 0
+    mma: int = 0
+    vector_loads: int = 0
+    tma: int = 0
+    warnings: tuple[str, ...] = ()
+    error: str = ""
+
+    def asdict(self) -> dict[str, object]:
+        return asdict(self) | {"warnings": list(self.warnings)}
+
+
+def signature(kernel: Kernel, problem: Problem, tile: Tile) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
+    """(signature, constants, attributes) that a launch of this problem with 16-byte aligned tensors would compile."""
+    values = kernel.values(problem, tile)
+    types: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[Any, Any] = {}
+    for index, parameter in enumerate(kernel.function.params):
+        name = parameter.name
+        if name in kernel.pointers:
+            if name == "b_ptr" and not problem.has_bias or name == "mask_ptr" and not values.get("HAS_MASK"):
+                types[name], constants[name] = "constexpr", None
+            else:
+                types[name] = _POINTER[problem.dtype]
+                attributes[(index,)] = [["tt.divisibility", 16]]
+            continue
+        value = values[name]
+        if parameter.is_constexpr or value == 1:
+            types[name], constants[name] = "constexpr", value
+            continue
+        assert isinstance(value, int)
+        types[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+        if value % 16 == 0:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    return types, constants, attributes
+
+
+def compile_here(job: Job) -> Compiled:
+    """Compiles in this process (which must not interpret kernels); compiler errors come back in `error`."""
+    blank = Compiled(
+        job.kernel, job.target.arch, str(job.problem.dtype).removeprefix("torch."), str(job.tile), job.label
+    )
+    kernel = KERNELS[job.kernel]
+    log = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(log):
+            binary = _compile(kernel, job)
+    except Exception as error:  # the compiler raises its own, and LLVM's, kinds of exception
+        text = str(error).strip() or type(error).__name__
+        return _replace(blank, error=f"{type(error).__name__}: {text.splitlines()[0][:300]}")
+    return _read(blank, binary, log.getvalue(), job)
+
+
+def _replace(row: Compiled, **changes: Any) -> Compiled:
+    return Compiled(**{**row.__dict__, **changes})
+
+
+def _compile(kernel: Kernel, job: Job) -> Any:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    triton.knobs.compilation.always_compile = True  # a cached binary has no assembler log
+    triton.knobs.nvidia.dump_ptxas_log = True
+    arch: str | int = job.target.arch
+    vendor = "hip"
+    if job.target.vendor == "nvidia":
+        vendor, arch = "cuda", int(job.target.arch.removeprefix("sm_"))
+    types, constants, attributes = signature(kernel, job.problem, job.tile)
+    return triton.compile(
+        ASTSource(kernel.function, types, constants, attributes),
+        target=GPUTarget(vendor, arch, job.target.warp_size),
+        options={"num_warps": job.tile.num_warps, "num_stages": job.tile.num_stages},
+    )
+
+
+def _read(blank: Compiled, binary: Any, log: str, job: Job) -> Compiled:
+    if job.target.vendor == "nvidia":
+        code = binary.asm["ptx"]
+        registers = int(_first(r"Used (\d+) registers", log))
+        spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", log))
+        vector = _VECTOR_LOAD["ptx"]
+    else:
+        code = binary.asm["amdgcn"]
+        registers = int(_first(r"\.vgpr_count:\s+(\d+)", code))
+        spills = 4 * int(_first(r"\.vgpr_spill_count:\s+(\d+)", code))
+        vector = _VECTOR_LOAD["amdgcn"]
+    shared = binary.metadata.shared
+    return _replace(
+        blank,
+        registers=registers,
+        spill_bytes=spills,
+        shared_bytes=shared,
+        occupancy=occupancy(job.target, job.tile.num_warps, registers, shared),
+        uses_dot=" tt.dot " in binary.asm["ttir"],
+        wgmma=len(re.findall(r"wgmma\.mma_async|tcgen05\.mma", code)),
+        mma=len(re.findall(r"\bmma\.sync|v_mfma", code)),
+        vector_loads=len(vector.findall(code)),
+        tma=len(re.findall(r"cp\.async\.bulk\.tensor", code)),
+        warnings=tuple(sorted(set(re.findall(r"\(?(C7\d{3})\)?", log)))),
+    )
+
+
+def _first(pattern: str, text: str) -> str:
+    match = re.search(pattern, text)
+    return match.group(1) if match else "0"
+
+
+def occupancy(target: Target, warps: int, registers: int, shared: int) -> float:
+    """Share of the multiprocessor's threads that blocks of this size can fill, by registers and shared memory."""
+    threads = warps * target.warp_size
+    per_warp = math.ceil(max(registers, 16) * target.warp_size / 256) * 256
+    blocks = min(target.threads_per_sm // threads, target.registers // (per_warp * warps), 32)
+    per_block = shared + _SHARED_RESERVED.get(target.arch, 1024)
+    if shared:
+        blocks = min(blocks, _SHARED_PER_SM.get(target.arch, target.shared_bytes) // per_block)
+    return round(blocks * threads / target.threads_per_sm, 3)
+
+
+class _Worker:
+    """A process that compiles jobs one after the other; killed when a job takes too long, and started anew."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self, job: Job, seconds: float) -> Compiled:
+        process = self._process = self._process or self._start()
+        assert process.stdin and process.stdout
+        timer = threading.Timer(seconds, process.kill)
+        timer.start()
+        try:
+            pickle.dump(job, process.stdin)
+            process.stdin.flush()
+            result: Compiled = pickle.load(process.stdout)
+            return result
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+            code = process.wait()
+            self._process = None
+            reason = f"no result within {seconds:g} s" if not timer.is_alive() else f"the compiler died ({code})"
+            dtype = str(job.problem.dtype).removeprefix("torch.")
+            return Compiled(job.kernel, job.target.arch, dtype, str(job.tile), job.label, error=reason)
+        finally:
+            timer.cancel()
+
+    @staticmethod
+    def _start() -> subprocess.Popen[bytes]:
+        environment = os.environ | {"TRITON_INTERPRET": "0"}
+        root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
+        return subprocess.Popen(
+            [sys.executable, "-c", "from triton_conv.aot import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+
+    def close(self) -> None:
+        if self._process is not None:
+            assert self._process.stdin
+            self._process.stdin.close()
+            self._process.wait()
+
+
+def compile_all(
+    jobs: Iterable[Job], processes: int | None = None, seconds: float = SECONDS_PER_COMPILE
+) -> Iterator[tuple[int, Compiled]]:
+    """Compiles every job, in parallel processes, and yields (index, result) as they come."""
+    count = max(1, processes or len(os.sched_getaffinity(0)))
+    workers: list[_Worker] = []
+    local = threading.local()
+
+    def run(job: Job) -> Compiled:
+        if not hasattr(local, "worker"):
+            local.worker = _Worker()
+            workers.append(local.worker)
+        result: Compiled = local.worker.run(job, seconds)
+        return result
+
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            futures = {pool.submit(run, job): index for index, job in enumerate(jobs)}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def serve() -> None:
+    """The worker's loop: jobs in, results out, until the input ends. Whatever a compiler prints goes to stderr."""
+    channel = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    while True:
+        try:
+            job = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        pickle.dump(compile_here(job), channel)
+        channel.flush()

@@ -1,0 +1,161 @@
+"""Files of measured tiles: `<folder>/<vendor>-<arch>/<device>-<SMs>sm/<kernel>.json`.
+
+A user's own folder is looked at before the one that ships with the package. A file that is broken, of another schema or
+of another device is reported once, skipped, and left as it is; so is an entry whose tile the kernel would not take. A
+file written for other kernel code is stale: reported, and not used.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import inspect
+import json
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError, ConfigWarning
+from .kernels import KERNELS, Kernel, Tile, common
+from .target import Target
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A winner: its tile and the measurement that made it one. Times in microseconds."""
+
+    tile: Tile
+    time_us: float
+    interval_us: tuple[float, float]
+    default_time_us: float
+    relative_error: float
+    trials: int
+
+
+@dataclass
+class ConfigFile:
+    """All winners of one kernel on one device, by the problem's description."""
+
+    kernel: str
+    target: Target
+    environment: Mapping[str, str] = field(default_factory=dict)
+    entries: dict[str, Entry] = field(default_factory=dict)
+
+    def path(self, folder: Path) -> Path:
+        return folder / self.target.config_folder / f"{self.kernel}.json"
+
+    def write(self, folder: Path) -> Path:
+        """Writes atomically: a reader sees the old file or the new one, and a failure leaves the old one."""
+        path = self.path(folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "schema": SCHEMA,
+            "kernel": self.kernel,
+            "kernel_hash": kernel_hash(self.kernel),
+            "device": _device(self.target),
+            "environment": dict(self.environment),
+            "entries": {
+                key: asdict(entry) | {"tile": entry.tile.asdict()} for key, entry in sorted(self.entries.items())
+            },
+        }
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(content, file, indent=1, sort_keys=True)
+                file.write("\n")
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        return path
+
+
+def _device(target: Target) -> dict[str, object]:
+    return {name: getattr(target, name) for name in ("vendor", "arch", "name", "sms", "shared_bytes")}
+
+
+@functools.cache
+def kernel_hash(name: str) -> str:
+    """Hash of the kernel's code and the device code it shares, blind to comments, docstrings and line numbers."""
+    digest = hashlib.sha256()
+    for module in (sys.modules[KERNELS[name].grid.__module__], common):
+        tree = ast.parse(inspect.getsource(module))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+                if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
+                    body.pop(0)
+        functions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.decorator_list]
+        digest.update("".join(ast.dump(function) for function in functions).encode())
+    return digest.hexdigest()[:16]
+
+
+def read(path: Path, kernel: Kernel, target: Target) -> ConfigFile:
+    """Reads and checks one file; raises `ConfigError` saying what is wrong with it."""
+    try:
+        content: Any = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not a readable JSON file ({error})") from error
+    try:
+        if content["schema"] != SCHEMA:
+            raise ConfigError(f"{path}: schema {content['schema']!r}, expected {SCHEMA}")
+        if content["kernel"] != kernel.name:
+            raise ConfigError(f"{path}: of kernel {content['kernel']!r}, expected {kernel.name!r}")
+        if content["device"] != _device(target):
+            raise ConfigError(f"{path}: measured on {content['device']}, this is {_device(target)}")
+        if content["kernel_hash"] != kernel_hash(kernel.name):
+            raise ConfigError(f"{path}: stale, measured with other kernel code; tune again")
+        result = ConfigFile(kernel.name, target, content["environment"])
+        for key, raw in content["entries"].items():
+            result.entries[key] = Entry(
+                tile=kernel.tile_type(**raw["tile"]),
+                time_us=float(raw["time_us"]),
+                interval_us=(float(raw["interval_us"][0]), float(raw["interval_us"][1])),
+                default_time_us=float(raw["default_time_us"]),
+                relative_error=float(raw["relative_error"]),
+                trials=int(raw["trials"]),
+            )
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, ConfigError) and str(path) in str(error):
+            raise
+        raise ConfigError(f"{path}: malformed ({type(error).__name__}: {error})") from error
+    return result
+
+
+def user_folder() -> Path:
+    """Where `triton-conv tune` writes, and where a user's own results are looked for first."""
+    home = os.environ.get("TRITON_CONV_HOME")
+    return (Path(home) if home else Path.home() / ".triton_conv") / "autotune_configs"
+
+
+def shipped_folder() -> Path:
+    """The `autotune_configs` package, installed or beside the source."""
+    import autotune_configs
+
+    return Path(autotune_configs.__file__).parent
+
+
+FOLDERS = (("user tuned", user_folder), ("shipped exact", shipped_folder))
+
+
+@functools.cache
+def entries(kernel: str, target: Target) -> tuple[tuple[str, dict[str, Entry]], ...]:
+    """(source, entries by problem description), best source first; each file is read, and complained of, once."""
+    found = []
+    for source, folder in FOLDERS:
+        path = ConfigFile(kernel, target).path(folder())
+        if not path.is_file():
+            continue
+        try:
+            found.append((source, read(path, KERNELS[kernel], target).entries))
+        except ConfigError as error:
+            warnings.warn(f"skipping a tile configuration file: {error}", ConfigWarning, stacklevel=2)
+    return tuple(found)

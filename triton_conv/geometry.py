@@ -1,0 +1,355 @@
+"""`ConvGeometry`: the one place where a convolution's arguments are validated and its sizes derived.
+
+Ranks 1, 2 and 3 are one geometry: every spatial triple is (depth, height, width), and a dimension that a rank lacks has
+size 1, kernel 1, stride 1, dilation 1 and no padding. In the terms of implicit GEMM, M counts output pixels, N the
+output channels of a group, K the products summed for one output.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+
+from .errors import ArgumentError, ArgumentValueError, DeviceError, DtypeError
+
+Triple = tuple[int, int, int]
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+ACTIVATIONS = ("none", "relu", "relu6", "gelu", "silu")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def triple(values: Sequence[int], fill: int) -> Triple:
+    """(d, h, w) of the last one to three dimensions; missing ones are `fill`."""
+    d, h, w = (fill,) * (3 - len(values)) + tuple(values)
+    return d, h, w
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """A validated convolution of rank 1, 2 or 3, forward or transposed, and every number derived from it.
+
+    `padding` holds (before, after) for depth, height, width. For a transposed convolution `padding`, `output_padding`,
+    `stride` and `dilation` mean what they mean in torch's `conv_transpose`. Build with `ConvGeometry.of`.
+    """
+
+    rank: int
+    batch: int
+    c_in: int
+    c_out: int
+    in_size: Triple
+    kernel: Triple
+    stride: Triple
+    padding: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    dilation: Triple
+    groups: int
+    transposed: bool = False
+    output_padding: Triple = (0, 0, 0)
+    padding_mode: str = "zeros"
+
+    @classmethod
+    def of(
+        cls,
+        input_shape: Sequence[int],
+        weight_shape: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[tuple[int, int]],
+        dilation: Sequence[int],
+        groups: int,
+        *,
+        transposed: bool = False,
+        output_padding: Sequence[int] = (0,),
+        padding_mode: str = "zeros",
+    ) -> ConvGeometry:
+        """Validates and builds. Shapes are `(N, C, *size)` and `(c_out, c_in/groups, *kernel)`, transposed
+        `(c_in, c_out/groups, *kernel)`; the sequences have one entry a spatial dimension.
+
+        Raises `ArgumentError` in every situation where torch raises `RuntimeError`, with torch's phrase and both shapes.
+        """
+        x, w = list(input_shape), list(weight_shape)
+        rank = len(x) - 2
+        if len(w) != rank + 2:
+            raise ArgumentError(
+                f"weight: Expected {len(w)}-dimensional input for {len(w)}-dimensional weight {w}, "
+                f"but got {len(x)}-dimensional input of size {x} instead"
+            )
+        if groups <= 0:
+            raise ArgumentError(f"groups: non-positive groups is not supported, got groups={groups}")
+        for name, values in (("stride", stride), ("padding", padding), ("dilation", dilation)):
+            if len(values) != rank:
+                raise ArgumentError(
+                    f"{name}: expected {name} to be a single integer value or a list of {rank} values "
+                    f"to match the convolution dimensions, but got {name}={list(values)}"
+                )
+        if any(s <= 0 for s in stride):
+            raise ArgumentError(f"stride: non-positive stride is not supported, got stride={list(stride)}")
+        if any(p < 0 for pair in padding for p in pair):
+            raise ArgumentError(f"padding: negative padding is not supported, got padding={list(padding)}")
+        if any(d <= 0 for d in dilation):
+            raise ArgumentError(f"dilation: dilation should be greater than zero, got dilation={list(dilation)}")
+        if any(k <= 0 for k in w[2:]):
+            raise ArgumentError(f"weight: the kernel's size must be positive, got a weight of size {w}")
+        if padding_mode not in PADDING_MODES:
+            raise ArgumentValueError(
+                f"padding_mode: {padding_mode!r} is not known; choose one of {', '.join(PADDING_MODES)}"
+            )
+        _check_channels(x, w, groups, transposed)
+        pads = ((0, 0),) * (3 - rank) + tuple((before, after) for before, after in padding)
+        geometry = cls(
+            rank=rank,
+            batch=x[0],
+            c_in=x[1],
+            c_out=w[1] * groups if transposed else w[0],
+            in_size=triple(x[2:], 1),
+            kernel=triple(w[2:], 1),
+            stride=triple(stride, 1),
+            padding=(pads[0], pads[1], pads[2]),
+            dilation=triple(dilation, 1),
+            groups=groups,
+            transposed=transposed,
+            output_padding=triple(output_padding, 0),
+            padding_mode=padding_mode,
+        )
+        geometry._check_sizes(x)
+        return geometry
+
+    def _check_sizes(self, x: list[int]) -> None:
+        if self.batch and self.c_in and 0 in self.in_size:
+            raise ArgumentError(
+                f"input: Only zero batch or zero channel inputs are supported, but got input shape: {x}"
+            )
+        if self.transposed:
+            for extra, s, d in zip(self.output_padding, self.stride, self.dilation, strict=True):
+                if extra < 0:
+                    raise ArgumentError(
+                        f"output_padding: negative output_padding is not supported, got {self.output_padding}"
+                    )
+                if extra > 0 and extra >= max(s, d):
+                    raise ArgumentError(
+                        "output_padding: output padding must be smaller than either stride or dilation, but got "
+                        f"output_padding {self.output_padding}, stride {self.stride}, dilation {self.dilation}"
+                    )
+            if any(size < 0 for size in self.out_size):
+                raise ArgumentError(
+                    f"input: Given input size per channel: {self._spatial(self.in_size)}. Calculated output size per "
+                    f"channel: {self._spatial(self.out_size)}. Output size is too small"
+                )
+            return
+        if any(size <= 0 for size in self.out_size):
+            padded = tuple(i + b + a for i, (b, a) in zip(self.in_size, self.padding, strict=True))
+            raise ArgumentError(
+                f"weight: Calculated padded input size per channel: {self._spatial(padded)}. Kernel size: "
+                f"{self._spatial(self.extent)}. Kernel size can't be greater than actual input size"
+            )
+        # A mirrored border needs as many real elements beside the edge; a wrapped one may use them all.
+        spare = {"reflect": 1, "circular": 0}.get(self.padding_mode)
+        if spare is not None and any(
+            max(pair) > size - spare and max(pair) > 0
+            for pair, size in zip(self.padding, self.in_size, strict=True)
+        ):
+            raise ArgumentError(
+                f"padding: padding_mode={self.padding_mode!r} needs padding of at most the input size"
+                f"{' less one' if spare else ''}, got padding {self.padding} for input size {self._spatial(self.in_size)}"
+            )
+
+    def _spatial(self, size: Sequence[int]) -> str:
+        return f"({' x '.join(map(str, size[3 - self.rank :]))})"
+
+    # ------------------------------------------------------------------ sizes
+
+    @property
+    def extent(self) -> Triple:
+        """The span of the dilated kernel."""
+        d, h, w = (dil * (k - 1) + 1 for k, dil in zip(self.kernel, self.dilation, strict=True))
+        return d, h, w
+
+    @functools.cached_property
+    def out_size(self) -> Triple:
+        """Output (depth, height, width)."""
+        sizes = []
+        for i in range(3):
+            size, extent, stride = self.in_size[i], self.extent[i], self.stride[i]
+            before, after = self.padding[i]
+            if self.transposed:
+                sizes.append((size - 1) * stride - before - after + extent + self.output_padding[i])
+            else:
+                sizes.append((size + before + after - extent) // stride + 1)
+        return sizes[0], sizes[1], sizes[2]
+
+    @property
+    def pad_before(self) -> Triple:
+        """Elements of padding before the first of each dimension."""
+        (d, _), (h, _), (w, _) = self.padding
+        return d, h, w
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Shape of the batched output at its own rank."""
+        return (self.batch, self.c_out, *self.out_size[3 - self.rank :])
+
+    @property
+    def taps(self) -> int:
+        return math.prod(self.kernel)
+
+    @property
+    def c_in_group(self) -> int:
+        return self.c_in // self.groups
+
+    @property
+    def c_out_group(self) -> int:
+        return self.c_out // self.groups
+
+    @property
+    def in_pixels(self) -> int:
+        return math.prod(self.in_size)
+
+    @property
+    def out_pixels(self) -> int:
+        return math.prod(self.out_size)
+
+    @property
+    def phases(self) -> int:
+        """Output phases of a transposed convolution: outputs of one phase read the same taps."""
+        return math.prod(self.stride) if self.transposed else 1
+
+    # ------------------------------------------------------------------ implicit GEMM
+
+    @property
+    def M(self) -> int:
+        """Output pixels over the whole batch."""
+        return self.batch * self.out_pixels
+
+    @property
+    def N(self) -> int:
+        """Output channels of one group."""
+        return self.c_out_group
+
+    @property
+    def K(self) -> int:
+        """Products summed for one output (transposed: an upper bound, since a phase reads only its own taps)."""
+        return self.c_in_group * self.taps
+
+    @property
+    def flops(self) -> int:
+        """Useful floating-point operations, a multiply and an add each; padding counted as if it were data."""
+        pixels = self.in_pixels if self.transposed else self.out_pixels
+        per_pixel = self.c_in * self.c_out_group if self.transposed else self.c_out * self.c_in_group
+        return 2 * self.batch * pixels * per_pixel * self.taps
+
+    def least_bytes(self, itemsize: int) -> int:
+        """Bytes that must cross device memory: input and weight read once, output written once."""
+        x = self.batch * self.c_in * self.in_pixels
+        w = self.groups * self.c_in_group * self.c_out_group * self.taps
+        return itemsize * (x + w + self.M * self.c_out)
+
+    def dense(self) -> ConvGeometry:
+        """The standard convolution of the same input and output: one group, no dilation, same kernel, stride 1 output.
+
+        The padding is the one that gives the same output size where that is possible.
+        """
+        if self.transposed:
+            return replace(self, groups=1)
+        padding = []
+        for size, out, k, s in zip(self.in_size, self.out_size, self.kernel, self.stride, strict=True):
+            total = max((out - 1) * s + k - size, 0)
+            padding.append((total // 2, total - total // 2))
+        return replace(
+            self, groups=1, dilation=(1, 1, 1), padding=(padding[0], padding[1], padding[2]), padding_mode="zeros"
+        )
+
+    def describe(self) -> str:
+        """One readable line, also the key of stored configurations: every number the result depends on."""
+        letters = "dhw"[3 - self.rank :]
+
+        def each(values: Sequence[object]) -> str:
+            return "x".join(str(v) for v in values[3 - self.rank :])
+
+        parts = [
+            f"n{self.batch}",
+            f"c{self.c_in}-{self.c_out}",
+            f"{letters}{each(self.in_size)}",
+            f"k{each(self.kernel)}",
+            f"s{each(self.stride)}",
+            f"p{each([b if a == b else f'{b}:{a}' for b, a in self.padding])}",
+            f"d{each(self.dilation)}",
+            f"g{self.groups}",
+        ]
+        if self.transposed:
+            parts.append(f"t{each(self.output_padding)}")
+        if self.padding_mode != "zeros":
+            parts.append(self.padding_mode)
+        return " ".join(parts)
+
+
+def _check_channels(x: list[int], w: list[int], groups: int, transposed: bool) -> None:
+    if w[0] < groups:
+        raise ArgumentError(
+            f"weight: Given groups={groups}, expected weight to be at least {groups} at dimension 0, "
+            f"but got weight of size {w} instead"
+        )
+    if w[0] % groups:
+        raise ArgumentError(
+            f"weight: Given groups={groups}, expected weight to be divisible by {groups} at dimension 0, "
+            f"but got weight of size {w} instead"
+        )
+    expected = w[0] if transposed else w[1] * groups
+    if x[1] != expected:
+        raise ArgumentError(
+            f"input: Given groups={groups}, {'transposed=1, ' if transposed else ''}weight of size {w}, "
+            f"expected input{x} to have {expected} channels, but got {x[1]} channels instead"
+        )
+
+
+class TensorMeta(NamedTuple):
+    """What planning reads of a tensor; hashable, so that it can be part of a cache's key."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, name: str, tensor: torch.Tensor) -> TensorMeta:
+        """Reads a tensor; `name` is the argument it was passed as, for the errors."""
+        if tensor.layout is not torch.strided:
+            raise ArgumentError(f"{name}: expected a strided tensor, got layout {tensor.layout}")
+        return cls(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+
+
+def check_tensors(
+    input: TensorMeta, others: Mapping[str, TensorMeta | None], coordinates: Mapping[str, TensorMeta | None] = {}
+) -> None:
+    """One device and one dtype that we have kernels for, else a typed error naming the argument.
+
+    `coordinates` may be float32 beside half-precision data: they are worth more digits.
+    """
+    for name, other in (*others.items(), *coordinates.items()):
+        if other is None:
+            continue
+        wider = name in coordinates and other.dtype == torch.float32 and input.dtype.itemsize == 2
+        if other.dtype != input.dtype and not wider:
+            raise DtypeError(
+                f"{name}: Input type ({input.dtype}) and {name} type ({other.dtype}) should be the same"
+            )
+        if other.device != input.device:
+            raise DeviceError(
+                f"{name}: expected all tensors on one device, but input is on {input.device} and {name} on {other.device}"
+            )
+    if input.dtype not in DTYPES:
+        raise DtypeError(
+            f"input: no kernel for {input.dtype}; convert to one of {', '.join(str(d) for d in DTYPES)}"
+        )
+
+
+def check_bias(bias: TensorMeta | None, weight_shape: Sequence[int], c_out: int) -> None:
+    """A bias is one-dimensional with one element an output channel."""
+    if bias is not None and tuple(bias.shape) != (c_out,):
+        raise ArgumentError(
+            f"bias: Given weight of size {list(weight_shape)}, expected bias to be 1-dimensional with {c_out} "
+            f"elements, but got bias of size {list(bias.shape)} instead"
+        )

@@ -1,0 +1,150 @@
+"""Device code that several kernels share: the product, the epilogue, and where a tap of a pixel lies."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a @ b.
+
+    The interpreter multiplies the raw 16-bit patterns of bfloat16 (triton issue 11584), so there, and only there, the
+    operands are widened first. That is exact: float32 holds every product of two bfloat16 numbers.
+    """
+    if INTERPRETED:
+        if a.dtype == tl.bfloat16:
+            a = a.to(tl.float32)
+            b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+
+
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr):
+    """The fused activation; NaN stays NaN, as in torch."""
+    if ACTIVATION == "relu":
+        x = tl.where(x < 0, 0.0, x)
+    elif ACTIVATION == "relu6":
+        x = tl.where(x < 0, 0.0, tl.where(x > 6, 6.0, x))
+    elif ACTIVATION == "gelu":
+        x = 0.5 * x * (1.0 + tl.math.erf(x * 0.7071067811865476))
+    elif ACTIVATION == "silu":
+        x = x / (1.0 + tl.exp(-x))
+    else:
+        tl.static_assert(ACTIVATION == "none")
+    return x
+
+
+@triton.jit
+def decode_pixel(m, d_size, h_size, w_size, RANK: tl.constexpr):
+    """Flattened pixel -> (image, depth, height, width); ranks below 3 divide less."""
+    w = m % w_size
+    m = m // w_size
+    h = tl.zeros_like(m)
+    d = tl.zeros_like(m)
+    if RANK >= 2:
+        h = m % h_size
+        m = m // h_size
+    if RANK >= 3:
+        d = m % d_size
+        m = m // d_size
+    return m, d, h, w
+
+
+@triton.jit
+def tile_pixels(pid_m, batch, d_size, h_size, w_size, RANK: tl.constexpr, INDEX_INT64: tl.constexpr, BLOCK_M: tl.constexpr):
+    """The pixels of tile `pid_m` of a batch of images: (first image, images from there, depth, height, width, mask).
+
+    Offsets start from the first image's 64-bit base, so that 32 bits are enough inside the tile; where they are not,
+    INDEX_INT64 makes every index 64-bit.
+    """
+    if INDEX_INT64:
+        pid_m = pid_m.to(tl.int64)
+    offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    image, d, h, w = decode_pixel(offs_m, d_size, h_size, w_size, RANK)
+    mask_m = image < batch
+    first = pid_m * BLOCK_M // (d_size * h_size * w_size)
+    return first.to(tl.int64), image - first, d, h, w, mask_m
+
+
+@triton.jit
+def fold(i, size, PADDING_MODE: tl.constexpr):
+    """Index map of a border that is not zero: where in the input the element at padded position `i` lies."""
+    if PADDING_MODE == "reflect":
+        i = tl.abs(i)
+        i = (size - 1) - tl.abs(size - 1 - i)
+    elif PADDING_MODE == "replicate":
+        i = tl.minimum(tl.maximum(i, 0), size - 1)
+    elif PADDING_MODE == "circular":
+        i = tl.where(i < 0, i + size, i)
+        i = tl.where(i >= size, i - size, i)
+    return i
+
+
+@triton.jit
+def tap_offset(
+    pixel_offset, d0, h0, w0, dd, dh, dw, d_in, h_in, w_in, stride_xd, stride_xh, stride_xw,
+    PADDING_MODE: tl.constexpr, RANK: tl.constexpr,
+):  # fmt: skip
+    """Where the tap at (dd, dh, dw) from corner (d0, h0, w0) lies, from the image's base, and whether it is inside.
+
+    `pixel_offset` is the corner's own offset, computed once a program: zero padding then adds one scalar a tap. A folded
+    border needs the whole sum anew, but no mask: every folded index is inside.
+    """
+    if PADDING_MODE == "zeros":
+        offset = pixel_offset + (dd * stride_xd + dh * stride_xh + dw * stride_xw)
+        inside = (w0 + dw >= 0) & (w0 + dw < w_in)
+        if RANK >= 2:
+            inside = inside & (h0 + dh >= 0) & (h0 + dh < h_in)
+        if RANK >= 3:
+            inside = inside & (d0 + dd >= 0) & (d0 + dd < d_in)
+    else:
+        offset = fold(w0 + dw, w_in, PADDING_MODE) * stride_xw
+        if RANK >= 2:
+            offset += fold(h0 + dh, h_in, PADDING_MODE) * stride_xh
+        if RANK >= 3:
+            offset += fold(d0 + dd, d_in, PADDING_MODE) * stride_xd
+        inside = (w0 + dw) == (w0 + dw)
+    return offset, inside
+
+
+@triton.jit
+def load_pixels(base, pixel, channel, mask_pixel, mask_channel, PIXELS_LAST: tl.constexpr):
+    """A [pixels, channels] tile, read with the dimension that lies contiguous in memory as the fastest one.
+
+    Without a known contiguity the compiler lets neighbouring threads read along the last dimension, so an NCHW tile is
+    read as [channels, pixels] and transposed.
+    """
+    if PIXELS_LAST:
+        tile = tl.load(
+            base + channel[:, None] + pixel[None, :], mask=mask_channel[:, None] & mask_pixel[None, :], other=0.0
+        )
+        return tl.trans(tile)
+    else:
+        return tl.load(
+            base + pixel[:, None] + channel[None, :], mask=mask_pixel[:, None] & mask_channel[None, :], other=0.0
+        )
+
+
+@triton.jit
+def store_pixels(base, pixel, channel, tile, mask_pixel, mask_channel, PIXELS_LAST: tl.constexpr):
+    """Writes a [pixels, channels] tile, the contiguous dimension fastest, converted to the output's dtype."""
+    tile = tile.to(base.dtype.element_ty)
+    if PIXELS_LAST:
+        tl.store(
+            base + channel[:, None] + pixel[None, :], tl.trans(tile), mask=mask_channel[:, None] & mask_pixel[None, :]
+        )
+    else:
+        tl.store(base + pixel[:, None] + channel[None, :], tile, mask=mask_pixel[:, None] & mask_channel[None, :])
+
+
+@triton.jit
+def epilogue(acc, b_ptr, stride_b, channel, mask_channel, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr):
+    """Bias and activation on a [pixels, channels] accumulator, in the accumulator's precision."""
+    if HAS_BIAS:
+        bias = tl.load(b_ptr + channel * stride_b, mask=mask_channel, other=0.0)
+        acc += bias.to(acc.dtype)[None, :]
+    return activate(acc, ACTIVATION)

@@ -1,0 +1,158 @@
+"""What every kernel file declares of itself, and the one launch that serves them all."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton.language as tl
+
+from ..errors import ConfigError
+from ..problem import Problem
+from ..target import Target
+
+_ACCUMULATOR = {torch.float64: tl.float64}
+_POWERS = frozenset(2**i for i in range(11))
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b rounded up."""
+    return -(-a // b)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """Tile parameters of one kernel: sizes are powers of two, and the field names are the kernel's own."""
+
+    num_warps: int = 4
+    num_stages: int = 1
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type in ("bool", bool):
+                if not isinstance(value, bool):
+                    raise ConfigError(f"{field.name}: expected true or false, got {value!r}")
+            elif type(value) is not int or value < 1:
+                raise ConfigError(f"{field.name}: expected a positive integer, got {value!r}")
+            elif field.name != "num_stages" and value not in _POWERS:
+                raise ConfigError(f"{field.name}: expected a power of two of at most 1024, got {value!r}")
+        if self.num_warps > 16 or self.num_stages > 8:
+            raise ConfigError(f"at most 16 warps and 8 stages, got {self.num_warps} and {self.num_stages}")
+
+    def shared_bytes(self, problem: Problem) -> int:
+        """Shared memory that the tile takes, by count."""
+        raise NotImplementedError
+
+    def accumulator_values(self) -> int:
+        """Numbers that one program accumulates."""
+        raise NotImplementedError
+
+    def mismatch(self, problem: Problem) -> str | None:
+        """Why the tile cannot run this problem anywhere, or None."""
+        return None
+
+    def unfit(self, problem: Problem, target: Target) -> str | None:
+        """Why the tile cannot run this problem on this target, or None."""
+        if reason := self.mismatch(problem):
+            return reason
+        shared = self.shared_bytes(problem)
+        if shared > target.shared_bytes:
+            return f"takes {shared} bytes of shared memory of {target.shared_bytes}"
+        registers = self.accumulator_values() * problem.accumulator_bytes // 4
+        # 255 registers a thread, about 40 of them for addresses; a register is 4 bytes.
+        if registers > 216 * self.num_warps * target.warp_size and not target.interpreted:
+            return f"{registers} accumulator registers do not fit in {self.num_warps} warps"
+        return None
+
+    def asdict(self) -> dict[str, int | bool]:
+        return dataclasses.asdict(self)
+
+    def sizes(self) -> dict[str, object]:
+        """The kernel's own tile arguments: all but those of the launch itself."""
+        return {name: value for name, value in self.asdict().items() if name.isupper()}
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self.asdict().items())
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel: its name everywhere (config file, test id, result file, figure), its code, its tile, its arguments.
+
+    `grid` and `arguments` are functions of (problem, tile): the number of programs, and everything the kernel takes
+    besides pointers. `unsuited` says why a problem is not for this kernel, or None.
+    """
+
+    name: str
+    function: Any
+    tile_type: type[Tile]
+    grid: Callable[[Any, Any], int]
+    arguments: Callable[[Any, Any], dict[str, object]]
+    unsuited: Callable[[Any], str | None]
+    safe_tile: Tile
+    pointers: tuple[str, ...] = ("x_ptr", "w_ptr", "b_ptr", "y_ptr")
+
+    @functools.cached_property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the kernel's parameters, in order."""
+        return tuple(inspect.signature(self.function.fn).parameters)
+
+    def values(self, problem: Problem, tile: Tile) -> dict[str, object]:
+        """Every parameter that is not a pointer, by name; computed once a plan."""
+        known = self.arguments(problem, tile)
+        return {name: known[name] for name in self.parameters if name not in self.pointers}
+
+
+launches: Counter[str] = Counter()
+"""Launches by kernel name since import, or since a caller cleared it."""
+
+
+def launch(kernel: Kernel, grid: int, tile: Tile, values: dict[str, object], *tensors: torch.Tensor | None) -> None:
+    """Launches on the current device: allocates nothing, decides nothing. Tensors in the order of `kernel.pointers`."""
+    launches[kernel.name] += 1
+    kernel.function[(grid,)](*tensors, **values, num_warps=tile.num_warps, num_stages=tile.num_stages)
+
+
+def geometry_arguments(problem: Problem, block_m: int) -> dict[str, object]:
+    """The arguments that every kernel takes: sizes, strides, convolution constants and flags."""
+    g = problem.geometry
+    arguments: dict[str, object] = dict(batch=g.batch, stride_b=problem.stride_b, RANK=g.rank)
+    for prefix, strides in (("x", problem.x_strides), ("y", problem.y_strides)):
+        arguments |= {f"stride_{prefix}{axis}": s for axis, s in zip("ncdhw", strides, strict=True)}
+    arguments |= {f"stride_w{axis}": s for axis, s in zip("oidhw", problem.w_strides, strict=True)}
+    for i, axis in enumerate("dhw"):
+        arguments |= {f"{axis}_in": g.in_size[i], f"{axis}_out": g.out_size[i]}
+        upper = axis.upper()
+        arguments |= {
+            f"K{upper}": g.kernel[i],
+            f"STRIDE_{upper}": g.stride[i],
+            f"PAD_{upper}": g.pad_before[i],
+            f"DIL_{upper}": g.dilation[i],
+        }
+    return arguments | dict(
+        PADDING_MODE=g.padding_mode,
+        HAS_BIAS=problem.has_bias,
+        ACTIVATION=problem.activation,
+        PRECISION=problem.precision,
+        ACC_DTYPE=_ACCUMULATOR.get(problem.dtype, tl.float32),
+        INDEX_INT64=problem.wide_index(block_m),
+        PIXELS_LAST=problem.pixels_last,
+        Y_PIXELS_LAST=problem.y_strides[1] != 1 or g.c_out == 1,
+    )
+
+
+def dot_shared_bytes(block_m: int, block_n: int, block_k: int, stages: int, itemsize: int) -> int:
+    """An upper bound of what a pipelined product takes: one pair of operand buffers a stage, and barriers.
+
+    The epilogue reuses the buffers to turn the accumulator into the layout of the store. Compared with the compiler's
+    own figure for every default tile in the tests.
+    """
+    operands = (block_m + block_n) * block_k * itemsize * stages
+    return max(operands, block_m * block_n * itemsize) + 128

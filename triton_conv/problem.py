@@ -1,0 +1,190 @@
+"""`Problem`: a geometry with the dtype, the memory layout and the epilogue of one call; all that a plan depends on.
+
+Strides are in elements, five to a tensor: (n, c, d, h, w) for input and output, (o, i, d, h, w) for a weight in the
+order of its first two dimensions as torch stores it. A dimension that the rank lacks has stride 0.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .geometry import ConvGeometry
+
+Strides = tuple[int, int, int, int, int]
+
+INT32_LIMIT = 2**31 - 1
+# Triton knows an integer argument's divisibility by 16 at most; more would say nothing new.
+VECTOR_LIMIT = 16
+
+
+def five(strides: Sequence[int]) -> Strides:
+    """Strides of an `(N, C, *size)` tensor of rank 1 to 3, with 0 for the missing dimensions."""
+    n, c, *spatial = strides
+    d, h, w = (0,) * (3 - len(spatial)) + tuple(spatial)
+    return n, c, d, h, w
+
+
+def channels_last_like(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether torch would call these strides channels_last (2-D) or channels_last_3d; never for one dimension."""
+    rank = len(shape) - 2
+    if rank < 2:
+        return False
+    order = (1, *range(rank + 1, 1, -1), 0)
+    least = 0
+    if strides[1] == 0:
+        return False
+    for dim in order:
+        if shape[dim] == 0 or strides[dim] < least:
+            return False
+        # N111 tensors are ambiguous; torch takes them for contiguous.
+        if dim == 0 and least == strides[1]:
+            return False
+        least = strides[dim] * max(shape[dim], 1)
+    return True
+
+
+def dense_strides(shape: Sequence[int], channels_last: bool) -> tuple[int, ...]:
+    """Strides of a dense tensor in one of torch's two memory formats."""
+    order = (0, *range(2, len(shape)), 1) if channels_last else tuple(range(len(shape)))
+    strides, step = [0] * len(shape), 1
+    for dim in reversed(order):
+        strides[dim] = step
+        step *= max(shape[dim], 1)
+    return tuple(strides)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One convolution call, as far as choosing and launching a kernel is concerned."""
+
+    geometry: ConvGeometry
+    dtype: torch.dtype
+    x_strides: Strides
+    w_strides: Strides
+    y_strides: Strides
+    has_bias: bool = False
+    stride_b: int = 1
+    activation: str = "none"
+    precision: str = "ieee"
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
+
+    @property
+    def accumulator_bytes(self) -> int:
+        return 8 if self.dtype == torch.float64 else 4
+
+    @property
+    def pixels_last(self) -> bool:
+        """Whether neighbours in memory are neighbouring pixels (NCHW) rather than channels (NHWC).
+
+        Of one channel there are no neighbours; a stride of zero (an expanded tensor) is no neighbourhood either.
+        """
+        return not (self.x_strides[1] == 1 and self.geometry.c_in > 1)
+
+    def x_vector(self, *steps: int) -> int:
+        """Channels that lie side by side at an aligned place in the input, where tiles start at multiples of `steps`:
+        the widest load that never straddles a boundary.
+        """
+        if self.pixels_last:
+            return 1
+        return _alignment(*self._used(self.x_strides, self.geometry.batch, self.geometry.in_size), *steps)
+
+    def w_vector(self, *steps: int) -> int:
+        """The same for the weight, along its second dimension."""
+        if self.w_strides[1] != 1:
+            return 1
+        return _alignment(*(s for i, s in enumerate(self.w_strides) if i != 1 and s), *steps)
+
+    def y_vector(self, *steps: int) -> int:
+        """The same for the output, along its channels."""
+        if self.y_strides[1] != 1:
+            return 1
+        return _alignment(*self._used(self.y_strides, self.geometry.batch, self.geometry.out_size), *steps)
+
+    @staticmethod
+    def _used(strides: Strides, batch: int, size: Sequence[int]) -> list[int]:
+        n, _, *spatial = strides
+        return [s for s, count in zip((n, *spatial), (batch, *size), strict=True) if count > 1]
+
+    @functools.cached_property
+    def weight_flat(self) -> bool:
+        """Whether (channel, depth, height, width) of the weight is one contiguous run, as in a default nn.Conv weight."""
+        g = self.geometry
+        step = 1
+        for stride, size in zip(reversed(self.w_strides[1:]), (*reversed(g.kernel), g.c_in_group), strict=True):
+            if size > 1 and stride != step:
+                return False
+            step *= size
+        return True
+
+    def wide_index(self, block_m: int) -> bool:
+        """Whether offsets inside a tile of `block_m` pixels may pass 2^31: then, and only then, they are 64-bit.
+
+        Every kernel starts from a 64-bit base at the first image that the tile touches.
+        """
+        g = self.geometry
+        pixels = max(g.out_pixels, 1)
+        images = min((block_m - 1) // pixels + 2, max(g.batch, 1))
+        spans = [
+            _span(self.x_strides, (images, g.c_in, *(i + sum(p) for i, p in zip(g.in_size, g.padding, strict=True)))),
+            _span(self.y_strides, (images, g.c_out, *g.out_size)),
+            _span(self.w_strides, (g.c_in if g.transposed else g.c_out, max(g.c_in_group, g.c_out_group), *g.kernel)),
+            g.M + block_m,
+        ]
+        return max(spans) > INT32_LIMIT
+
+    def describe(self) -> str:
+        """One readable line: dtype, memory format, epilogue and geometry."""
+        name = str(self.dtype).removeprefix("torch.")
+        if self.dtype == torch.float32:
+            name += f"/{self.precision}"
+        layout = "NCHW" if self.pixels_last else "NHWC"
+        epilogue = ("+bias" if self.has_bias else "") + ("" if self.activation == "none" else f"+{self.activation}")
+        return f"{self.geometry.describe()} {name} {layout}{epilogue}"
+
+
+@dataclass(frozen=True)
+class DeformProblem(Problem):
+    """A deformable call: besides, the layout of offset and mask, strides in the order (n, c, h, w)."""
+
+    offset_groups: int = 1
+    offset_strides: tuple[int, int, int, int] = (0, 0, 0, 0)
+    mask_strides: tuple[int, int, int, int] | None = None
+
+    @property
+    def has_mask(self) -> bool:
+        return self.mask_strides is not None
+
+    @property
+    def segment(self) -> int:
+        """Channels that share a weight group and an offset group, and so are sampled and multiplied together."""
+        return math.gcd(self.geometry.c_in_group, self.geometry.c_in // self.offset_groups)
+
+    def wide_index(self, block_m: int) -> bool:
+        g = self.geometry
+        images = min((block_m - 1) // max(g.out_pixels, 1) + 2, max(g.batch, 1))
+        channels = 2 * self.offset_groups * g.taps
+        spans = [
+            _span(strides, (images, channels, *g.out_size[1:]))
+            for strides in (self.offset_strides, self.mask_strides)
+            if strides is not None
+        ]
+        return super().wide_index(block_m) or max(spans) > INT32_LIMIT
+
+    def describe(self) -> str:
+        return f"{super().describe()} og{self.offset_groups}{'+mask' if self.has_mask else ''}"
+
+
+def _alignment(*numbers: int) -> int:
+    return math.gcd(VECTOR_LIMIT, *(abs(n) for n in numbers))
+
+
+def _span(strides: Sequence[int], sizes: Sequence[int]) -> int:
+    return sum(abs(stride) * max(size, 1) for stride, size in zip(strides, sizes, strict=True))
