@@ -7,6 +7,7 @@ from what the compiler makes of them (`triton-conv inspect` shows no spill at an
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from .kernels import Tile
@@ -150,6 +151,16 @@ def deformable(problem: DeformProblem, target: Target) -> DeformableTile:
     )
 
 
-DEFAULTS: dict[str, Callable[[Any, Target], Tile]] = {
-    function.__name__: function for function in (implicit_gemm, grouped_packed, depthwise, transposed_phase, deformable)
+_RULES: dict[str, Callable[[Any, Target], Tile]] = {
+    rule.__name__: rule for rule in (implicit_gemm, grouped_packed, depthwise, transposed_phase, deformable)
 }
+
+
+def default_tile(kernel: str, problem: Problem, target: Target) -> Tile:
+    """The analytic default of a kernel for a problem on a target."""
+    tile = _RULES[kernel](problem, target)
+    if target.interpreted:
+        # The interpreter pays about a millisecond for a step of a program, whatever the size of the step.
+        pixels = cdiv(problem.geometry.M, problem.geometry.phases)
+        tile = replace(tile, BLOCK_M=power_of_two(pixels, 16, 1024))  # type: ignore[call-arg]
+    return tile

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from . import configs
-from .defaults import DEFAULTS
+from .defaults import default_tile
 from .errors import PlanError
 from .kernels import KERNELS, Kernel, Tile, launch
 from .problem import DeformProblem, Problem
@@ -121,7 +121,7 @@ def _choose_tile(
     for source, entries in configs.entries(kernel.name, target):
         if key in entries:
             candidates.append((entries[key].tile, source))
-    candidates.append((DEFAULTS[kernel.name](problem, target), "analytic default"))
+    candidates.append((default_tile(kernel.name, problem, target), "analytic default"))
     candidates.append((kernel.safe_tile, "safe"))
     notes = []
     for tile, source in candidates:

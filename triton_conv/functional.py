@@ -61,15 +61,20 @@ def _tensors(function: str, input: Any, rank: int, **others: Any) -> Tensor:
     for name, tensor in (("input", input), *others.items()):
         if not isinstance(tensor, Tensor) and not (tensor is None and name in ("bias", "mask")):
             raise ArgumentTypeError(f"{name}: {function}() expects a Tensor, got {type(tensor).__name__}")
-    dims = input.dim()
+    dims, weight = input.dim(), others["weight"]
+    if weight.dim() != rank + 2:
+        # torch has one phrase for a weight without a kernel dimension and another for any other rank.
+        phrase = (
+            "weight should have at least three dimensions"
+            if weight.dim() < 3
+            else f"Expected {weight.dim()}-dimensional input for {weight.dim()}-dimensional weight {list(weight.shape)}"
+        )
+        raise ArgumentError(
+            f"weight: {phrase}; {function} takes a weight of {rank + 2} dimensions, got weight {list(weight.shape)} and "
+            f"input {list(input.shape)}"
+        )
     if dims == rank + 2:
         return input  # type: ignore[no-any-return]
-    weight = others["weight"]
-    if weight.dim() != rank + 2:
-        raise ArgumentError(
-            f"weight: {function}: weight should have at least three dimensions, and Expected {weight.dim()}-dimensional "
-            f"input for {weight.dim()}-dimensional weight {list(weight.shape)}, got input {list(input.shape)}"
-        )
     if dims != rank + 1:
         raise ArgumentError(
             f"input: Expected {rank + 1}D (unbatched) or {rank + 2}D (batched) input to {function}, but got input of "

@@ -75,8 +75,8 @@ class ConvGeometry:
         rank = len(x) - 2
         if len(w) != rank + 2:
             raise ArgumentError(
-                f"weight: Expected {len(w)}-dimensional input for {len(w)}-dimensional weight {w}, "
-                f"but got {len(x)}-dimensional input of size {x} instead"
+                f"weight: expected a {rank + 2}-dimensional weight for {rank + 2}-dimensional input {x}, "
+                f"but got weight of size {w}"
             )
         if groups <= 0:
             raise ArgumentError(f"groups: non-positive groups is not supported, got groups={groups}")

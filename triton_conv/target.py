@@ -79,7 +79,8 @@ KNOWN: dict[str, Target] = {
     ),
 }  # fmt: skip
 
-INTERPRETER = Target("interpreter", "interpreter", "CPU", 1, 64 * 1024)
+# The interpreter has no shared memory to run out of.
+INTERPRETER = Target("interpreter", "interpreter", "CPU", 1, 2**30)
 
 
 def interpreting() -> bool:

@@ -23,6 +23,20 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def narrow(x, DTYPE: tl.constexpr):
+    """x in the dtype of storage, rounded to nearest.
+
+    The interpreter cuts bfloat16's lower bits off. There the float32's bits are rounded, ties to even, beforehand.
+    """
+    if INTERPRETED:
+        if DTYPE == tl.bfloat16:
+            bits = x.to(tl.float32).to(tl.int32, bitcast=True)
+            bits = bits + 0x7FFF + ((bits >> 16) & 1)
+            x = bits.to(tl.float32, bitcast=True)
+    return x.to(DTYPE)
+
+
+@triton.jit
 def activate(x, ACTIVATION: tl.constexpr):
     """The fused activation; NaN stays NaN, as in torch."""
     if ACTIVATION == "relu":
@@ -132,7 +146,7 @@ def load_pixels(base, pixel, channel, mask_pixel, mask_channel, PIXELS_LAST: tl.
 @triton.jit
 def store_pixels(base, pixel, channel, tile, mask_pixel, mask_channel, PIXELS_LAST: tl.constexpr):
     """Writes a [pixels, channels] tile, the contiguous dimension fastest, converted to the output's dtype."""
-    tile = tile.to(base.dtype.element_ty)
+    tile = narrow(tile, base.dtype.element_ty)
     if PIXELS_LAST:
         tl.store(
             base + channel[:, None] + pixel[None, :], tl.trans(tile), mask=mask_channel[:, None] & mask_pixel[None, :]

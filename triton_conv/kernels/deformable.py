@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ..problem import DeformProblem, Problem
-from .common import dot, epilogue, store_pixels, tile_pixels
+from .common import dot, epilogue, narrow, store_pixels, tile_pixels
 from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
 
 
@@ -131,7 +131,7 @@ def deformable_kernel(
                 tile += gather(x_base, row01, column, w01, mask_k, PIXELS_LAST)
                 tile += gather(x_base, row10, column, w10, mask_k, PIXELS_LAST)
                 tile += gather(x_base, row11, column, w11, mask_k, PIXELS_LAST)
-                sample = tile.to(x_ptr.dtype.element_ty)
+                sample = narrow(tile, x_ptr.dtype.element_ty)
                 if not PIXELS_LAST:
                     sample = tl.trans(sample)  # [BLOCK_K, BLOCK_M]
                 w_tile = tl.load(

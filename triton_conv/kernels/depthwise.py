@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem
-from .common import activate, tap_offset, tile_pixels
+from .common import activate, narrow, tap_offset, tile_pixels
 from .kernel import Kernel, Tile, cdiv, geometry_arguments
 
 
@@ -87,7 +87,7 @@ def depthwise_kernel(
     if HAS_BIAS:
         bias = tl.load(b_ptr + (c_first + offs_c) * stride_b, mask=mask_c, other=0.0).to(ACC_DTYPE)
         acc += bias[:, None] if PIXELS_LAST else bias[None, :]
-    y_tile = activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty)
+    y_tile = narrow(activate(acc, ACTIVATION), y_ptr.dtype.element_ty)
     channel_out = offs_c * stride_yc
     if PIXELS_LAST:
         tl.store(y_base + channel_out[:, None] + y_row[None, :], y_tile, mask=mask_c[:, None] & mask_m[None, :])

@@ -1,0 +1,124 @@
+"""What a result is compared with: every public function in float64, and how far from it a correct kernel may be.
+
+The references use torch's own convolutions (oneDNN on a CPU, cuDNN on a GPU) and, for deformable convolution, plain
+tensor operations. They serve the tuner, the benchmark and the tests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_ACTIVATION = {"relu": F.relu, "relu6": F.relu6, "gelu": F.gelu, "silu": F.silu}
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) else value
+
+
+def reference(function: str, arguments: Mapping[str, Any]) -> Tensor:
+    """The float64 result of `triton_conv.<function>(**arguments)`, computed by torch."""
+    arguments = {name: _double(value) for name, value in arguments.items()}
+    activation = arguments.pop("activation", None)
+    if function.startswith("deform_conv"):
+        result = deform_conv2d(**arguments)
+    else:
+        mode = arguments.pop("padding_mode", "zeros")
+        arguments = _explicit_padding(function, mode, arguments)
+        result = getattr(F, function)(**arguments)
+    return _ACTIVATION[activation](result) if activation else result
+
+
+def _explicit_padding(function: str, mode: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Padding that torch's function cannot express, made with `pad` beforehand: modes and (before, after) pairs."""
+    padding = arguments.get("padding", 0)
+    rank = int(function[-2])
+    if mode == "zeros" and (isinstance(padding, (int, str)) or all(isinstance(p, int) for p in padding)):
+        return arguments
+    dilation = arguments.get("dilation", 1)
+    if padding == "same":
+        dilations = [dilation] * rank if isinstance(dilation, int) else dilation
+        totals = [d * (k - 1) for d, k in zip(dilations, arguments["weight"].shape[2:], strict=True)]
+        pairs = [(total // 2, total - total // 2) for total in totals]
+    elif padding == "valid":
+        pairs = [(0, 0)] * rank
+    elif isinstance(padding, int):
+        pairs = [(padding, padding)] * rank
+    else:
+        pairs = [(p, p) if isinstance(p, int) else tuple(p) for p in padding]
+        pairs *= rank if len(pairs) == 1 else 1
+    flat = [p for pair in reversed(pairs) for p in pair]
+    padded = F.pad(arguments["input"], flat, mode="constant" if mode == "zeros" else mode)
+    return arguments | {"input": padded, "padding": 0}
+
+
+def deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Deformable convolution of Dai et al. and Zhu et al. from its definition, differentiable, with a column buffer."""
+    (sh, sw), (ph, pw), (dh, dw) = ((v, v) if isinstance(v, int) else tuple(v) for v in (stride, padding, dilation))
+    n, c, h, w = input.shape
+    c_out, c_group, kh, kw = weight.shape
+    h_out, w_out = offset.shape[2:]
+    taps, groups = kh * kw, c // c_group
+    offset_groups = offset.shape[1] // (2 * taps)
+    steps = {"dtype": input.dtype, "device": input.device}
+    tap = torch.arange(taps, **steps)
+    shift = offset.view(n, offset_groups, taps, 2, h_out, w_out)
+    y = shift[:, :, :, 0] + (torch.arange(h_out, **steps) * sh - ph)[:, None] + ((tap // kw) * dh)[:, None, None]
+    x = shift[:, :, :, 1] + (torch.arange(w_out, **steps) * sw - pw) + ((tap % kw) * dw)[:, None, None]
+    image = input.view(n, offset_groups, c // offset_groups, h * w)
+    columns = 0
+    for corner_y in (y.floor(), y.floor() + 1):
+        for corner_x in (x.floor(), x.floor() + 1):
+            inside = (corner_y >= 0) & (corner_y < h) & (corner_x >= 0) & (corner_x < w)
+            blend = (1 - (y - corner_y).abs()) * (1 - (x - corner_x).abs()) * inside
+            if mask is not None:
+                blend = blend * mask.view(n, offset_groups, taps, h_out, w_out)
+            index = (corner_y.clamp(0, h - 1) * w + corner_x.clamp(0, w - 1)).long()
+            index = index.view(n, offset_groups, 1, -1).expand(-1, -1, image.shape[2], -1)
+            samples = image.gather(3, index).view(n, offset_groups, -1, taps, h_out, w_out)
+            columns = columns + samples * blend[:, :, None]
+    assert isinstance(columns, Tensor)
+    columns = columns.reshape(n, groups, c_group * taps, h_out * w_out)
+    result = torch.einsum("ngkp,gok->ngop", columns, weight.view(groups, c_out // groups, c_group * taps))
+    result = result.reshape(n, c_out, h_out, w_out)
+    return result if bias is None else result + bias[:, None, None]
+
+
+def unit_roundoff(dtype: torch.dtype, precision: str = "ieee") -> float:
+    """Half a unit in the last place of one product's operands: tf32 keeps 10 bits of a float32's 23."""
+    return 2.0**-11 if dtype == torch.float32 and precision == "tf32" else torch.finfo(dtype).eps / 2
+
+
+def relative_error(result: Tensor, expected: Tensor) -> float:
+    """Largest deviation, each relative to the expected value plus the root mean square of all; infinite for NaN."""
+    if result.numel() == 0:
+        return 0.0
+    scale = expected.abs() + expected.pow(2).mean().sqrt()
+    error = ((result.double() - expected).abs() / scale.clamp_min(torch.finfo(torch.float64).tiny)).max().item()
+    return error if math.isfinite(error) else math.inf
+
+
+def tolerance(dtype: torch.dtype, terms: int, precision: str = "ieee", sampled: bool = False) -> float:
+    """Bound of `relative_error` for sums of `terms` products.
+
+    Storing a result rounds it once. Accumulation errs like a random walk of `terms` steps; so do products of operands
+    that were rounded, to tf32 or, where `sampled`, to the dtype after interpolation. A walk's end is not met six
+    standard deviations away by chance.
+    """
+    accumulate = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps / 2
+    operands = unit_roundoff(dtype, precision) if sampled or (dtype == torch.float32 and precision == "tf32") else 0.0
+    return 1.01 * unit_roundoff(dtype) + 6 * (accumulate * (2 + math.sqrt(terms)) + operands)
