@@ -52,7 +52,7 @@ class Plan:
             *(f"  note     {note}" for note in self.notes),
             f"  grid     {self.grid} programs",
             f"  GEMM     M={g.M} N={g.N} K={g.K} groups={g.groups}",
-            f"  work     {g.flops / 1e9:.4g} GFLOP, at least {g.least_bytes(self.problem.itemsize) / 1e6:.4g} MB",
+            f"  work     {g.flops / 1e9:.4g} GFLOP, at least {self.problem.least_bytes / 1e6:.4g} MB",
         ]
         return "\n".join(lines)
 

@@ -326,7 +326,7 @@ def deform_conv2d(
     )
 
 
-_PLANNERS: dict[str, tuple[Callable[..., Plan], Callable[..., tuple[Any, ...]]]] = {
+_KINDS: dict[str, tuple[Callable[..., Plan], Callable[..., tuple[Any, ...]]]] = {
     "conv": (ops.plan_conv, _conv_arguments),
     "conv_transpose": (ops.plan_conv, _conv_transpose_arguments),
     "deform_conv": (ops.plan_deform_conv, _deform_arguments),
@@ -340,9 +340,9 @@ def plan(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Plan:
     """
     name = getattr(function, "__name__", "")
     kind, rank = name[:-2], name[-2:-1]
-    if globals().get(name) is not function or kind not in _PLANNERS:
+    if globals().get(name) is not function or kind not in _KINDS:
         raise ArgumentTypeError(f"function: expected a convolution of triton_conv such as conv2d, got {function!r}")
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
-    planner, arguments = _PLANNERS[kind]
+    planner, arguments = _KINDS[kind]
     return planner(*arguments(int(rank), **bound.arguments))

@@ -248,18 +248,28 @@ class ConvGeometry:
         return itemsize * (x + w + self.M * self.c_out)
 
     def dense(self) -> ConvGeometry:
-        """The standard convolution of the same input and output: one group, no dilation, same kernel, stride 1 output.
+        """The standard convolution that this one is compared with: one group, no dilation, the same kernel and output.
 
-        The padding is the one that gives the same output size where that is possible.
+        Its input is the same too; for a transposed convolution it is the input with stride - 1 zeros inserted between
+        the elements, over which a standard convolution of stride 1 computes the same output.
         """
-        if self.transposed:
-            return replace(self, groups=1)
-        padding = []
-        for size, out, k, s in zip(self.in_size, self.out_size, self.kernel, self.stride, strict=True):
+        stride = (1, 1, 1) if self.transposed else self.stride
+        sizes, padding = [], []
+        for size, out, k, s, inserted in zip(self.in_size, self.out_size, self.kernel, stride, self.stride, strict=True):
+            size = (size - 1) * inserted + 1 if self.transposed else size
             total = max((out - 1) * s + k - size, 0)
+            sizes.append(size)
             padding.append((total // 2, total - total // 2))
         return replace(
-            self, groups=1, dilation=(1, 1, 1), padding=(padding[0], padding[1], padding[2]), padding_mode="zeros"
+            self,
+            groups=1,
+            in_size=(sizes[0], sizes[1], sizes[2]),
+            stride=stride,
+            dilation=(1, 1, 1),
+            padding=(padding[0], padding[1], padding[2]),
+            padding_mode="zeros",
+            transposed=False,
+            output_padding=(0, 0, 0),
         )
 
     def describe(self) -> str:

@@ -81,6 +81,11 @@ class Problem:
         return 8 if self.dtype == torch.float64 else 4
 
     @property
+    def least_bytes(self) -> int:
+        """Bytes that must cross device memory: each operand read once, the output written once."""
+        return self.geometry.least_bytes(self.itemsize)
+
+    @property
     def pixels_last(self) -> bool:
         """Whether neighbours in memory are neighbouring pixels (NCHW) rather than channels (NHWC).
 
@@ -161,6 +166,12 @@ class DeformProblem(Problem):
     @property
     def has_mask(self) -> bool:
         return self.mask_strides is not None
+
+    @property
+    def least_bytes(self) -> int:
+        g = self.geometry
+        per_tap = 3 if self.has_mask else 2
+        return super().least_bytes + self.itemsize * g.M * g.taps * self.offset_groups * per_tap
 
     @property
     def segment(self) -> int:

@@ -6,15 +6,17 @@ compile check and the benchmark read this one list.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import ops
+from . import functional
 from .errors import WorkloadError
-from .functional import PLANNERS
 from .problem import Problem, dense_strides
 
 KINDS = ("grouped", "depthwise", "dilated", "transposed", "deformable")
@@ -36,76 +38,169 @@ class Workload:
     mask: bool = False
     origin: str = ""
 
-    def __hash__(self) -> int:
-        return hash((self.name, self.dtype, self.channels_last))
-
     @property
     def title(self) -> str:
         """Name, dtype and memory format: unique among the variants of a workload."""
-        return f"{self.name} {self.dtype} {'NHWC' if self.channels_last else 'NCHW'}"
+        return f"{self.name}-{self.dtype}-{'nhwc' if self.channels_last else 'nchw'}"
 
     def tensors(self, device: str | torch.device, seed: int = 0) -> dict[str, Any]:
-        """All arguments of the call, tensors drawn anew from `seed`; on "meta", without data."""
+        """All arguments of the call, tensors drawn anew from `seed`; on "meta", without data.
+
+        Weights are scaled so that outputs have about unit variance; offsets have a standard deviation of two pixels.
+        """
         generator = None if str(device) == "meta" else torch.Generator(device).manual_seed(seed)
-        dtype = getattr(torch, self.dtype)
 
         def draw(shape: tuple[int, ...], scale: float = 1.0) -> torch.Tensor:
-            strides = dense_strides(shape, self.channels_last)
-            if len(shape) == 3 and self.channels_last:
-                strides = (shape[1] * shape[2], 1, shape[1])
-            tensor = torch.empty_strided(shape, strides, dtype=dtype, device=device)
+            strides = _strides(shape, self.channels_last)
+            tensor = torch.empty_strided(shape, strides, dtype=getattr(torch, self.dtype), device=device)
             return tensor if generator is None else tensor.normal_(0, scale, generator=generator)
 
-        fan_in = self.weight[1]
-        for k in self.weight[2:]:
-            fan_in *= k
-        result = {"input": draw(self.input), "weight": draw(self.weight, fan_in**-0.5), **self.arguments}
-        if self.function.startswith("deform"):
+        tensors = {"input": draw(self.input), "weight": draw(self.weight, math.prod(self.weight[1:]) ** -0.5)}
+        if self.offset_groups:
             taps = self.weight[2] * self.weight[3]
-            n, _, h, w = self.input
-            spatial = self._deform_out(h, w)
-            result["offset"] = draw((n, 2 * self.offset_groups * taps, *spatial), 2.0)
+            padding = self.arguments.get("padding", 0)
+            spatial = tuple(s + 2 * padding - k + 1 for s, k in zip(self.input[2:], self.weight[2:], strict=True))
+            tensors["offset"] = draw((self.input[0], 2 * self.offset_groups * taps, *spatial), 2.0)
             if self.mask:
-                result["mask"] = draw((n, self.offset_groups * taps, *spatial))
-                if generator is not None:
-                    result["mask"].sigmoid_()
-        return result
-
-    def _deform_out(self, h: int, w: int) -> tuple[int, int]:
-        padding, stride = self.arguments.get("padding", 0), self.arguments.get("stride", 1)
-        kh, kw = self.weight[2:]
-        return (h + 2 * padding - kh) // stride + 1, (w + 2 * padding - kw) // stride + 1
+                tensors["mask"] = draw((self.input[0], self.offset_groups * taps, *spatial)).sigmoid_()
+        return tensors | dict(self.arguments)
 
     def problem(self) -> Problem:
         """What planning sees of the call, without allocating it."""
-        planner, arguments = PLANNERS[self.function[:-2]]
-        from .functional import bind
+        return functional.plan(getattr(functional, self.function), **self.tensors("meta")).problem
 
-        return planner(*arguments(int(self.function[-2]), **bind(self.function, self.tensors("meta")))).problem
+    def call(self, tensors: Mapping[str, Any]) -> torch.Tensor:
+        """Runs the public function on such tensors."""
+        result: torch.Tensor = getattr(functional, self.function)(**tensors)
+        return result
+
+    def variants(self, dtypes: tuple[str, ...] = (), both_formats: bool = False) -> list[Workload]:
+        """The same layer in other dtypes and, if asked, in both memory formats."""
+        formats = (False, True) if both_formats else (self.channels_last,)
+        return [
+            replace(self, dtype=dtype, channels_last=last) for dtype in dtypes or (self.dtype,) for last in formats
+        ]
 
     def shrunk(self) -> Workload:
-        """The same kind of call, small enough for the interpreter: few groups, few channels, a kernel of at most 3."""
+        """The same kind of call, small enough for the interpreter: a few groups, channels and pixels, same arguments."""
         groups = self.arguments.get("groups", 1)
         few = min(groups, 4)
-        transposed = "transpose" in self.function
-        kernel = tuple(min(k, 3) for k in self.weight[2:])
-        inner = min(self.weight[1], 4)
-        outer = min(self.weight[0] // groups, 4) * few
-        if self.kind == "deformable":
-            inner = outer = 4 * self.offset_groups if self.offset_groups <= 4 else self.offset_groups
-        c_in = outer if transposed else inner * few
+        outer, inner = min(self.weight[0] // groups, 4) * few, min(self.weight[1], 4)
+        channels = outer if "transpose" in self.function else inner * few
+        if self.offset_groups:
+            channels = inner = outer = 2 * self.offset_groups
         arguments = dict(self.arguments) | ({"groups": few} if groups > 1 else {})
-        if "padding" in arguments and arguments["padding"] != "same":
-            limit = kernel[-1] - 1
-            old = arguments["padding"]
-            arguments["padding"] = (
-                min(old, limit)
-                if isinstance(old, int)
-                else tuple(tuple(min(p, limit) for p in pair) if isinstance(pair, tuple) else min(pair, limit) for pair in old)
-            )
-        dilation = arguments.get("dilation", 1)
-        arguments |= {"dilation": min(dilation, 2)} if "dilation" in arguments else {}
-        size = tuple(min(s, 7) for s in self.input[2:])
+        # Not so small that the kernel no longer fits in the padded input.
+        size = tuple(min(s, 6 if "transpose" in self.function else max(6, k)) for s, k in zip(self.input[2:], self.weight[2:], strict=True))
+        if "dilation" in arguments:
+            arguments["dilation"] = min(arguments["dilation"], 2)
         return replace(
-            self, input=(min(self.input[0], 2), c_in, *size), weight=(outer, inner, *kernel), arguments=arguments
+            self,
+            input=(min(self.input[0], 2), channels, *size),
+            weight=(outer, inner, *self.weight[2:]),
+            arguments=arguments,
         )
+
+
+def _strides(shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
+    if channels_last and len(shape) == 3:
+        n, c, length = shape
+        return c * length, 1, c
+    return dense_strides(shape, channels_last)
+
+
+def _depthwise(name: str, input: tuple[int, ...], kernel: tuple[int, ...], padding: Any, **options: Any) -> Workload:
+    arguments = {"padding": padding, "groups": input[1], **options.pop("arguments", {})}
+    return Workload(
+        name, "depthwise", f"conv{len(kernel)}d", input, (input[1], 1, *kernel), arguments, **options
+    )  # fmt: skip
+
+
+def _grouped(name: str, input: tuple[int, ...], groups: int, **options: Any) -> Workload:
+    c = input[1]
+    return Workload(
+        name, "grouped", "conv2d", input, (c, c // groups, 3, 3), {"padding": 1, "groups": groups}, channels_last=True, **options
+    )  # fmt: skip
+
+
+def _dilated(name: str, input: tuple[int, ...], weight: tuple[int, ...], dilation: int, **options: Any) -> Workload:
+    padding = dilation * (weight[-1] - 1) // 2
+    return Workload(
+        name, "dilated", f"conv{len(weight) - 2}d", input, weight, {"padding": padding, "dilation": dilation}, **options
+    )  # fmt: skip
+
+
+def _transposed(name: str, input: tuple[int, ...], weight: tuple[int, ...], **options: Any) -> Workload:
+    arguments = {key: options.pop(key) for key in ("stride", "padding", "output_padding", "groups") if key in options}
+    return Workload(name, "transposed", f"conv_transpose{len(weight) - 2}d", input, weight, arguments, **options)
+
+
+FLAGSHIPS: tuple[Workload, ...] = (
+    _grouped("narrow_groups_4", (64, 256, 56, 56), 64, origin="pytorch issue 70954"),
+    _grouped("narrow_groups_8", (64, 104, 28, 28), 13, origin="RegNetY-400MF"),
+    _grouped("wide_groups_56", (64, 224, 56, 56), 4, origin="RegNetY-8GF, pytorch issue 73764"),
+    _depthwise("causal_dw1d", (1, 12288, 16384), (4,), ((3, 0),), origin="pytorch issue 192902"),
+    _depthwise("conformer_dw1d", (32, 768, 500), (31,), 15, origin="pytorch issue 170138"),
+    _depthwise("mobile_dw5", (128, 240, 28, 28), (5, 5), 2, origin="EfficientNet-B0"),
+    _depthwise("mobile_dw5s2", (128, 144, 56, 56), (5, 5), 2, arguments={"stride": 2}, origin="EfficientNet-B0"),
+    _depthwise("convnext_dw7", (64, 192, 56, 56), (7, 7), 3, channels_last=True, origin="ConvNeXt"),
+    _depthwise("large_dw2d", (64, 384, 32, 32), (31, 31), 15, origin="RepLKNet issue 47, pytorch issue 74363"),
+    _depthwise("dw3d", (8, 64, 32, 56, 56), (3, 3, 3), 1, origin="pytorch issues 37406, 51027"),
+    _dilated("dilated_1d", (8, 128, 6400), (128, 128, 11), 5, origin="HiFi-GAN"),
+    _dilated("dilated_d4", (8, 512, 65, 65), (512, 512, 3, 3), 4, channels_last=True, origin="DeepLabV3"),
+    _dilated("dilated_d12", (8, 2048, 65, 65), (256, 2048, 3, 3), 12, channels_last=True, origin="DeepLabV3"),
+    _dilated("dilated_d36", (8, 2048, 65, 65), (256, 2048, 3, 3), 36, channels_last=True, origin="pytorch issue 28777"),
+    _transposed("vocoder_t1d_s8", (16, 512, 32), (512, 256, 16), stride=8, padding=4, origin="pytorch issue 41382"),
+    _transposed("vocoder_t1d_s2", (16, 128, 6400), (128, 64, 4), stride=2, padding=1, origin="HiFi-GAN"),
+    _transposed("dcgan_t2d", (128, 512, 4, 4), (512, 256, 4, 4), stride=2, padding=1, origin="DCGAN"),
+    _transposed(
+        "decoder_t2d", (1, 512, 128, 128), (512, 256, 3, 3), stride=2, padding=1, output_padding=1,
+        channels_last=True, origin="U-Net decoder",
+    ),
+    _transposed(
+        "modulated_t2d", (1, 8192, 16, 16), (8192, 512, 3, 3), stride=2, groups=16, origin="StyleGAN, FlagGems issue 3389"
+    ),
+    Workload(
+        "dcnv2", "deformable", "deform_conv2d", (8, 256, 50, 84), (256, 256, 3, 3), {"padding": 1},
+        channels_last=True, offset_groups=1, mask=True, origin="DCNv2-R50, torchvision has no bfloat16",
+    ),
+    Workload(
+        "dcnv1_groups", "deformable", "deform_conv2d", (8, 128, 100, 168), (128, 128, 3, 3), {"padding": 1},
+        channels_last=True, offset_groups=4, origin="DCN-R50 at 800 x 1344",
+    ),
+)  # fmt: skip
+
+NOT_SERVED = {
+    "dcnv4": "its aggregation has no weight: not a convolution of the five kinds",
+    "fused_chains": "separable and shuffle convolution are not written yet",
+    "local2d": "locally connected layers are not written yet",
+}
+"""Flagships of the plan that no kernel serves yet, and why: reported as absent, not forgotten."""
+
+
+def find(selection: str) -> list[Workload]:
+    """Workloads by name, comma-separated names, kind, "all", or a JSON file with a list of them."""
+    if selection == "all":
+        return list(FLAGSHIPS)
+    if selection.endswith(".json"):
+        return _read(Path(selection))
+    found: list[Workload] = []
+    for part in selection.split(","):
+        matching = [w for w in FLAGSHIPS if part in (w.name, w.kind, w.title)]
+        if not matching:
+            absent = f" ({NOT_SERVED[part]})" if part in NOT_SERVED else ""
+            names = ", ".join(w.name for w in FLAGSHIPS)
+            raise WorkloadError(
+                f"workload: {part!r} is not known{absent}; choose all, a kind ({', '.join(KINDS)}), a .json file, or of "
+                f"{names}"
+            )
+        found += matching
+    return found
+
+
+def _read(path: Path) -> list[Workload]:
+    try:
+        rows = json.loads(path.read_text())
+        return [Workload(**row | {key: tuple(row[key]) for key in ("input", "weight")}) for row in rows]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise WorkloadError(f"workload: cannot read {path}: {type(error).__name__}: {error}") from error
