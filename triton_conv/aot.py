@@ -89,7 +89,7 @@ def signature(kernel: Kernel, problem: Problem, tile: Tile) -> tuple[dict[str, s
     for index, parameter in enumerate(kernel.function.params):
         name = parameter.name
         if name in kernel.pointers:
-            if name == "b_ptr" and not problem.has_bias or name == "mask_ptr" and not values.get("HAS_MASK"):
+            if (name == "b_ptr" and not problem.has_bias) or (name == "mask_ptr" and not values.get("HAS_MASK")):
                 types[name], constants[name] = "constexpr", None
             else:
                 types[name] = _POINTER[problem.dtype]

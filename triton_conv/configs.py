@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, ConfigWarning
+from .errors import ConfigError, ConfigWarning, StaleConfigError
 from .kernels import KERNELS, Kernel, Tile, common
 from .target import Target
 
@@ -112,7 +112,7 @@ def read(path: Path, kernel: Kernel, target: Target) -> ConfigFile:
         if content["device"] != _device(target):
             raise ConfigError(f"{path}: measured on {content['device']}, this is {_device(target)}")
         if content["kernel_hash"] != kernel_hash(kernel.name):
-            raise ConfigError(f"{path}: stale, measured with other kernel code; tune again")
+            raise StaleConfigError(f"{path}: stale, measured with other kernel code; tune again")
         result = ConfigFile(kernel.name, target, content["environment"])
         for key, raw in content["entries"].items():
             result.entries[key] = Entry(

@@ -38,6 +38,8 @@ def implicit_gemm(problem: Problem, target: Target) -> ImplicitGemmTile:
     """128 x 128 x 64 for half precision on aligned channels: 64 accumulator registers of a thread at 256 threads."""
     g, itemsize = problem.geometry, problem.itemsize
     flat = _flat_k(problem)
+    # Loads narrower than 4 bytes pass through registers, with an address each: a smaller tile leaves room for them.
+    narrow = flat or problem.x_vector(g.c_in_group) * itemsize < 4
     if itemsize == 8:
         # sm_100 has no matrix unit for float64: its products are unrolled into registers.
         return ImplicitGemmTile(
@@ -48,23 +50,23 @@ def implicit_gemm(problem: Problem, target: Target) -> ImplicitGemmTile:
             num_warps=warps(target, 256),
             num_stages=1,
         )
-    block_n = power_of_two(g.N, 16, 64 if flat else 128)
+    block_n = power_of_two(g.N, 16, 64 if narrow else 128)
     block_m = 128
-    # FLAT_K computes an address and a mask for every element: a smaller tile leaves registers for them.
-    if flat or cdiv(g.M, block_m) * cdiv(g.N, block_n) * g.groups < _WAVES * target.sms:
+    if narrow or cdiv(g.M, block_m) * cdiv(g.N, block_n) * g.groups < _WAVES * target.sms:
         block_m = 64
     # Bytes of K a step: a whole swizzled row where wgmma reads it from shared memory, half where the operands pass
     # through registers (narrow loads, and sm_80, whose 128-byte step spills).
-    depth = 64 if flat or problem.pixels_last or target.arch == "sm_80" else 128
+    depth = 64 if narrow or target.arch == "sm_80" else 128
     block_k = power_of_two(g.K if flat else g.c_in_group, 16, depth // itemsize)
     return ImplicitGemmTile(
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_K=block_k,
         FLAT_K=flat,
-        num_warps=warps(target, 256 if flat or block_m * block_n > 64 * 128 else 128),
-        # Loads narrower than 4 bytes cannot be asynchronous: stages would only cost registers.
-        num_stages=_stages(problem, target, (block_m + block_n) * block_k) if problem.x_vector(g.c_in_group) > 1 else 2,
+        # Rank 3 keeps a third coordinate of every pixel in registers.
+        num_warps=warps(target, 256 if narrow or g.rank == 3 or block_m * block_n > 64 * 128 else 128),
+        # Narrow loads cannot be asynchronous: more stages would only cost registers.
+        num_stages=2 if narrow else _stages(problem, target, (block_m + block_n) * block_k),
     )
 
 
@@ -90,11 +92,11 @@ def grouped_packed(problem: Problem, target: Target) -> GroupedPackedTile:
         slab = 16 if widest <= 16 else 32
     packed = min(slab // widest, g.groups)
     return GroupedPackedTile(
-        BLOCK_M=16 if problem.itemsize == 8 else 64 if slab == 64 or problem.pixels_last else 128,
+        BLOCK_M=512 // slab if problem.itemsize == 8 else 64 if slab == 64 or problem.pixels_last else 128,
         # An output slab may be narrower than an input slab, or the reverse.
         BLOCK_N=power_of_two(packed * g.c_out_group, 16, slab),
         BLOCK_K=power_of_two(packed * g.c_in_group, 16, slab),
-        num_warps=warps(target, 256 if slab == 64 or problem.itemsize == 8 else 128),
+        num_warps=warps(target, 256 if slab * problem.itemsize >= 128 else 128),
         # Taps come from L1, which pipelined loads bypass.
         num_stages=1,
     )
@@ -110,7 +112,7 @@ def depthwise(problem: Problem, target: Target) -> DepthwiseTile:
         block_c = power_of_two(g.c_out, 8, 64)
         block_m = power_of_two(threads * 16 // problem.itemsize // block_c, 4, 128)
     return DepthwiseTile(
-        BLOCK_M=block_m, BLOCK_C=block_c, UNROLL=g.kernel[2] <= 8, num_warps=warps(target, threads), num_stages=1
+        BLOCK_M=block_m, BLOCK_C=block_c, UNROLL=g.kernel[2] * problem.itemsize <= 32, num_warps=warps(target, threads), num_stages=1
     )
 
 
@@ -130,7 +132,7 @@ def transposed_phase(problem: Problem, target: Target) -> TransposedPhaseTile:
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_K=block_k,
-        num_warps=warps(target, 256 if block_m * block_n > 64 * 128 else 128),
+        num_warps=warps(target, 256 if block_m * block_n > 64 * 128 or problem.pixels_last else 128),
         num_stages=_stages(problem, target, (block_m + block_n) * block_k) if not problem.pixels_last else 2,
     )
 
@@ -139,7 +141,7 @@ def deformable(problem: DeformProblem, target: Target) -> DeformableTile:
     """64 pixels by all output channels up to 128: a gather is repeated for every further block of channels."""
     g, itemsize = problem.geometry, problem.itemsize
     if itemsize == 8:
-        return DeformableTile(BLOCK_M=16, BLOCK_N=power_of_two(g.N, 16, 32), BLOCK_K=16, num_warps=warps(target, 256))
+        return DeformableTile(BLOCK_M=16, BLOCK_N=16, BLOCK_K=16, num_warps=warps(target, 128))
     return DeformableTile(
         BLOCK_M=64,
         # The channels are the left operand's rows: wgmma takes no fewer than 64.

@@ -16,7 +16,6 @@ from .problem import DeformProblem, Problem
 from .target import Target
 
 
-
 @dataclass(frozen=True, eq=False)
 class Plan:
     """What a call will launch: immutable, printable, made once for a problem and a target.
@@ -68,7 +67,7 @@ def choose_kernel(problem: Problem) -> tuple[Kernel, str]:
     if g.c_in_group == 1 and (g.groups > 1 or g.c_out < 8):
         return KERNELS["depthwise"], f"one input channel a group, multiplier {g.c_out_group}"
     widest = max(g.c_in_group, g.c_out_group)
-    if g.groups > 1 and 0 < g.c_in_group and widest <= 32:
+    if g.groups > 1 and g.c_in_group > 0 and widest <= 32:
         return KERNELS["grouped_packed"], f"groups of at most {widest} channels: several fill one tile"
     return KERNELS["implicit_gemm"], "a product over channels and taps"
 
@@ -91,7 +90,6 @@ def plan(problem: Problem, target: Target, kernel: str | None = None, tile: Tile
             raise PlanError(f"kernel: {kernel} cannot run {problem.describe()}: {unsuited or 'it has offsets'}")
     picked, source, notes = _choose_tile(chosen, problem, target, tile)
     g = problem.geometry
-    spatial = slice(5 - g.rank, None)
     return Plan(
         problem=problem,
         target=target,
@@ -103,7 +101,7 @@ def plan(problem: Problem, target: Target, kernel: str | None = None, tile: Tile
         grid=chosen.grid(problem, picked),
         values=chosen.values(problem, picked),
         out_shape=g.out_shape,
-        out_strides=problem.y_strides[:2] + problem.y_strides[spatial],
+        out_strides=(*problem.y_strides[:2], *problem.y_strides[5 - g.rank :]),
     )
 
 
@@ -123,7 +121,7 @@ def _choose_tile(
             candidates.append((entries[key].tile, source))
     candidates.append((default_tile(kernel.name, problem, target), "analytic default"))
     candidates.append((kernel.safe_tile, "safe"))
-    notes = []
+    notes: list[str] = []
     for tile, source in candidates:
         reason = tile.unfit(problem, target)
         if reason is None:

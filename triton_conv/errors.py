@@ -37,6 +37,10 @@ class ConfigError(TritonConvError, ValueError):
     """A tile configuration, or a file of them, is malformed."""
 
 
+class StaleConfigError(ConfigError):
+    """A file of tile configurations was measured with other kernel code."""
+
+
 class WorkloadError(TritonConvError, ValueError):
     """A workload, kernel or target name is not known."""
 

@@ -10,7 +10,6 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import ops
@@ -129,12 +128,12 @@ def _deform_arguments(
 
 
 def _conv(rank: int, input: Tensor, *arguments: Any) -> Tensor:
-    output = ops.conv(*_conv_arguments(rank, input, *arguments))
+    output: Tensor = ops.conv(*_conv_arguments(rank, input, *arguments))
     return output if input.dim() == rank + 2 else output.squeeze(0)
 
 
 def _conv_transpose(rank: int, input: Tensor, *arguments: Any) -> Tensor:
-    output = ops.conv(*_conv_transpose_arguments(rank, input, *arguments))
+    output: Tensor = ops.conv(*_conv_transpose_arguments(rank, input, *arguments))
     return output if input.dim() == rank + 2 else output.squeeze(0)
 
 
@@ -321,9 +320,8 @@ def deform_conv2d(
     Raises:
         As `conv2d`. Dai et al., arXiv:1703.06211 (v1); Zhu et al., arXiv:1811.11168 (v2).
     """
-    return ops.deform_conv(  # type: ignore[no-any-return]
-        *_deform_arguments(2, input, offset, weight, bias, stride, padding, dilation, mask)
-    )
+    arguments = _deform_arguments(2, input, offset, weight, bias, stride, padding, dilation, mask)
+    return ops.deform_conv(*arguments)  # type: ignore[no-any-return]
 
 
 _KINDS: dict[str, tuple[Callable[..., Plan], Callable[..., tuple[Any, ...]]]] = {

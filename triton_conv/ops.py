@@ -19,6 +19,8 @@ from .errors import ArgumentError, GradientError
 from .geometry import ConvGeometry, TensorMeta, check_bias, check_tensors
 from .problem import DeformProblem, Problem, channels_last_like, dense_strides, five
 
+_cudnn: Any = torch.backends.cudnn  # its `conv` is made at run time, unknown to type checkers
+
 _library = torch.library.Library("triton_conv", "DEF")
 _library.define(
     "conv(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, "
@@ -32,7 +34,7 @@ _library.define(
 
 def conv_precision(dtype: torch.dtype) -> str:
     """How float32 products are computed: torch's own setting for convolutions, tf32 or ieee."""
-    if dtype is torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32":
+    if dtype is torch.float32 and _cudnn.conv.fp32_precision == "tf32":
         return "tf32"
     return "ieee"
 
@@ -45,9 +47,20 @@ def _pairs(flat: Sequence[int]) -> list[tuple[int, int]]:
     return [(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)]
 
 
-def _out_strides(shape: tuple[int, ...], *metas: TensorMeta) -> tuple[int, ...]:
-    """Strides of an output: channels_last if input or weight is, as torch has it."""
-    return dense_strides(shape, any(channels_last_like(meta.shape, meta.strides) for meta in metas))
+def _four(strides: tuple[int, ...]) -> tuple[int, int, int, int]:
+    n, c, h, w = strides
+    return n, c, h, w
+
+
+def _out_strides(shape: tuple[int, ...], input: TensorMeta, weight: TensorMeta) -> tuple[int, ...]:
+    """Strides of an output: channels_last if input or weight is, as torch has it.
+
+    torch makes a 1-D input contiguous first, but looks at a 1-D weight as if it were an image of height 1.
+    """
+    if len(shape) > 3:
+        return dense_strides(shape, any(channels_last_like(meta.shape, meta.strides) for meta in (input, weight)))
+    (first, second, k), (outer, inner, step) = weight.shape, weight.strides
+    return dense_strides(shape, channels_last_like((first, second, 1, k), (outer, inner, k * step, step)))
 
 
 def plan_conv(
@@ -177,8 +190,8 @@ def _plan_deform_conv(
         stride_b=1 if bias is None else bias.strides[0],
         precision=precision,
         offset_groups=offset_groups,
-        offset_strides=offset.strides,
-        mask_strides=None if mask is None else mask.strides,
+        offset_strides=_four(offset.strides),
+        mask_strides=None if mask is None else _four(mask.strides),
     )
     return plan(problem, targets.of_device(input.device))
 
@@ -202,7 +215,7 @@ def _offset_groups(geometry: ConvGeometry, input: TensorMeta, offset: TensorMeta
     expected = (geometry.batch, groups * taps, *spatial)
     if mask is not None and tuple(mask.shape) != expected:
         raise ArgumentError(
-            f"mask: expected shape {list(expected)} for offset {list(offset.shape)}, got mask {list(mask.shape)}"
+            f"mask: mask.shape {list(mask.shape)} is not valid: expected {list(expected)} for offset {list(offset.shape)}"
         )
     return groups
 

@@ -7,14 +7,14 @@ tensor operations. They serve the tuner, the benchmark and the tests.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_ACTIVATION = {"relu": F.relu, "relu6": F.relu6, "gelu": F.gelu, "silu": F.silu}
+_ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "relu6": F.relu6, "gelu": F.gelu, "silu": F.silu}
 
 
 def _double(value: Any) -> Any:
@@ -74,26 +74,29 @@ def deform_conv2d(
     h_out, w_out = offset.shape[2:]
     taps, groups = kh * kw, c // c_group
     offset_groups = offset.shape[1] // (2 * taps)
-    steps = {"dtype": input.dtype, "device": input.device}
-    tap = torch.arange(taps, **steps)
-    shift = offset.view(n, offset_groups, taps, 2, h_out, w_out)
-    y = shift[:, :, :, 0] + (torch.arange(h_out, **steps) * sh - ph)[:, None] + ((tap // kw) * dh)[:, None, None]
-    x = shift[:, :, :, 1] + (torch.arange(w_out, **steps) * sw - pw) + ((tap % kw) * dw)[:, None, None]
-    image = input.view(n, offset_groups, c // offset_groups, h * w)
+
+    def count(n: int) -> Tensor:
+        return torch.arange(n, dtype=input.dtype, device=input.device)
+
+    tap = count(taps)
+    shift = offset.reshape(n, offset_groups, taps, 2, h_out, w_out)
+    y = shift[:, :, :, 0] + (count(h_out) * sh - ph)[:, None] + ((tap // kw) * dh)[:, None, None]
+    x = shift[:, :, :, 1] + (count(w_out) * sw - pw) + ((tap % kw) * dw)[:, None, None]
+    image = input.reshape(n, offset_groups, c // offset_groups, h * w)
     columns = 0
     for corner_y in (y.floor(), y.floor() + 1):
         for corner_x in (x.floor(), x.floor() + 1):
             inside = (corner_y >= 0) & (corner_y < h) & (corner_x >= 0) & (corner_x < w)
             blend = (1 - (y - corner_y).abs()) * (1 - (x - corner_x).abs()) * inside
             if mask is not None:
-                blend = blend * mask.view(n, offset_groups, taps, h_out, w_out)
+                blend = blend * mask.reshape(n, offset_groups, taps, h_out, w_out)
             index = (corner_y.clamp(0, h - 1) * w + corner_x.clamp(0, w - 1)).long()
-            index = index.view(n, offset_groups, 1, -1).expand(-1, -1, image.shape[2], -1)
-            samples = image.gather(3, index).view(n, offset_groups, -1, taps, h_out, w_out)
+            index = index.reshape(n, offset_groups, 1, taps * h_out * w_out).expand(-1, -1, image.shape[2], -1)
+            samples = image.gather(3, index).view(n, offset_groups, image.shape[2], taps, h_out, w_out)
             columns = columns + samples * blend[:, :, None]
     assert isinstance(columns, Tensor)
     columns = columns.reshape(n, groups, c_group * taps, h_out * w_out)
-    result = torch.einsum("ngkp,gok->ngop", columns, weight.view(groups, c_out // groups, c_group * taps))
+    result = torch.einsum("ngkp,gok->ngop", columns, weight.reshape(groups, c_out // groups, c_group * taps))
     result = result.reshape(n, c_out, h_out, w_out)
     return result if bias is None else result + bias[:, None, None]
 

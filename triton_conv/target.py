@@ -85,7 +85,7 @@ INTERPRETER = Target("interpreter", "interpreter", "CPU", 1, 2**30)
 
 def interpreting() -> bool:
     """Whether Triton was told to interpret kernels (`TRITON_INTERPRET=1`)."""
-    return triton.knobs.runtime.interpret
+    return bool(triton.knobs.runtime.interpret)
 
 
 def known(name: str) -> Target:
@@ -114,19 +114,19 @@ def of_device(device: torch.device) -> Target:
 def _of_cuda(index: int) -> Target:
     properties = torch.cuda.get_device_properties(index)
     if torch.version.hip:
-        arch = properties.gcnArchName.split(":")[0]
-        vendor, shared, warp = "amd", 64 * 1024, 64
+        vendor, arch = "amd", properties.gcnArchName.split(":")[0]
     else:
-        arch = f"sm_{properties.major}{properties.minor}"
-        vendor, shared, warp = "nvidia", properties.shared_memory_per_block_optin, 32
+        vendor, arch = "nvidia", f"sm_{properties.major}{properties.minor}"
+    limits = triton.runtime.driver.active.utils.get_device_properties(index)
     sheet = KNOWN.get(arch)
     return Target(
         vendor,
         arch,
         properties.name.replace("NVIDIA ", "").replace("AMD Instinct ", ""),
         properties.multi_processor_count,
-        shared,
-        warp,
+        limits["max_shared_mem"],
+        limits["warpSize"],
+        registers=limits["max_num_regs"],
         threads_per_sm=properties.max_threads_per_multi_processor,
         bandwidth=sheet.bandwidth if sheet else 0.0,
         rates=sheet.rates if sheet else (),

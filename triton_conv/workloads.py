@@ -90,21 +90,25 @@ class Workload:
         if self.offset_groups:
             channels = inner = outer = 2 * self.offset_groups
         arguments = dict(self.arguments) | ({"groups": few} if groups > 1 else {})
-        # Not so small that the kernel no longer fits in the padded input.
-        size = tuple(min(s, 6 if "transpose" in self.function else max(6, k)) for s, k in zip(self.input[2:], self.weight[2:], strict=True))
+        kernel = self.weight[2:]
+        if self.kind == "depthwise" and max(kernel) > 7:
+            kernel = tuple(min(k, 5) for k in kernel)
+            arguments["padding"] = 2
+        # Not so small that the kernel no longer fits.
+        size = tuple(min(s, max(6, k)) for s, k in zip(self.input[2:], kernel, strict=True))
         if "dilation" in arguments:
             arguments["dilation"] = min(arguments["dilation"], 2)
         return replace(
             self,
             input=(min(self.input[0], 2), channels, *size),
-            weight=(outer, inner, *self.weight[2:]),
+            weight=(outer, inner, *kernel),
             arguments=arguments,
         )
 
 
 def _strides(shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
     if channels_last and len(shape) == 3:
-        n, c, length = shape
+        _, c, length = shape
         return c * length, 1, c
     return dense_strides(shape, channels_last)
 
@@ -119,7 +123,8 @@ def _depthwise(name: str, input: tuple[int, ...], kernel: tuple[int, ...], paddi
 def _grouped(name: str, input: tuple[int, ...], groups: int, **options: Any) -> Workload:
     c = input[1]
     return Workload(
-        name, "grouped", "conv2d", input, (c, c // groups, 3, 3), {"padding": 1, "groups": groups}, channels_last=True, **options
+        name, "grouped", "conv2d", input, (c, c // groups, 3, 3), {"padding": 1, "groups": groups},
+        channels_last=True, **options,
     )  # fmt: skip
 
 
@@ -131,7 +136,8 @@ def _dilated(name: str, input: tuple[int, ...], weight: tuple[int, ...], dilatio
 
 
 def _transposed(name: str, input: tuple[int, ...], weight: tuple[int, ...], **options: Any) -> Workload:
-    arguments = {key: options.pop(key) for key in ("stride", "padding", "output_padding", "groups") if key in options}
+    names = ("stride", "padding", "output_padding", "groups")
+    arguments: dict[str, Any] = {name: options.pop(name) for name in names if name in options}
     return Workload(name, "transposed", f"conv_transpose{len(weight) - 2}d", input, weight, arguments, **options)
 
 
@@ -158,7 +164,8 @@ FLAGSHIPS: tuple[Workload, ...] = (
         channels_last=True, origin="U-Net decoder",
     ),
     _transposed(
-        "modulated_t2d", (1, 8192, 16, 16), (8192, 512, 3, 3), stride=2, groups=16, origin="StyleGAN, FlagGems issue 3389"
+        "modulated_t2d", (1, 8192, 16, 16), (8192, 512, 3, 3), stride=2, groups=16,
+        origin="StyleGAN, FlagGems issue 3389",
     ),
     Workload(
         "dcnv2", "deformable", "deform_conv2d", (8, 256, 50, 84), (256, 256, 3, 3), {"padding": 1},
@@ -191,8 +198,8 @@ def find(selection: str) -> list[Workload]:
             absent = f" ({NOT_SERVED[part]})" if part in NOT_SERVED else ""
             names = ", ".join(w.name for w in FLAGSHIPS)
             raise WorkloadError(
-                f"workload: {part!r} is not known{absent}; choose all, a kind ({', '.join(KINDS)}), a .json file, or of "
-                f"{names}"
+                f"workload: {part!r} is not known{absent}; choose all, a kind ({', '.join(KINDS)}), a .json file, "
+                f"or of {names}"
             )
         found += matching
     return found

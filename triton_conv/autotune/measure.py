@@ -78,13 +78,18 @@ class CudaTimer:
 
 
 class RehearsalTimer:
-    """Runs every call once, and answers with made-up times that grow with the order of the calls."""
+    """Runs every call once, and answers with made-up times: each contestant looks faster than the one before it."""
 
     measured = False
 
+    def __init__(self) -> None:
+        self._calls = 0
+
     def rounds(self, calls: Mapping[str, Call], count: int) -> dict[str, Timing]:
         timings = {}
-        for index, (name, call) in enumerate(calls.items()):
+        for name, call in calls.items():
             call()
-            timings[name] = Timing(tuple(100.0 + 10 * index + i % 3 for i in range(count)), measured=False)
+            self._calls += 1
+            time = 1e3 * 0.97**self._calls
+            timings[name] = Timing(tuple(time * (1 + i % 3 / 1e4) for i in range(count)), measured=False)
         return timings

@@ -10,4 +10,4 @@ KERNELS: dict[str, Kernel] = {
     for module in (implicit_gemm, grouped_packed, depthwise, transposed_phase, deformable)
 }
 
-__all__ = ["KERNELS", "common", "Kernel", "Tile", "launch", "launches"]
+__all__ = ["KERNELS", "Kernel", "Tile", "common", "launch", "launches"]

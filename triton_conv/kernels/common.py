@@ -29,7 +29,7 @@ def narrow(x, DTYPE: tl.constexpr):
     The interpreter cuts bfloat16's lower bits off. There the float32's bits are rounded, ties to even, beforehand.
     """
     if INTERPRETED:
-        if DTYPE == tl.bfloat16:
+        if tl.bfloat16 == DTYPE:
             bits = x.to(tl.float32).to(tl.int32, bitcast=True)
             bits = bits + 0x7FFF + ((bits >> 16) & 1)
             x = bits.to(tl.float32, bitcast=True)
@@ -123,6 +123,18 @@ def tap_offset(
             offset += fold(d0 + dd, d_in, PADDING_MODE) * stride_xd
         inside = (w0 + dw) == (w0 + dw)
     return offset, inside
+
+
+@triton.jit
+def aligned(offset, VECTOR: tl.constexpr):
+    """A scalar known to be a multiple of VECTOR, in a form that shows it: on a scalar the compiler drops a hint."""
+    return offset // VECTOR * VECTOR
+
+
+@triton.jit
+def below(index, limit, VECTOR: tl.constexpr):
+    """index < limit for index vectors that start at, and a limit that is, a multiple of VECTOR: one truth a vector."""
+    return index // VECTOR < limit // VECTOR
 
 
 @triton.jit

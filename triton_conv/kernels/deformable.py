@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ..problem import DeformProblem, Problem
-from .common import dot, epilogue, narrow, store_pixels, tile_pixels
+from .common import aligned, below, dot, epilogue, narrow, store_pixels, tile_pixels
 from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
 
 
@@ -75,13 +75,13 @@ def deformable_kernel(
     if INDEX_INT64:
         offs_n = offs_n.to(tl.int64)
         offs_k = offs_k.to(tl.int64)
-    mask_n = offs_n < c_out_group
+    mask_n = below(offs_n, c_out_group, Y_VECTOR)
     c_first = tl.cast(pid_g * c_in_group, tl.int64)
     n_first = tl.cast(pid_g * c_out_group, tl.int64)
     offset_pixel = offset_ptr + first * stride_on + image * stride_on + h_o * stride_oh + w_o * stride_ow
     if HAS_MASK:
         mask_pixel = mask_ptr + first * stride_mn + image * stride_mn + h_o * stride_mh + w_o * stride_mw
-    w_base = w_ptr + n_first * stride_wo
+    w_base = w_ptr + aligned(n_first * stride_wo, W_VECTOR)
     w_row = tl.multiple_of(offs_n * stride_wo, W_VECTOR)
 
     acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=ACC_DTYPE)
@@ -121,11 +121,12 @@ def deformable_kernel(
             row01 = tl.multiple_of(image_row + y0 * stride_xh + x1 * stride_xw, X_VECTOR)
             row10 = tl.multiple_of(image_row + y1 * stride_xh + x0 * stride_xw, X_VECTOR)
             row11 = tl.multiple_of(image_row + y1 * stride_xh + x1 * stride_xw, X_VECTOR)
-            x_base = x_ptr + first * stride_xn + (c_first + part * segment) * stride_xc
-            w_tap = w_base + (part * segment) * stride_wi + kh * stride_wh + kw * stride_ww
+            channel_offset = aligned((c_first + part * segment) * stride_xc, X_VECTOR)
+            x_base = x_ptr + first * stride_xn + channel_offset
+            w_tap = w_base + aligned((part * segment) * stride_wi + kh * stride_wh + kw * stride_ww, W_VECTOR)
             for step in range(tl.maximum(tl.cdiv(segment, BLOCK_K), 1)):
                 channel = step * BLOCK_K + offs_k
-                mask_k = tl.max_constancy(channel < segment, X_VECTOR)
+                mask_k = below(channel, segment, X_VECTOR)
                 column = channel * stride_xc
                 tile = gather(x_base, row00, column, w00, mask_k, PIXELS_LAST)
                 tile += gather(x_base, row01, column, w01, mask_k, PIXELS_LAST)
@@ -142,9 +143,9 @@ def deformable_kernel(
                 acc = dot(w_tile, sample, acc, PRECISION)
 
     acc = epilogue(tl.trans(acc), b_ptr, stride_b, n_first + offs_n, mask_n, HAS_BIAS, ACTIVATION)
-    y_base = y_ptr + first * stride_yn + n_first * stride_yc
+    y_base = y_ptr + first * stride_yn + aligned(n_first * stride_yc, Y_VECTOR)
     y_row = tl.multiple_of(image * stride_yn + h_o * stride_yh + w_o * stride_yw, Y_VECTOR)
-    store_pixels(y_base, y_row, offs_n * stride_yc, acc, mask_m, tl.max_constancy(mask_n, Y_VECTOR), Y_PIXELS_LAST)
+    store_pixels(y_base, y_row, offs_n * stride_yc, acc, mask_m, mask_n, Y_PIXELS_LAST)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem
-from .common import activate, narrow, tap_offset, tile_pixels
+from .common import activate, below, narrow, tap_offset, tile_pixels
 from .kernel import Kernel, Tile, cdiv, geometry_arguments
 
 
@@ -57,7 +57,7 @@ def depthwise_kernel(
     offs_c = tl.arange(0, BLOCK_C)
     if INDEX_INT64:
         offs_c = offs_c.to(tl.int64)
-    mask_c = tl.max_constancy(c_first + offs_c < c_out, X_VECTOR)
+    mask_c = below(offs_c, c_out - c_first, X_VECTOR)
     channel_in = (c_first % MULTIPLIER + offs_c) // MULTIPLIER * stride_xc if MULTIPLIER > 1 else offs_c * stride_xc
     x_base = x_ptr + first * stride_xn + c_first // MULTIPLIER * stride_xc
     w_base = w_ptr + c_first * stride_wo + offs_c * stride_wo
@@ -150,8 +150,8 @@ def _arguments(problem: Problem, tile: DepthwiseTile) -> dict[str, object]:
     multiplier = g.c_out_group
     return geometry_arguments(problem, tile.BLOCK_M) | tile.sizes() | dict(
         c_out=g.c_out,
-        X_VECTOR=problem.x_vector(g.c_out) if multiplier == 1 else 1,
-        Y_VECTOR=problem.y_vector(g.c_out),
+        X_VECTOR=problem.x_vector(g.c_out, tile.BLOCK_C) if multiplier == 1 else 1,
+        Y_VECTOR=problem.y_vector(g.c_out, tile.BLOCK_C),
         MULTIPLIER=multiplier,
     )
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem
-from .common import dot, epilogue, load_pixels, store_pixels, tap_offset, tile_pixels
+from .common import aligned, below, dot, epilogue, load_pixels, store_pixels, tap_offset, tile_pixels
 from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
 
 
@@ -55,12 +55,12 @@ def grouped_packed_kernel(
     if INDEX_INT64:
         offs_k = offs_k.to(tl.int64)
         offs_n = offs_n.to(tl.int64)
-    mask_k = tl.max_constancy((offs_k < SLAB_IN) & (slab * SLAB_IN + offs_k < c_in), X_VECTOR)
-    mask_n = tl.max_constancy((offs_n < SLAB_OUT) & (slab * SLAB_OUT + offs_n < c_out), Y_VECTOR)
+    mask_k = (offs_k < SLAB_IN) & below(offs_k, c_in - slab * SLAB_IN, X_VECTOR)
+    mask_n = (offs_n < SLAB_OUT) & below(offs_n, c_out - slab * SLAB_OUT, Y_VECTOR)
     same_group = (offs_k // C_IN_GROUP)[:, None] == (offs_n // C_OUT_GROUP)[None, :]
     mask_w = same_group & mask_k[:, None] & mask_n[None, :]
     w_offset = (offs_k % C_IN_GROUP * stride_wi)[:, None] + (offs_n * stride_wo)[None, :]
-    x_base = x_ptr + first * stride_xn + tl.cast(slab * SLAB_IN, tl.int64) * stride_xc
+    x_base = x_ptr + first * stride_xn + aligned(tl.cast(slab * SLAB_IN, tl.int64) * stride_xc, X_VECTOR)
     w_base = w_ptr + tl.cast(slab * SLAB_OUT, tl.int64) * stride_wo
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC_DTYPE)
@@ -79,7 +79,7 @@ def grouped_packed_kernel(
         acc = dot(x_tile, w_tile, acc, PRECISION)
 
     acc = epilogue(acc, b_ptr, stride_b, slab * SLAB_OUT + offs_n, mask_n, HAS_BIAS, ACTIVATION)
-    y_base = y_ptr + first * stride_yn + tl.cast(slab * SLAB_OUT, tl.int64) * stride_yc
+    y_base = y_ptr + first * stride_yn + aligned(tl.cast(slab * SLAB_OUT, tl.int64) * stride_yc, Y_VECTOR)
     y_row = tl.multiple_of(image * stride_yn + d_o * stride_yd + h_o * stride_yh + w_o * stride_yw, Y_VECTOR)
     store_pixels(y_base, y_row, offs_n * stride_yc, acc, mask_m, mask_n, Y_PIXELS_LAST)
 

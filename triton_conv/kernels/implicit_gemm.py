@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem
-from .common import dot, epilogue, load_pixels, store_pixels, tap_offset, tile_pixels
+from .common import aligned, below, dot, epilogue, load_pixels, store_pixels, tap_offset, tile_pixels
 from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
 
 
@@ -50,14 +50,14 @@ def implicit_gemm_kernel(
     h0 = h_o * STRIDE_H - PAD_H
     w0 = w_o * STRIDE_W - PAD_W
 
-    x_base = x_ptr + first * stride_xn + (pid_g * c_in_group).to(tl.int64) * stride_xc
-    w_base = w_ptr + (pid_g * c_out_group).to(tl.int64) * stride_wo
+    x_base = x_ptr + first * stride_xn + aligned(tl.cast(pid_g * c_in_group, tl.int64) * stride_xc, X_VECTOR)
+    w_base = w_ptr + aligned(tl.cast(pid_g * c_out_group, tl.int64) * stride_wo, W_VECTOR)
     image_offset = image * stride_xn
     pixel_offset = d0 * stride_xd + h0 * stride_xh + w0 * stride_xw
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     if INDEX_INT64:
         offs_n = offs_n.to(tl.int64)
-    mask_n = offs_n < c_out_group
+    mask_n = below(offs_n, c_out_group, Y_VECTOR)
     w_column = tl.multiple_of(offs_n * stride_wo, W_VECTOR)
     offs_k = tl.arange(0, BLOCK_K)
 
@@ -112,7 +112,7 @@ def implicit_gemm_kernel(
         for step in range(tl.maximum(tl.cdiv(c_in_group, BLOCK_K), 1) * TAPS):
             tap = step % TAPS
             channel = step // TAPS * BLOCK_K + offs_k
-            mask_k = tl.max_constancy(channel < c_in_group, X_VECTOR)
+            mask_k = below(channel, c_in_group, X_VECTOR)
             if INDEX_INT64:
                 channel = channel.to(tl.int64)
             kd = tap // (KH * KW)
@@ -124,7 +124,7 @@ def implicit_gemm_kernel(
             )  # fmt: skip
             x_row = tl.multiple_of(image_offset + offset, X_VECTOR)
             x_tile = load_pixels(x_base, x_row, channel * stride_xc, inside & mask_m, mask_k, PIXELS_LAST)
-            w_row = channel * stride_wi + (kd * stride_wd + kh * stride_wh + kw * stride_ww)
+            w_row = tl.multiple_of(channel * stride_wi + (kd * stride_wd + kh * stride_wh + kw * stride_ww), W_VECTOR)
             w_tile = tl.load(
                 w_base + w_row[:, None] + w_column[None, :], mask=mask_k[:, None] & mask_n[None, :], other=0.0
             )  # [BLOCK_K, BLOCK_N]
@@ -132,9 +132,9 @@ def implicit_gemm_kernel(
 
     channel_out = pid_g * c_out_group + offs_n
     acc = epilogue(acc, b_ptr, stride_b, channel_out, mask_n, HAS_BIAS, ACTIVATION)
-    y_base = y_ptr + first * stride_yn + (pid_g * c_out_group).to(tl.int64) * stride_yc
+    y_base = y_ptr + first * stride_yn + aligned(tl.cast(pid_g * c_out_group, tl.int64) * stride_yc, Y_VECTOR)
     y_row = tl.multiple_of(image * stride_yn + d_o * stride_yd + h_o * stride_yh + w_o * stride_yw, Y_VECTOR)
-    store_pixels(y_base, y_row, offs_n * stride_yc, acc, mask_m, tl.max_constancy(mask_n, Y_VECTOR), Y_PIXELS_LAST)
+    store_pixels(y_base, y_row, offs_n * stride_yc, acc, mask_m, mask_n, Y_PIXELS_LAST)
 
 
 @dataclass(frozen=True)

@@ -155,4 +155,4 @@ def dot_shared_bytes(block_m: int, block_n: int, block_k: int, stages: int, item
     own figure for every default tile in the tests.
     """
     operands = (block_m + block_n) * block_k * itemsize * stages
-    return max(operands, block_m * block_n * itemsize) + 128
+    return max(operands + 128, block_m * block_n * itemsize)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from ..problem import Problem
-from .common import dot, epilogue, load_pixels, store_pixels, tap_offset, tile_pixels
+from ..problem import VECTOR_LIMIT, Problem
+from .common import aligned, below, dot, epilogue, load_pixels, store_pixels, tap_offset, tile_pixels
 from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
 
 
@@ -39,8 +39,8 @@ def transposed_phase_kernel(
     HOP_D: tl.constexpr, HOP_H: tl.constexpr, HOP_W: tl.constexpr,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     ACC_DTYPE: tl.constexpr, INDEX_INT64: tl.constexpr, PIXELS_LAST: tl.constexpr, Y_PIXELS_LAST: tl.constexpr,
-    X_VECTOR: tl.constexpr, W_VECTOR: tl.constexpr, Y_VECTOR: tl.constexpr, GROUPS_PER_TILE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    X_VECTOR: tl.constexpr, W_VECTOR: tl.constexpr, Y_VECTOR: tl.constexpr, N_VECTOR: tl.constexpr,
+    GROUPS_PER_TILE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y[q, n] = activation(sum_{k, c : q + PAD - k DIL = i STRIDE} x[i, c] w[c, n, k] + b[n]).
 
@@ -102,16 +102,16 @@ def transposed_phase_kernel(
     if INDEX_INT64:
         offs_k = offs_k.to(tl.int64)
         offs_n = offs_n.to(tl.int64)
-    mask_n = tl.max_constancy((offs_n < slab_out) & (n_first + offs_n < c_out), Y_VECTOR)
-    x_base = x_ptr + first * stride_xn + c_first * stride_xc
-    w_base = w_ptr + c_first * stride_wo
+    mask_n = below(offs_n, tl.minimum(slab_out, c_out - n_first), N_VECTOR)
+    x_base = x_ptr + first * stride_xn + aligned(c_first * stride_xc, X_VECTOR)
+    w_base = w_ptr + aligned(c_first * stride_wo, W_VECTOR)
     w_column = (offs_n % c_out_group if GROUPS_PER_TILE > 1 else offs_n) * stride_wi
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC_DTYPE)
     for step in range(tl.maximum(tl.cdiv(slab_in, BLOCK_K) * taps, 1)):
         tap = step % taps
         channel = step // taps * BLOCK_K + offs_k
-        mask_k = tl.max_constancy((channel < slab_in) & (c_first + channel < c_in), X_VECTOR)
+        mask_k = below(channel, tl.minimum(slab_in, c_in - c_first), X_VECTOR)
         jd = tap // (taps_h * taps_w)
         jh = tap // taps_w % taps_h
         jw = tap % taps_w
@@ -125,7 +125,7 @@ def transposed_phase_kernel(
         kh = kh0 + jh * PERIOD_H
         kw = kw0 + jw * PERIOD_W
         w_row = tl.multiple_of(channel * stride_wo + (kd * stride_wd + kh * stride_wh + kw * stride_ww), W_VECTOR)
-        mask_w = mask_k[:, None] & tl.max_constancy(mask_n, W_VECTOR)[None, :] & has_tap
+        mask_w = mask_k[:, None] & mask_n[None, :] & has_tap
         if GROUPS_PER_TILE > 1:
             mask_w = mask_w & ((channel // c_in_group)[:, None] == (offs_n // c_out_group)[None, :])
         w_tile = tl.load(w_base + w_row[:, None] + w_column[None, :], mask=mask_w, other=0.0)  # [BLOCK_K, BLOCK_N]
@@ -135,7 +135,7 @@ def transposed_phase_kernel(
     d_o = phase_d + t_d * STRIDE_D
     h_o = phase_h + t_h * STRIDE_H
     w_o = phase_w + t_w * STRIDE_W
-    y_base = y_ptr + first * stride_yn + n_first * stride_yc
+    y_base = y_ptr + first * stride_yn + aligned(n_first * stride_yc, Y_VECTOR)
     y_row = tl.multiple_of(image * stride_yn + d_o * stride_yd + h_o * stride_yh + w_o * stride_yw, Y_VECTOR)
     store_pixels(y_base, y_row, offs_n * stride_yc, acc, mask_m, mask_n, Y_PIXELS_LAST)
 
@@ -182,6 +182,7 @@ def _arguments(problem: Problem, tile: TransposedPhaseTile) -> dict[str, object]
         X_VECTOR=problem.x_vector(packed * g.c_in_group, g.c_in),
         W_VECTOR=problem.w_vector(g.c_out_group),
         Y_VECTOR=problem.y_vector(packed * g.c_out_group, g.c_out),
+        N_VECTOR=math.gcd(VECTOR_LIMIT, packed * g.c_out_group, g.c_out),
         GROUPS_PER_TILE=packed,
     )
 

@@ -1,0 +1,67 @@
+"""The tiles worth trying for a problem, nearest to the analytic default first."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+from ..defaults import default_tile
+from ..kernels import KERNELS, Tile
+from ..problem import Problem
+from ..target import Target
+
+_DOT: dict[str, Sequence[int | bool]] = {
+    "BLOCK_M": (32, 64, 128, 256),
+    "BLOCK_N": (16, 32, 64, 128, 256),
+    "BLOCK_K": (16, 32, 64, 128),
+    "num_warps": (2, 4, 8),
+    "num_stages": (1, 2, 3, 4),
+}
+
+SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
+    "implicit_gemm": _DOT | {"FLAT_K": (False, True)},
+    # A slab wider than 64 channels is a wide group's business; taps come from L1, which stages bypass.
+    "grouped_packed": _DOT | {"BLOCK_N": (16, 32, 64), "BLOCK_K": (16, 32, 64), "num_stages": (1, 2)},
+    "depthwise": {
+        "BLOCK_M": (4, 8, 16, 32, 64, 128, 256, 512, 1024),
+        "BLOCK_C": (1, 2, 4, 8, 16, 32, 64, 128),
+        "UNROLL": (False, True),
+        "num_warps": (2, 4, 8),
+        "num_stages": (1,),
+    },
+    "transposed_phase": _DOT,
+    "deformable": _DOT | {"num_stages": (1, 2)},
+}
+"""Values of each tile parameter, by kernel. A missing value was left out for a reason stated here or by `unfit`."""
+
+
+def candidates(kernel: str, problem: Problem, target: Target) -> list[Tile]:
+    """Every fitting tile of the kernel's space, the analytic default first, then by distance from it.
+
+    The distance counts doublings, so that the first few candidates are the default's neighbours.
+    """
+    default = default_tile(kernel, problem, target)
+    space = SPACES[kernel]
+    tiles = {default: 0.0}
+    for values in itertools.product(*space.values()):
+        tile = KERNELS[kernel].tile_type(**dict(zip(space, values, strict=True)))
+        if tile not in tiles and _worthwhile(tile, problem) and tile.unfit(problem, target) is None:
+            tiles[tile] = _distance(tile, default)
+    # Ties in the order of the values: the same list everywhere.
+    return sorted(tiles, key=lambda tile: (tiles[tile], tuple(tile.asdict().values())))
+
+
+def _worthwhile(tile: Tile, problem: Problem) -> bool:
+    """Whether no block is more than twice as large as the dimension it covers."""
+    g, sizes = problem.geometry, tile.sizes()
+    channels = max(g.c_in, g.c_out)
+    widths = {"BLOCK_M": g.M, "BLOCK_N": max(g.c_out, 64), "BLOCK_K": max(g.K, channels, 16), "BLOCK_C": g.c_out}
+    return all(int(str(sizes[name])) < 2 * width for name, width in widths.items() if name in sizes)
+
+
+def _distance(tile: Tile, other: Tile) -> float:
+    total = 0.0
+    for (name, a), b in zip(tile.asdict().items(), other.asdict().values(), strict=True):
+        total += abs(a - b) if name == "num_stages" or isinstance(a, bool) else abs(math.log2(a) - math.log2(b))
+    return total

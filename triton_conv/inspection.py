@@ -1,0 +1,89 @@
+"""What `triton-conv inspect` compiles, and what it demands of the result: no device is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from . import dispatch, workloads
+from .aot import Compiled, Job
+from .kernels import KERNELS
+from .target import KNOWN, Target
+from .workloads import Workload
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+# One layer of each kernel and, below, what the flagships do not have: a stem, a folded border, channels that no vector
+# load fits, narrow groups transposed, rank 3.
+_PROBES: tuple[Workload, ...] = (
+    Workload("stem", "dense", "conv2d", (8, 3, 224, 224), (64, 3, 7, 7), {"stride": 2, "padding": 3}),
+    Workload(
+        "reflect", "dense", "conv2d", (8, 64, 56, 56), (64, 64, 3, 3),
+        {"padding": 1, "padding_mode": "reflect", "activation": "gelu"},
+    ),
+    Workload("odd_channels", "dense", "conv2d", (8, 61, 56, 56), (67, 61, 3, 3), {"padding": 1, "activation": "silu"}),
+    Workload("video", "dense", "conv3d", (8, 64, 16, 56, 56), (64, 64, 3, 3, 3), {"padding": 1}),
+    Workload("pointwise", "dense", "conv2d", (8, 256, 56, 56), (64, 256, 1, 1), {"activation": "relu"}),
+    Workload(
+        "transposed_narrow", "transposed", "conv_transpose2d", (16, 64, 16, 16), (64, 1, 4, 4),
+        {"stride": 2, "padding": 1, "groups": 64},
+    ),
+)  # fmt: skip
+
+_BRIEF = ("narrow_groups_4", "convnext_dw7", "dilated_d4", "decoder_t2d", "dcnv2")
+
+
+def jobs(
+    everything: bool = False,
+    kernels: Sequence[str] = tuple(KERNELS),
+    targets: Sequence[str] = tuple(KNOWN),
+    dtypes: Sequence[str] = DTYPES,
+) -> list[Job]:
+    """Compilations: one flagship of each kernel as it is, or `everything`: all of them and the probes, in both formats.
+
+    Each at the tile that a plan would use and, where that one was measured, at the analytic default too.
+    """
+    subjects = [w for w in workloads.FLAGSHIPS if everything or w.name in _BRIEF]
+    subjects += _PROBES if everything else ()
+    return [
+        job
+        for workload in subjects
+        for variant in workload.variants(tuple(dtypes) if everything else ("bfloat16",), both_formats=everything)
+        if dispatch.choose_kernel(variant.problem())[0].name in kernels
+        for target in targets
+        for job in _jobs(variant, KNOWN[target])
+    ]
+
+
+def _jobs(workload: Workload, target: Target) -> list[Job]:
+    problem = workload.problem()
+    made = dispatch.plan(problem, target)
+    tiles = {made.tile: made.source}
+    if made.source != "analytic default":
+        tiles.setdefault(dispatch.default_tile(made.kernel.name, problem, target), "analytic default")
+    label = f"{workload.name} {'NHWC' if workload.channels_last else 'NCHW'}"
+    return [
+        Job(made.kernel.name, problem, tile, target, label + ("" if source == "analytic default" else f" ({source})"))
+        for tile, source in tiles.items()
+    ]
+
+
+def complaints(job: Job, row: Compiled) -> list[str]:
+    """What is wrong with a compiled kernel: each of these costs more than any tile could win back."""
+    found = []
+    if row.error:
+        return [row.error]
+    if row.spill_bytes:
+        found.append(f"spills {row.spill_bytes} bytes")
+    if "C7515" in row.warnings:
+        found.append("C7515: every wgmma waits for the one before")
+    half = row.dtype in ("float16", "bfloat16")
+    if row.uses_dot and half and row.target in ("sm_90", "sm_100") and not row.wgmma:
+        found.append("no wgmma")
+    aligned = not job.problem.pixels_last and job.problem.x_vector(job.problem.geometry.c_in) * job.problem.itemsize >= 16
+    if aligned and row.target != "gfx942" and not row.vector_loads:
+        found.append("no 16-byte load of aligned channels")
+    if row.shared_bytes > job.tile.shared_bytes(job.problem):
+        found.append(f"takes {row.shared_bytes} bytes of shared memory, more than counted")
+    return found
+
+
