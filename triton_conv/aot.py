@@ -1,8 +1,8 @@
 """Ahead-of-time compilation: what the compiler makes of a kernel, for any target, with no device.
 
-`compile_here` compiles one (kernel, problem, tile, target) in this process and reads the result; `compile_all` runs many
-in separate processes that it may kill, because LLVM can abort or hang. A process that interprets kernels cannot compile
-them, hence the clean environment of the workers.
+`compile_here` compiles one (kernel, problem, tile, target) in this process and reads the result; `compile_all` runs
+many in separate processes that it may kill, because LLVM can abort or hang. A process that interprets kernels cannot
+compile them, hence the clean environment of the workers.
 """
 
 from __future__ import annotations

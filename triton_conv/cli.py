@@ -16,7 +16,7 @@ from rich.table import Table
 
 from . import __version__, configs, dispatch, inspection, target, workloads
 from .aot import Compiled, compile_all
-from .errors import TritonConvError
+from .errors import TritonConvError, WorkloadError
 from .kernels import KERNELS
 
 # A file or a pipe has no width to fit in.
@@ -93,7 +93,15 @@ def _inspect(arguments: argparse.Namespace) -> int:
     table = Table(box=None, header_style="bold")
     for column in ("kernel", "workload", "target", "dtype"):
         table.add_column(column, no_wrap=True)
-    for column in ("registers", "spilled\nbytes", "shared\nbytes", "occu-\npancy", "matrix\nops", "16-byte\nloads", "TMA"):
+    for column in (
+        "registers",
+        "spilled\nbytes",
+        "shared\nbytes",
+        "occu-\npancy",
+        "matrix\nops",
+        "16-byte\nloads",
+        "TMA",
+    ):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("warnings")
     wrong = []
@@ -124,7 +132,7 @@ def _tune(arguments: argparse.Namespace) -> int:
 
     selected = workloads.find(arguments.workload)
     if not arguments.budget > 0:
-        raise workloads.WorkloadError(f"budget: expected a positive number of seconds, got {arguments.budget:g}")
+        raise WorkloadError(f"budget: expected a positive number of seconds, got {arguments.budget:g}")
     if not torch.cuda.is_available():
         return _survivors(selected, target.known(arguments.target), arguments.budget, arguments.json)
     folder = arguments.store or configs.user_folder()
@@ -146,8 +154,8 @@ def _survivors(selected: list[workloads.Workload], goal: target.Target, seconds:
     from .autotune.tune import survivors
 
     _OUT.print(
-        f"No GPU here: nothing is measured and nothing stored. Candidates that compile for {goal.arch} without a spill, "
-        "nearest to the analytic default first:",
+        "No GPU here: nothing is measured and nothing stored. "
+        f"Candidates that compile for {goal.arch} without a spill, nearest to the analytic default first:",
         highlight=False,
     )
     report = []
@@ -160,7 +168,9 @@ def _survivors(selected: list[workloads.Workload], goal: target.Target, seconds:
                 highlight=False,
                 markup=False,
             )
-        report.append({"workload": workload.title, "compiled": compiled, "survivors": [row.asdict() for _, row in alive]})
+        report.append(
+            {"workload": workload.title, "compiled": compiled, "survivors": [row.asdict() for _, row in alive]}
+        )
     _write_json(file, {"target": goal.arch, "workloads": report})
     return 0
 
@@ -175,9 +185,11 @@ def _plan(arguments: argparse.Namespace) -> int:
     elif torch.cuda.is_available():
         goal = target.of_device(torch.device("cuda"))
     else:
-        raise workloads.WorkloadError(f"target: no GPU here; name one of {', '.join(target.KNOWN)} with --target")
+        raise WorkloadError(f"target: no GPU here; name one of {', '.join(target.KNOWN)} with --target")
     for workload in selected:
-        _OUT.print(f"{workload.title} ({workload.origin}): {dispatch.plan(workload.problem(), goal)}\n", highlight=False)
+        _OUT.print(
+            f"{workload.title} ({workload.origin}): {dispatch.plan(workload.problem(), goal)}\n", highlight=False
+        )
     return 0
 
 

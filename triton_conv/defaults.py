@@ -34,37 +34,34 @@ def warps(target: Target, threads: int) -> int:
     return threads // target.warp_size
 
 
+# Four warps on NVIDIA. Triton has miscompiled loops over (tap, channel) with eight (pytorch issue 173068, triton issue
+# 1254), with grossly wrong results; until eight are seen to be right on a GPU, only the tuner, which checks, uses them.
+_THREADS = 128
+
+
 def implicit_gemm(problem: Problem, target: Target) -> ImplicitGemmTile:
-    """128 x 128 x 64 for half precision on aligned channels: 64 accumulator registers of a thread at 256 threads."""
+    """128 x 64 for aligned channels: 64 accumulator registers a thread, and three blocks to a multiprocessor."""
     g, itemsize = problem.geometry, problem.itemsize
     flat = _flat_k(problem)
-    # Loads narrower than 4 bytes pass through registers, with an address each: a smaller tile leaves room for them.
-    narrow = flat or problem.x_vector(g.c_in_group) * itemsize < 4
+    # Narrow loads have an address each, most of them pass through registers: a smaller tile leaves room for them.
+    narrow = flat or problem.x_vector(g.c_in_group) * itemsize < 8
     if itemsize == 8:
         # sm_100 has no matrix unit for float64: its products are unrolled into registers.
         return ImplicitGemmTile(
-            BLOCK_M=32,
-            BLOCK_N=power_of_two(g.N, 16, 32),
-            BLOCK_K=16,
-            FLAT_K=flat,
-            num_warps=warps(target, 256),
-            num_stages=1,
+            BLOCK_M=32, BLOCK_N=16, BLOCK_K=16, FLAT_K=flat, num_warps=warps(target, _THREADS), num_stages=1
         )
-    block_n = power_of_two(g.N, 16, 64 if narrow else 128)
-    block_m = 128
-    if narrow or cdiv(g.M, block_m) * cdiv(g.N, block_n) * g.groups < _WAVES * target.sms:
-        block_m = 64
-    # Bytes of K a step: a whole swizzled row where wgmma reads it from shared memory, half where the operands pass
-    # through registers (narrow loads, and sm_80, whose 128-byte step spills).
-    depth = 64 if narrow or target.arch == "sm_80" else 128
+    block_n = power_of_two(g.N, 16, 32 if flat and itemsize == 4 else 64)
+    block_m = 64 if narrow or cdiv(g.M, 128) * cdiv(g.N, block_n) * g.groups < target.sms else 128
+    # Bytes of K a step: on sm_90 a whole swizzled row, which wgmma reads from shared memory; elsewhere half of one,
+    # since more spills (sm_80 keeps operands in registers, sm_100 is compiled for more blocks at once).
+    depth = 128 if target.arch == "sm_90" and not narrow else 64
     block_k = power_of_two(g.K if flat else g.c_in_group, 16, depth // itemsize)
     return ImplicitGemmTile(
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_K=block_k,
         FLAT_K=flat,
-        # Rank 3 keeps a third coordinate of every pixel in registers.
-        num_warps=warps(target, 256 if narrow or g.rank == 3 or block_m * block_n > 64 * 128 else 128),
+        num_warps=warps(target, _THREADS),
         # Narrow loads cannot be asynchronous: more stages would only cost registers.
         num_stages=2 if narrow else _stages(problem, target, (block_m + block_n) * block_k),
     )
@@ -88,15 +85,19 @@ def grouped_packed(problem: Problem, target: Target) -> GroupedPackedTile:
     g = problem.geometry
     widest = max(g.c_in_group, g.c_out_group)
     slab = 32 if widest <= 16 else 64
+    block_m = 64 if slab == 64 or problem.pixels_last else 128
     if problem.itemsize == 8:
         slab = 16 if widest <= 16 else 32
+        block_m = 16
+    elif problem.itemsize == 4 and problem.pixels_last:
+        block_m = 32
     packed = min(slab // widest, g.groups)
     return GroupedPackedTile(
-        BLOCK_M=512 // slab if problem.itemsize == 8 else 64 if slab == 64 or problem.pixels_last else 128,
+        BLOCK_M=block_m,
         # An output slab may be narrower than an input slab, or the reverse.
         BLOCK_N=power_of_two(packed * g.c_out_group, 16, slab),
         BLOCK_K=power_of_two(packed * g.c_in_group, 16, slab),
-        num_warps=warps(target, 256 if slab * problem.itemsize >= 128 else 128),
+        num_warps=warps(target, _THREADS),
         # Taps come from L1, which pipelined loads bypass.
         num_stages=1,
     )
@@ -112,43 +113,50 @@ def depthwise(problem: Problem, target: Target) -> DepthwiseTile:
         block_c = power_of_two(g.c_out, 8, 64)
         block_m = power_of_two(threads * 16 // problem.itemsize // block_c, 4, 128)
     return DepthwiseTile(
-        BLOCK_M=block_m, BLOCK_C=block_c, UNROLL=g.kernel[2] * problem.itemsize <= 32, num_warps=warps(target, threads), num_stages=1
+        BLOCK_M=block_m,
+        BLOCK_C=block_c,
+        UNROLL=g.kernel[2] * problem.itemsize <= 32,
+        num_warps=warps(target, threads),
+        num_stages=1,
     )
 
 
 def transposed_phase(problem: Problem, target: Target) -> TransposedPhaseTile:
-    """As implicit GEMM, with smaller tiles: a phase has 1 / stride^d of the pixels."""
+    """As implicit GEMM, half as deep: the taps of a phase are fewer, and found at run time."""
     g, itemsize = problem.geometry, problem.itemsize
-    slab = 32 if g.groups > 1 and max(g.c_in_group, g.c_out_group) <= 16 else 128
+    num_warps = warps(target, _THREADS)
     if itemsize == 8:
-        return TransposedPhaseTile(
-            BLOCK_M=32, BLOCK_N=power_of_two(g.N, 16, 32), BLOCK_K=16, num_warps=warps(target, 256)
-        )
-    block_n = slab if slab == 32 else power_of_two(g.N, 16, 128)
-    block_k = slab if slab == 32 else power_of_two(g.c_in_group, 16, 64 // itemsize)
-    pixels = g.M // max(g.phases, 1)
-    block_m = 128 if cdiv(pixels, 128) * g.phases * cdiv(g.N, block_n) * g.groups >= 2 * target.sms else 64
+        return TransposedPhaseTile(BLOCK_M=32, BLOCK_N=16, BLOCK_K=16, num_warps=num_warps, num_stages=1)
+    narrow = problem.x_vector(g.c_in_group) * itemsize < 8
+    if g.groups > 1 and max(g.c_in_group, g.c_out_group) <= 16:
+        block_n, block_k = 32, 64 // itemsize
+    else:
+        block_n, block_k = power_of_two(g.N, 16, 64), power_of_two(g.c_in_group, 16, 64 // itemsize)
+    tiles = cdiv(cdiv(g.M, g.phases), 128) * g.phases * cdiv(g.N, block_n) * g.groups
+    block_m = 64 if narrow or tiles < target.sms else 128
     return TransposedPhaseTile(
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_K=block_k,
-        num_warps=warps(target, 256 if block_m * block_n > 64 * 128 or problem.pixels_last else 128),
-        num_stages=_stages(problem, target, (block_m + block_n) * block_k) if not problem.pixels_last else 2,
+        num_warps=num_warps,
+        num_stages=2 if narrow else _stages(problem, target, (block_m + block_n) * block_k),
     )
 
 
 def deformable(problem: DeformProblem, target: Target) -> DeformableTile:
-    """64 pixels by all output channels up to 128: a gather is repeated for every further block of channels."""
+    """64 pixels by up to 128 output channels: a gather is repeated for every further block of channels."""
     g, itemsize = problem.geometry, problem.itemsize
+    num_warps = warps(target, _THREADS)
     if itemsize == 8:
-        return DeformableTile(BLOCK_M=16, BLOCK_N=16, BLOCK_K=16, num_warps=warps(target, 128))
+        return DeformableTile(BLOCK_M=16, BLOCK_N=16, BLOCK_K=16, num_warps=num_warps, num_stages=1)
+    # Four corners of a tile are in flight; narrow loads (NCHW) have an address in registers for each element.
+    narrow = problem.x_vector(problem.segment) * itemsize < 8
     return DeformableTile(
         BLOCK_M=64,
         # The channels are the left operand's rows: wgmma takes no fewer than 64.
-        BLOCK_N=power_of_two(g.N, 64 if itemsize == 2 else 16, 128),
-        # Narrow loads (NCHW) keep more addresses in registers: half the depth.
-        BLOCK_K=power_of_two(problem.segment, 16, 32 if itemsize == 4 or problem.pixels_last else 64),
-        num_warps=warps(target, 256 if g.N > 64 else 128),
+        BLOCK_N=power_of_two(g.N, 64 if itemsize == 2 else 16, 64 if narrow else 128),
+        BLOCK_K=power_of_two(problem.segment, 16, 16 if narrow or itemsize == 4 else 32),
+        num_warps=num_warps,
         num_stages=1,
     )
 
@@ -164,5 +172,5 @@ def default_tile(kernel: str, problem: Problem, target: Target) -> Tile:
     if target.interpreted:
         # The interpreter pays about a millisecond for a step of a program, whatever the size of the step.
         pixels = cdiv(problem.geometry.M, problem.geometry.phases)
-        tile = replace(tile, BLOCK_M=power_of_two(pixels, 16, 1024))  # type: ignore[call-arg]
+        tile = replace(tile, BLOCK_M=power_of_two(pixels, 16, 4096))  # type: ignore[call-arg]
     return tile

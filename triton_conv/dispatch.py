@@ -105,9 +105,7 @@ def plan(problem: Problem, target: Target, kernel: str | None = None, tile: Tile
     )
 
 
-def _choose_tile(
-    kernel: Kernel, problem: Problem, target: Target, forced: Tile | None
-) -> tuple[Tile, str, list[str]]:
+def _choose_tile(kernel: Kernel, problem: Problem, target: Target, forced: Tile | None) -> tuple[Tile, str, list[str]]:
     if forced is not None:
         if not isinstance(forced, kernel.tile_type):
             raise PlanError(f"tile: {kernel.name} takes {kernel.tile_type.__name__}, got {type(forced).__name__}")

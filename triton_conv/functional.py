@@ -7,9 +7,11 @@ float16, bfloat16, float32 or float64, in any strides; products are accumulated 
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import ops
@@ -21,18 +23,45 @@ Size = int | Sequence[int]
 Padding = str | int | Sequence[int] | Sequence[tuple[int, int]]
 
 
+def _int(value: Any) -> int | None:
+    """The value as an int where torch takes it for one (so do numpy's integers), else None."""
+    if type(value) is int:
+        return value
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def _ints(value: Any) -> tuple[int, ...] | None:
+    """A sequence of ints as a tuple, else None."""
+    if not isinstance(value, (tuple, list)):
+        return None
+    ints = [_int(v) for v in value]
+    return None if None in ints else tuple(ints)  # type: ignore[arg-type]
+
+
 def _tuple(name: str, value: Any, rank: int) -> tuple[int, ...]:
     """An int, or a sequence of one or `rank` ints, as `rank` ints."""
-    if isinstance(value, int):
-        return (value,) * rank
-    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(v, int) for v in value):
+    single = _int(value)
+    if single is not None:
+        return (single,) * rank
+    ints = _ints(value)
+    if ints is None:
         raise ArgumentTypeError(f"{name}: expected an int or a sequence of {rank} ints, got {value!r}")
-    if len(value) not in (1, rank):
+    if len(ints) not in (1, rank):
         raise ArgumentError(
             f"{name}: expected {name} to be a single integer value or a list of {rank} values to match the convolution "
             f"dimensions, but got {name}={list(value)}"
         )
-    return tuple(value) if len(value) == rank else tuple(value) * rank
+    return ints if len(ints) == rank else ints * rank
+
+
+def _groups(value: Any) -> int:
+    groups = _int(value)
+    if groups is None:
+        raise ArgumentTypeError(f"groups: expected an int, got {value!r}")
+    return groups
 
 
 def _flat_padding(value: Any, rank: int, stride: tuple[int, ...], weight: Tensor, dilation: tuple[int, ...]) -> Any:
@@ -48,10 +77,11 @@ def _flat_padding(value: Any, rank: int, stride: tuple[int, ...], weight: Tensor
             )
         totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:])]
         return tuple(half for total in totals for half in (total // 2, total - total // 2))
-    if isinstance(value, Sequence) and value and all(isinstance(v, (tuple, list)) for v in value):
-        if len(value) != rank or not all(len(v) == 2 and all(isinstance(p, int) for p in v) for v in value):
+    if isinstance(value, (tuple, list)) and value and all(isinstance(v, (tuple, list)) for v in value):
+        pairs = [_ints(v) for v in value]
+        if len(pairs) != rank or not all(pair is not None and len(pair) == 2 for pair in pairs):
             raise ArgumentError(f"padding: expected {rank} pairs of (before, after), got {value!r}")
-        return tuple(p for pair in value for p in pair)
+        return tuple(p for pair in pairs if pair for p in pair)
     return tuple(p for p in _tuple("padding", value, rank) for _ in range(2))
 
 
@@ -60,6 +90,8 @@ def _tensors(function: str, input: Any, rank: int, **others: Any) -> Tensor:
     for name, tensor in (("input", input), *others.items()):
         if not isinstance(tensor, Tensor) and not (tensor is None and name in ("bias", "mask")):
             raise ArgumentTypeError(f"{name}: {function}() expects a Tensor, got {type(tensor).__name__}")
+        if tensor is not None and tensor.layout is not torch.strided:
+            raise ArgumentError(f"{name}: expected a strided tensor, got layout {tensor.layout}")
     dims, weight = input.dim(), others["weight"]
     if weight.dim() != rank + 2:
         # torch has one phrase for a weight without a kernel dimension and another for any other rank.
@@ -69,8 +101,8 @@ def _tensors(function: str, input: Any, rank: int, **others: Any) -> Tensor:
             else f"Expected {weight.dim()}-dimensional input for {weight.dim()}-dimensional weight {list(weight.shape)}"
         )
         raise ArgumentError(
-            f"weight: {phrase}; {function} takes a weight of {rank + 2} dimensions, got weight {list(weight.shape)} and "
-            f"input {list(input.shape)}"
+            f"weight: {phrase}; {function} takes a weight of {rank + 2} dimensions, got weight {list(weight.shape)} "
+            f"and input {list(input.shape)}"
         )
     if dims == rank + 2:
         return input  # type: ignore[no-any-return]
@@ -99,7 +131,8 @@ def _conv_arguments(
     dilation = _tuple("dilation", dilation, rank)
     padding = _flat_padding(padding, rank, stride, weight, dilation)
     return (
-        input, weight, bias, stride, padding, dilation, groups, False, (0,) * rank, padding_mode, _activation(activation)
+        input, weight, bias, stride, padding, dilation, _groups(groups), False, (0,) * rank, padding_mode,
+        _activation(activation),
     )  # fmt: skip
 
 
@@ -110,8 +143,8 @@ def _conv_transpose_arguments(
     input = _tensors(f"conv_transpose{rank}d", input, rank, weight=weight, bias=bias)
     flat = tuple(p for p in _tuple("padding", padding, rank) for _ in range(2))
     return (
-        input, weight, bias, _tuple("stride", stride, rank), flat, _tuple("dilation", dilation, rank), groups, True,
-        _tuple("output_padding", output_padding, rank), "zeros", _activation(activation),
+        input, weight, bias, _tuple("stride", stride, rank), flat, _tuple("dilation", dilation, rank), _groups(groups),
+        True, _tuple("output_padding", output_padding, rank), "zeros", _activation(activation),
     )  # fmt: skip
 
 
@@ -185,11 +218,11 @@ def conv2d(
         activation: None, "relu", "relu6", "gelu" (exact) or "silu", computed on the float32 accumulator.
 
     Returns:
-        `(N, c_out, H_out, W_out)`, `H_out = (H + before + after - dilation (KH - 1) - 1) // stride + 1`; channels_last if
-        input or weight is.
+        `(N, c_out, H_out, W_out)`, `H_out = (H + before + after - dilation (KH - 1) - 1) // stride + 1`; channels_last
+        if input or weight is.
 
     Raises:
-        ArgumentError (a RuntimeError), ArgumentTypeError (a TypeError), ArgumentValueError (a ValueError): as torch does.
+        ArgumentError (a RuntimeError), ArgumentTypeError (a TypeError), ArgumentValueError (a ValueError): as torch.
         DtypeError, DeviceError: for a dtype or device our kernels do not serve, for instance CPU tensors without
             TRITON_INTERPRET=1.
     """
@@ -300,7 +333,7 @@ def deform_conv2d(
     dilation: Size = (1, 1),
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Deformable convolution v1, and v2 where `mask` is given: each tap of each output reads the input at its own offset.
+    """Deformable convolution v1, and v2 where `mask` is given: each tap of each output reads at an offset of its own.
 
     Equivalent to `torchvision.ops.deform_conv2d(input, offset, weight, bias, stride, padding, dilation, mask)`, without
     the column buffer, and in bfloat16 too.

@@ -69,7 +69,7 @@ class ConvGeometry:
         """Validates and builds. Shapes are `(N, C, *size)` and `(c_out, c_in/groups, *kernel)`, transposed
         `(c_in, c_out/groups, *kernel)`; the sequences have one entry a spatial dimension.
 
-        Raises `ArgumentError` in every situation where torch raises `RuntimeError`, with torch's phrase and both shapes.
+        Raises `ArgumentError` wherever torch raises `RuntimeError`, with torch's phrase and both shapes.
         """
         x, w = list(input_shape), list(weight_shape)
         rank = len(x) - 2
@@ -149,12 +149,12 @@ class ConvGeometry:
         # A mirrored border needs as many real elements beside the edge; a wrapped one may use them all.
         spare = {"reflect": 1, "circular": 0}.get(self.padding_mode)
         if spare is not None and any(
-            max(pair) > size - spare and max(pair) > 0
-            for pair, size in zip(self.padding, self.in_size, strict=True)
+            max(pair) > size - spare and max(pair) > 0 for pair, size in zip(self.padding, self.in_size, strict=True)
         ):
             raise ArgumentError(
                 f"padding: padding_mode={self.padding_mode!r} needs padding of at most the input size"
-                f"{' less one' if spare else ''}, got padding {self.padding} for input size {self._spatial(self.in_size)}"
+                f"{' less one' if spare else ''}, got padding {self.padding} for input size "
+                f"{self._spatial(self.in_size)}"
             )
 
     def _spatial(self, size: Sequence[int]) -> str:
@@ -255,7 +255,9 @@ class ConvGeometry:
         """
         stride = (1, 1, 1) if self.transposed else self.stride
         sizes, padding = [], []
-        for size, out, k, s, inserted in zip(self.in_size, self.out_size, self.kernel, stride, self.stride, strict=True):
+        for size, out, k, s, inserted in zip(
+            self.in_size, self.out_size, self.kernel, stride, self.stride, strict=True
+        ):
             size = (size - 1) * inserted + 1 if self.transposed else size
             total = max((out - 1) * s + k - size, 0)
             sizes.append(size)
@@ -343,17 +345,14 @@ def check_tensors(
             continue
         wider = name in coordinates and other.dtype == torch.float32 and input.dtype.itemsize == 2
         if other.dtype != input.dtype and not wider:
-            raise DtypeError(
-                f"{name}: Input type ({input.dtype}) and {name} type ({other.dtype}) should be the same"
-            )
+            raise DtypeError(f"{name}: Input type ({input.dtype}) and {name} type ({other.dtype}) should be the same")
         if other.device != input.device:
             raise DeviceError(
-                f"{name}: expected all tensors on one device, but input is on {input.device} and {name} on {other.device}"
+                f"{name}: expected all tensors on one device, but input is on {input.device} and {name} on "
+                f"{other.device}"
             )
     if input.dtype not in DTYPES:
-        raise DtypeError(
-            f"input: no kernel for {input.dtype}; convert to one of {', '.join(str(d) for d in DTYPES)}"
-        )
+        raise DtypeError(f"input: no kernel for {input.dtype}; convert to one of {', '.join(str(d) for d in DTYPES)}")
 
 
 def check_bias(bias: TensorMeta | None, weight_shape: Sequence[int], c_out: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from . import dispatch, workloads
 from .aot import Compiled, Job
+from .defaults import default_tile
 from .kernels import KERNELS
 from .target import KNOWN, Target
 from .workloads import Workload
@@ -59,7 +60,7 @@ def _jobs(workload: Workload, target: Target) -> list[Job]:
     made = dispatch.plan(problem, target)
     tiles = {made.tile: made.source}
     if made.source != "analytic default":
-        tiles.setdefault(dispatch.default_tile(made.kernel.name, problem, target), "analytic default")
+        tiles.setdefault(default_tile(made.kernel.name, problem, target), "analytic default")
     label = f"{workload.name} {'NHWC' if workload.channels_last else 'NCHW'}"
     return [
         Job(made.kernel.name, problem, tile, target, label + ("" if source == "analytic default" else f" ({source})"))
@@ -79,11 +80,11 @@ def complaints(job: Job, row: Compiled) -> list[str]:
     half = row.dtype in ("float16", "bfloat16")
     if row.uses_dot and half and row.target in ("sm_90", "sm_100") and not row.wgmma:
         found.append("no wgmma")
-    aligned = not job.problem.pixels_last and job.problem.x_vector(job.problem.geometry.c_in) * job.problem.itemsize >= 16
+    aligned = (
+        not job.problem.pixels_last and job.problem.x_vector(job.problem.geometry.c_in) * job.problem.itemsize >= 16
+    )
     if aligned and row.target != "gfx942" and not row.vector_loads:
         found.append("no 16-byte load of aligned channels")
     if row.shared_bytes > job.tile.shared_bytes(job.problem):
         found.append(f"takes {row.shared_bytes} bytes of shared memory, more than counted")
     return found
-
-

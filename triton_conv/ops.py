@@ -1,8 +1,8 @@
 """The `torch.library` ops: plan, allocate, launch. Arguments arrive normalised from `functional`.
 
-`conv` serves forward and transposed convolution of every rank, `deform_conv` the deformable one. Both have a fake kernel
-made from the same plan, so that shapes and strides are known without running anything. `padding` is flat: before and
-after for each dimension.
+`conv` serves forward and transposed convolution of every rank, `deform_conv` the deformable one. Both have a fake
+kernel made from the same plan, so that shapes and strides are known without running anything. `padding` is flat: before
+and after for each dimension.
 """
 
 from __future__ import annotations
@@ -215,7 +215,8 @@ def _offset_groups(geometry: ConvGeometry, input: TensorMeta, offset: TensorMeta
     expected = (geometry.batch, groups * taps, *spatial)
     if mask is not None and tuple(mask.shape) != expected:
         raise ArgumentError(
-            f"mask: mask.shape {list(mask.shape)} is not valid: expected {list(expected)} for offset {list(offset.shape)}"
+            f"mask: mask.shape {list(mask.shape)} is not valid: expected {list(expected)} for offset "
+            f"{list(offset.shape)}"
         )
     return groups
 

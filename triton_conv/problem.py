@@ -99,28 +99,23 @@ class Problem:
         """
         if self.pixels_last:
             return 1
-        return _alignment(*self._used(self.x_strides, self.geometry.batch, self.geometry.in_size), *steps)
+        return _alignment(*_but_channels(self.x_strides), *steps)
 
     def w_vector(self, *steps: int) -> int:
         """The same for the weight, along its second dimension."""
         if self.w_strides[1] != 1:
             return 1
-        return _alignment(*(s for i, s in enumerate(self.w_strides) if i != 1 and s), *steps)
+        return _alignment(*_but_channels(self.w_strides), *steps)
 
     def y_vector(self, *steps: int) -> int:
         """The same for the output, along its channels."""
         if self.y_strides[1] != 1:
             return 1
-        return _alignment(*self._used(self.y_strides, self.geometry.batch, self.geometry.out_size), *steps)
-
-    @staticmethod
-    def _used(strides: Strides, batch: int, size: Sequence[int]) -> list[int]:
-        n, _, *spatial = strides
-        return [s for s, count in zip((n, *spatial), (batch, *size), strict=True) if count > 1]
+        return _alignment(*_but_channels(self.y_strides), *steps)
 
     @functools.cached_property
     def weight_flat(self) -> bool:
-        """Whether (channel, depth, height, width) of the weight is one contiguous run, as in a default nn.Conv weight."""
+        """Whether (channel, depth, height, width) of the weight is one contiguous run, as nn.Conv makes it."""
         g = self.geometry
         step = 1
         for stride, size in zip(reversed(self.w_strides[1:]), (*reversed(g.kernel), g.c_in_group), strict=True):
@@ -135,12 +130,15 @@ class Problem:
         Every kernel starts from a 64-bit base at the first image that the tile touches.
         """
         g = self.geometry
-        pixels = max(g.out_pixels, 1)
+        # The pixels of an image that one tile sees: of a transposed convolution those of one phase.
+        steps = g.stride if g.transposed else (1, 1, 1)
+        pixels = math.prod(max(size // step, 1) for size, step in zip(g.out_size, steps, strict=True))
         images = min((block_m - 1) // pixels + 2, max(g.batch, 1))
         spans = [
             _span(self.x_strides, (images, g.c_in, *(i + sum(p) for i, p in zip(g.in_size, g.padding, strict=True)))),
             _span(self.y_strides, (images, g.c_out, *g.out_size)),
             _span(self.w_strides, (g.c_in if g.transposed else g.c_out, max(g.c_in_group, g.c_out_group), *g.kernel)),
+            _span((self.stride_b,), (g.c_out,)),
             g.M + block_m,
         ]
         return max(spans) > INT32_LIMIT
@@ -191,6 +189,14 @@ class DeformProblem(Problem):
 
     def describe(self) -> str:
         return f"{super().describe()} og{self.offset_groups}{'+mask' if self.has_mask else ''}"
+
+
+def _but_channels(strides: Strides) -> Strides:
+    """Every stride but the second. Those of dimensions of size 1 too: a masked-off lane may still step along them, and
+    an asynchronous copy wants even the addresses that it does not read aligned.
+    """
+    n, _, d, h, w = strides
+    return n, 0, d, h, w
 
 
 def _alignment(*numbers: int) -> int:

@@ -115,13 +115,16 @@ def relative_error(result: Tensor, expected: Tensor) -> float:
     return error if math.isfinite(error) else math.inf
 
 
-def tolerance(dtype: torch.dtype, terms: int, precision: str = "ieee", sampled: bool = False) -> float:
+def tolerance(dtype: torch.dtype, terms: int, precision: str = "ieee", sampled: int = 0) -> float:
     """Bound of `relative_error` for sums of `terms` products.
 
     Storing a result rounds it once. Accumulation errs like a random walk of `terms` steps; so do products of operands
-    that were rounded, to tf32 or, where `sampled`, to the dtype after interpolation. A walk's end is not met six
-    standard deviations away by chance.
+    that were rounded: to tf32 or, where they are sampled from an image whose longer side is `sampled` pixels, to the
+    dtype after interpolation at coordinates that have the accumulator's precision. A walk's end is not met six standard
+    deviations away by chance.
     """
     accumulate = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps / 2
-    operands = unit_roundoff(dtype, precision) if sampled or (dtype == torch.float32 and precision == "tf32") else 0.0
+    operands = sampled * accumulate
+    if sampled or (dtype == torch.float32 and precision == "tf32"):
+        operands += unit_roundoff(dtype, precision)
     return 1.01 * unit_roundoff(dtype) + 6 * (accumulate * (2 + math.sqrt(terms)) + operands)

@@ -7,6 +7,7 @@ the compiler serves without one, with the vendor's datasheet figures for a typic
 from __future__ import annotations
 
 import functools
+import math
 import re
 from dataclasses import dataclass
 
@@ -51,8 +52,12 @@ class Target:
         return dict(self.rates).get("tf32" if dtype == "float32" and precision == "tf32" else dtype, 0.0)
 
     def floor_seconds(self, flops: int, least_bytes: int, dtype: str, precision: str = "tf32") -> float:
-        """The roofline floor of a call: no kernel can be faster than the slower of its arithmetic and its traffic."""
-        return max(flops / self.rate(dtype, precision), least_bytes / self.bandwidth)
+        """The roofline floor of a call: no kernel can be faster than the slower of its arithmetic and its traffic.
+
+        NaN for a device whose datasheet is not known.
+        """
+        rate = self.rate(dtype, precision)
+        return max(flops / rate, least_bytes / self.bandwidth) if rate and self.bandwidth else math.nan
 
 
 def _rates(half: float, tf32: float, single: float, double: float) -> tuple[tuple[str, float], ...]:
@@ -80,6 +85,15 @@ KNOWN: dict[str, Target] = {
 }  # fmt: skip
 
 # The interpreter has no shared memory to run out of.
+# Boards that share an architecture with a KNOWN one and differ in memory: bytes a second by a part of the name.
+_BANDWIDTH = {
+    "H200": 4.8e12,
+    "H100 PCIe": 2.0e12,
+    "H100 NVL": 3.9e12,
+    "A100-SXM4-40GB": 1.555e12,
+    "A100-PCIE": 1.555e12,
+}
+
 INTERPRETER = Target("interpreter", "interpreter", "CPU", 1, 2**30)
 
 
@@ -118,16 +132,16 @@ def _of_cuda(index: int) -> Target:
     else:
         vendor, arch = "nvidia", f"sm_{properties.major}{properties.minor}"
     limits = triton.runtime.driver.active.utils.get_device_properties(index)
-    sheet = KNOWN.get(arch)
+    sheet, name = KNOWN.get(arch), properties.name.replace("NVIDIA ", "").replace("AMD Instinct ", "")
     return Target(
         vendor,
         arch,
-        properties.name.replace("NVIDIA ", "").replace("AMD Instinct ", ""),
+        name,
         properties.multi_processor_count,
         limits["max_shared_mem"],
         limits["warpSize"],
         registers=limits["max_num_regs"],
         threads_per_sm=properties.max_threads_per_multi_processor,
-        bandwidth=sheet.bandwidth if sheet else 0.0,
+        bandwidth=next((b for part, b in _BANDWIDTH.items() if part in name), sheet.bandwidth if sheet else 0.0),
         rates=sheet.rates if sheet else (),
     )

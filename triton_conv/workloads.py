@@ -77,12 +77,10 @@ class Workload:
     def variants(self, dtypes: tuple[str, ...] = (), both_formats: bool = False) -> list[Workload]:
         """The same layer in other dtypes and, if asked, in both memory formats."""
         formats = (False, True) if both_formats else (self.channels_last,)
-        return [
-            replace(self, dtype=dtype, channels_last=last) for dtype in dtypes or (self.dtype,) for last in formats
-        ]
+        return [replace(self, dtype=dtype, channels_last=last) for dtype in dtypes or (self.dtype,) for last in formats]
 
     def shrunk(self) -> Workload:
-        """The same kind of call, small enough for the interpreter: a few groups, channels and pixels, same arguments."""
+        """The same kind of call, small enough for the interpreter: a few groups, channels and pixels."""
         groups = self.arguments.get("groups", 1)
         few = min(groups, 4)
         outer, inner = min(self.weight[0] // groups, 4) * few, min(self.weight[1], 4)

@@ -78,7 +78,8 @@ class Subject:
     @property
     def tolerance(self) -> float:
         p = self.problem
-        return tolerance(p.dtype, p.geometry.K, p.precision, isinstance(p, DeformProblem))
+        sampled = max(p.geometry.in_size) if isinstance(p, DeformProblem) else 0
+        return tolerance(p.dtype, p.geometry.K, p.precision, sampled)
 
     def bind(self, made: Plan) -> Callable[[], None]:
         """A call that runs the plan into a buffer of its own; nothing is allocated while it runs."""
@@ -232,8 +233,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def survivors(problem: Problem, target: targets.Target, seconds: float) -> tuple[list[Any], int]:
-    """Candidates that compile for a target without a spill, and how many were compiled: the part of tuning that needs no
-    device. Nearest to the default first, until the time is up.
+    """Candidates that compile for a target without a spill, and how many were compiled, until the time is up.
+
+    The part of tuning that needs no device; nearest to the default first.
     """
     from ..aot import Job, compile_all
 

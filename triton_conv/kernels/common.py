@@ -26,13 +26,14 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 def narrow(x, DTYPE: tl.constexpr):
     """x in the dtype of storage, rounded to nearest.
 
-    The interpreter cuts bfloat16's lower bits off. There the float32's bits are rounded, ties to even, beforehand.
+    The interpreter cuts bfloat16's lower bits off and mistakes numbers below its normal range. There the float32's bits
+    are rounded, ties to even, and their upper half is the result.
     """
     if INTERPRETED:
         if tl.bfloat16 == DTYPE:
             bits = x.to(tl.float32).to(tl.int32, bitcast=True)
-            bits = bits + 0x7FFF + ((bits >> 16) & 1)
-            x = bits.to(tl.float32, bitcast=True)
+            rounded = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), bits | 0x400000)
+            return (rounded >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
     return x.to(DTYPE)
 
 
@@ -53,6 +54,12 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def wide(stride):
+    """A stride as a 64-bit scalar, so that its products are too."""
+    return tl.cast(stride, tl.int64)
+
+
+@triton.jit
 def decode_pixel(m, d_size, h_size, w_size, RANK: tl.constexpr):
     """Flattened pixel -> (image, depth, height, width); ranks below 3 divide less."""
     w = m % w_size
@@ -69,7 +76,9 @@ def decode_pixel(m, d_size, h_size, w_size, RANK: tl.constexpr):
 
 
 @triton.jit
-def tile_pixels(pid_m, batch, d_size, h_size, w_size, RANK: tl.constexpr, INDEX_INT64: tl.constexpr, BLOCK_M: tl.constexpr):
+def tile_pixels(
+    pid_m, batch, d_size, h_size, w_size, RANK: tl.constexpr, INDEX_INT64: tl.constexpr, BLOCK_M: tl.constexpr
+):
     """The pixels of tile `pid_m` of a batch of images: (first image, images from there, depth, height, width, mask).
 
     Offsets start from the first image's 64-bit base, so that 32 bits are enough inside the tile; where they are not,
@@ -77,6 +86,7 @@ def tile_pixels(pid_m, batch, d_size, h_size, w_size, RANK: tl.constexpr, INDEX_
     """
     if INDEX_INT64:
         pid_m = pid_m.to(tl.int64)
+        d_size = tl.cast(d_size, tl.int64)
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     image, d, h, w = decode_pixel(offs_m, d_size, h_size, w_size, RANK)
     mask_m = image < batch
@@ -105,8 +115,8 @@ def tap_offset(
 ):  # fmt: skip
     """Where the tap at (dd, dh, dw) from corner (d0, h0, w0) lies, from the image's base, and whether it is inside.
 
-    `pixel_offset` is the corner's own offset, computed once a program: zero padding then adds one scalar a tap. A folded
-    border needs the whole sum anew, but no mask: every folded index is inside.
+    `pixel_offset` is the corner's own offset, computed once a program: zero padding then adds one scalar a tap. A
+    folded border needs the whole sum anew, but no mask: every folded index is inside.
     """
     if PADDING_MODE == "zeros":
         offset = pixel_offset + (dd * stride_xd + dh * stride_xh + dw * stride_xw)

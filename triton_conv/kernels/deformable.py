@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ..problem import DeformProblem, Problem
-from .common import aligned, below, dot, epilogue, narrow, store_pixels, tile_pixels
+from .common import aligned, below, dot, epilogue, narrow, store_pixels, tile_pixels, wide
 from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
 
 
@@ -47,14 +47,15 @@ def deformable_kernel(
     X_VECTOR: tl.constexpr, W_VECTOR: tl.constexpr, Y_VECTOR: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """y[m, n] = sum_{k, c} mask[m, k] G(x[c], p(m, k)) w[n, c, k] + b[n], p(m, k) = m STRIDE - PAD + k DIL + offset[m, k],
+    """y[m, n] = sum_{k, c} mask[m, k] G(x[c], p(m, k)) w[n, c, k] + b[n].
 
-    G the bilinear interpolation G(x, p) = sum_q max(0, 1 - |q_y - p_y|) max(0, 1 - |q_x - p_x|) x[q], zero outside.
+    p(m, k) = m STRIDE - PAD + k DIL + offset[m, k], and G is bilinear interpolation, zero outside of the input:
+    G(x, p) = sum_q max(0, 1 - |q_y - p_y|) max(0, 1 - |q_x - p_x|) x[q].
 
     Grid: one axis of cdiv(N, BLOCK_N) x cdiv(M, BLOCK_M) x groups programs. Coordinates and blending are in the
-    accumulator's precision: half-precision offsets of 8 pixels are already 1/128 apart. Addresses are clamped and weights
-    zeroed in place of masked loads. The sampled tile is the right operand of the product (wgmma takes it from shared
-    memory, where a computed left operand would go through registers), so the accumulator is [BLOCK_N, BLOCK_M].
+    accumulator's precision: half-precision offsets of 8 pixels are already 1/128 apart. Addresses are clamped and
+    weights zeroed in place of masked loads. The sampled tile is the right operand of the product (wgmma takes it from
+    shared memory, where a computed left operand would go through registers): the accumulator is [BLOCK_N, BLOCK_M].
 
     Channels of one segment share a weight group and an offset group. Dai et al., arXiv:1703.06211 (v1); Zhu et al.,
     arXiv:1811.11168 (v2).
@@ -75,6 +76,8 @@ def deformable_kernel(
     if INDEX_INT64:
         offs_n = offs_n.to(tl.int64)
         offs_k = offs_k.to(tl.int64)
+        # A tap's offset is a product of scalars.
+        stride_wi, stride_wh, stride_ww = wide(stride_wi), wide(stride_wh), wide(stride_ww)
     mask_n = below(offs_n, c_out_group, Y_VECTOR)
     c_first = tl.cast(pid_g * c_in_group, tl.int64)
     n_first = tl.cast(pid_g * c_out_group, tl.int64)

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem
-from .common import activate, below, narrow, tap_offset, tile_pixels
+from .common import activate, below, narrow, tap_offset, tile_pixels, wide
 from .kernel import Kernel, Tile, cdiv, geometry_arguments
 
 
@@ -31,8 +31,8 @@ def depthwise_kernel(
     """y[m, c] = activation(sum_tap x_tap[m, c // MULTIPLIER] w[c, tap] + b[c]).
 
     Grid: one axis of cdiv(c_out, BLOCK_C) x cdiv(M, BLOCK_M) programs; channels fastest for NHWC, whose cache lines
-    they share, pixels fastest for NCHW. A tile is [pixels, channels] or, for NCHW (PIXELS_LAST), its transpose. Taps are
-    read again and again from L1: hence num_stages = 1, since a pipelined load bypasses L1.
+    they share, pixels fastest for NCHW. A tile is [pixels, channels] or, for NCHW (PIXELS_LAST), its transpose. Taps
+    are read again and again from L1: hence num_stages = 1, since a pipelined load bypasses L1.
 
     With UNROLL the taps of a filter row are unrolled. Depthwise convolution: Sifre 2014; Chollet, arXiv:1610.02357.
     """
@@ -57,6 +57,9 @@ def depthwise_kernel(
     offs_c = tl.arange(0, BLOCK_C)
     if INDEX_INT64:
         offs_c = offs_c.to(tl.int64)
+        # A tap's offset is a product of scalars.
+        stride_xd, stride_xh, stride_xw = wide(stride_xd), wide(stride_xh), wide(stride_xw)
+        stride_wd, stride_wh, stride_ww = wide(stride_wd), wide(stride_wh), wide(stride_ww)
     mask_c = below(offs_c, c_out - c_first, X_VECTOR)
     channel_in = (c_first % MULTIPLIER + offs_c) // MULTIPLIER * stride_xc if MULTIPLIER > 1 else offs_c * stride_xc
     x_base = x_ptr + first * stride_xn + c_first // MULTIPLIER * stride_xc
@@ -148,11 +151,15 @@ def _grid(problem: Problem, tile: DepthwiseTile) -> int:
 def _arguments(problem: Problem, tile: DepthwiseTile) -> dict[str, object]:
     g = problem.geometry
     multiplier = g.c_out_group
-    return geometry_arguments(problem, tile.BLOCK_M) | tile.sizes() | dict(
-        c_out=g.c_out,
-        X_VECTOR=problem.x_vector(g.c_out, tile.BLOCK_C) if multiplier == 1 else 1,
-        Y_VECTOR=problem.y_vector(g.c_out, tile.BLOCK_C),
-        MULTIPLIER=multiplier,
+    return (
+        geometry_arguments(problem, tile.BLOCK_M)
+        | tile.sizes()
+        | dict(
+            c_out=g.c_out,
+            X_VECTOR=problem.x_vector(g.c_out, tile.BLOCK_C) if multiplier == 1 else 1,
+            Y_VECTOR=problem.y_vector(g.c_out, tile.BLOCK_C),
+            MULTIPLIER=multiplier,
+        )
     )
 
 

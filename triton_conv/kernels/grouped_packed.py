@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem
-from .common import aligned, below, dot, epilogue, load_pixels, store_pixels, tap_offset, tile_pixels
+from .common import aligned, below, dot, epilogue, load_pixels, store_pixels, tap_offset, tile_pixels, wide
 from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
 
 
@@ -55,6 +55,9 @@ def grouped_packed_kernel(
     if INDEX_INT64:
         offs_k = offs_k.to(tl.int64)
         offs_n = offs_n.to(tl.int64)
+        # A tap's offset is a product of scalars.
+        stride_xd, stride_xh, stride_xw = wide(stride_xd), wide(stride_xh), wide(stride_xw)
+        stride_wd, stride_wh, stride_ww = wide(stride_wd), wide(stride_wh), wide(stride_ww)
     mask_k = (offs_k < SLAB_IN) & below(offs_k, c_in - slab * SLAB_IN, X_VECTOR)
     mask_n = (offs_n < SLAB_OUT) & below(offs_n, c_out - slab * SLAB_OUT, Y_VECTOR)
     same_group = (offs_k // C_IN_GROUP)[:, None] == (offs_n // C_OUT_GROUP)[None, :]
@@ -105,7 +108,9 @@ class GroupedPackedTile(Tile):
     def mismatch(self, problem: Problem) -> str | None:
         g = problem.geometry
         if self.groups_per_tile(problem) < 1:
-            return f"a group of {g.c_in_group} to {g.c_out_group} channels does not fit in {self.BLOCK_K} x {self.BLOCK_N}"
+            return (
+                f"a group of {g.c_in_group} to {g.c_out_group} channels does not fit in {self.BLOCK_K} x {self.BLOCK_N}"
+            )
         return None
 
 
@@ -117,14 +122,18 @@ def _grid(problem: Problem, tile: GroupedPackedTile) -> int:
 def _arguments(problem: Problem, tile: GroupedPackedTile) -> dict[str, object]:
     g = problem.geometry
     packed = tile.groups_per_tile(problem)
-    return geometry_arguments(problem, tile.BLOCK_M) | tile.sizes() | dict(
-        c_in=g.c_in,
-        c_out=g.c_out,
-        X_VECTOR=problem.x_vector(packed * g.c_in_group, g.c_in),
-        Y_VECTOR=problem.y_vector(packed * g.c_out_group, g.c_out),
-        C_IN_GROUP=g.c_in_group,
-        C_OUT_GROUP=g.c_out_group,
-        GROUPS_PER_TILE=packed,
+    return (
+        geometry_arguments(problem, tile.BLOCK_M)
+        | tile.sizes()
+        | dict(
+            c_in=g.c_in,
+            c_out=g.c_out,
+            X_VECTOR=problem.x_vector(packed * g.c_in_group, g.c_in),
+            Y_VECTOR=problem.y_vector(packed * g.c_out_group, g.c_out),
+            C_IN_GROUP=g.c_in_group,
+            C_OUT_GROUP=g.c_out_group,
+            GROUPS_PER_TILE=packed,
+        )
     )
 
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem
-from .common import aligned, below, dot, epilogue, load_pixels, store_pixels, tap_offset, tile_pixels
+from .common import aligned, below, dot, epilogue, load_pixels, store_pixels, tap_offset, tile_pixels, wide
 from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
 
 
@@ -39,8 +39,7 @@ def implicit_gemm_kernel(
     """
     TAPS: tl.constexpr = KD * KH * KW
     tiles_n = tl.cdiv(c_out_group, BLOCK_N)
-    pixels = d_out * h_out * w_out
-    tiles_m = tl.cdiv(tl.cast(batch, tl.int64) * pixels, BLOCK_M).to(tl.int32)
+    tiles_m = tl.cdiv(tl.cast(batch, tl.int64) * d_out * h_out * w_out, BLOCK_M).to(tl.int32)
     pid = tl.program_id(0)
     pid_n = pid % tiles_n
     pid_m = pid // tiles_n % tiles_m
@@ -57,6 +56,9 @@ def implicit_gemm_kernel(
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     if INDEX_INT64:
         offs_n = offs_n.to(tl.int64)
+        # A tap's offset is a product of scalars.
+        stride_xd, stride_xh, stride_xw = wide(stride_xd), wide(stride_xh), wide(stride_xw)
+        stride_wd, stride_wh, stride_ww = wide(stride_wd), wide(stride_wh), wide(stride_ww)
     mask_n = below(offs_n, c_out_group, Y_VECTOR)
     w_column = tl.multiple_of(offs_n * stride_wo, W_VECTOR)
     offs_k = tl.arange(0, BLOCK_K)
@@ -79,7 +81,7 @@ def implicit_gemm_kernel(
                 w_row = k
             else:
                 w_row = channel * stride_wi + kd * stride_wd + kh * stride_wh + kw * stride_ww
-            # Each (pixel, k) pair has its own tap, so offset and mask are whole tiles: [BLOCK_K, BLOCK_M] or transposed.
+            # Each (pixel, k) pair has its own tap: offset and mask are whole tiles, [BLOCK_K, BLOCK_M] or transposed.
             if PIXELS_LAST:
                 offset, inside = tap_offset(
                     pixel_offset[None, :], d0[None, :], h0[None, :], w0[None, :],
@@ -160,13 +162,17 @@ def _grid(problem: Problem, tile: ImplicitGemmTile) -> int:
 
 def _arguments(problem: Problem, tile: ImplicitGemmTile) -> dict[str, object]:
     g = problem.geometry
-    return geometry_arguments(problem, tile.BLOCK_M) | tile.sizes() | dict(
-        c_in_group=g.c_in_group,
-        c_out_group=g.c_out_group,
-        X_VECTOR=problem.x_vector(g.c_in_group),
-        W_VECTOR=problem.w_vector(g.c_in_group),
-        Y_VECTOR=problem.y_vector(g.c_out_group),
-        WEIGHT_FLAT=problem.weight_flat,
+    return (
+        geometry_arguments(problem, tile.BLOCK_M)
+        | tile.sizes()
+        | dict(
+            c_in_group=g.c_in_group,
+            c_out_group=g.c_out_group,
+            X_VECTOR=problem.x_vector(g.c_in_group),
+            W_VECTOR=problem.w_vector(g.c_in_group),
+            Y_VECTOR=problem.y_vector(g.c_out_group),
+            WEIGHT_FLAT=problem.weight_flat,
+        )
     )
 
 

@@ -18,7 +18,7 @@ from ..problem import Problem
 from ..target import Target
 
 _ACCUMULATOR = {torch.float64: tl.float64}
-_POWERS = frozenset(2**i for i in range(11))
+_POWERS = frozenset(2**i for i in range(13))
 
 
 def cdiv(a: int, b: int) -> int:
@@ -42,7 +42,7 @@ class Tile:
             elif type(value) is not int or value < 1:
                 raise ConfigError(f"{field.name}: expected a positive integer, got {value!r}")
             elif field.name != "num_stages" and value not in _POWERS:
-                raise ConfigError(f"{field.name}: expected a power of two of at most 1024, got {value!r}")
+                raise ConfigError(f"{field.name}: expected a power of two of at most 4096, got {value!r}")
         if self.num_warps > 16 or self.num_stages > 8:
             raise ConfigError(f"at most 16 warps and 8 stages, got {self.num_warps} and {self.num_stages}")
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from ..problem import VECTOR_LIMIT, Problem
-from .common import aligned, below, dot, epilogue, load_pixels, store_pixels, tap_offset, tile_pixels
+from .common import aligned, below, dot, epilogue, load_pixels, store_pixels, tap_offset, tile_pixels, wide
 from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
 
 
@@ -54,8 +54,8 @@ def transposed_phase_kernel(
     Dumoulin and Visin, arXiv:1603.07285, section 4; Shi et al., arXiv:1609.07009 for the phases.
     """
     tiles_n = tl.cdiv(GROUPS_PER_TILE * c_out_group, BLOCK_N)
-    largest = tl.cdiv(d_out, STRIDE_D) * tl.cdiv(h_out, STRIDE_H) * tl.cdiv(w_out, STRIDE_W)
-    tiles_m = tl.cdiv(tl.cast(batch, tl.int64) * largest, BLOCK_M).to(tl.int32)
+    largest = tl.cast(batch, tl.int64) * tl.cdiv(d_out, STRIDE_D) * tl.cdiv(h_out, STRIDE_H) * tl.cdiv(w_out, STRIDE_W)
+    tiles_m = tl.cdiv(largest, BLOCK_M).to(tl.int32)
     slabs = tl.cdiv(c_out, GROUPS_PER_TILE * c_out_group)
     pid = tl.program_id(0)
     pid_n = pid % tiles_n
@@ -102,6 +102,9 @@ def transposed_phase_kernel(
     if INDEX_INT64:
         offs_k = offs_k.to(tl.int64)
         offs_n = offs_n.to(tl.int64)
+        # A tap's offset is a product of scalars.
+        stride_xd, stride_xh, stride_xw = wide(stride_xd), wide(stride_xh), wide(stride_xw)
+        stride_wd, stride_wh, stride_ww = wide(stride_wd), wide(stride_wh), wide(stride_ww)
     mask_n = below(offs_n, tl.minimum(slab_out, c_out - n_first), N_VECTOR)
     x_base = x_ptr + first * stride_xn + aligned(c_first * stride_xc, X_VECTOR)
     w_base = w_ptr + aligned(c_first * stride_wo, W_VECTOR)

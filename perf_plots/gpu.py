@@ -1,0 +1,174 @@
+"""`python -m perf_plots.gpu`: everything that needs a GPU, in one command and within a budget of seconds.
+
+Tests, measured ceilings, the flagship benchmark, tuning, the benchmark of what was tuned, figures. Needs Python, torch,
+triton, numpy, pytest and matplotlib, no installation and no network; run from the repository's root. Results are
+written to --work as they come; a second call goes on there where the first stopped. After every stage --out holds all
+of it in three files: results.tar.gz, summary.txt and overview.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .budget import Budget, BudgetError
+
+if TYPE_CHECKING:
+    from .stages import Run
+
+STAGE_NAMES = ("environment", "tests", "ceilings", "benchmark", "tuning", "retime", "variants", "figures")
+_NO_GPU, _STOPPED = 2, 3
+_REHEARSAL_BUDGET, _LEAST_RESTART, _MOST_RESTARTS = 55.0, 30.0, 5
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m perf_plots.gpu", description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--budget", type=float, help="seconds within which everything ends")
+    parser.add_argument("--out", type=Path, help="folder for results.tar.gz, summary.txt and overview.png")
+    parser.add_argument("--work", type=Path, help="folder of the run, which a second call goes on with (.perf_run)")
+    parser.add_argument("--only", default=",".join(STAGE_NAMES), help="stages to run, comma-separated (default: all)")
+    parser.add_argument("--fresh", action="store_true", help="forget what an earlier run in --out has done")
+    parser.add_argument(
+        "--rehearse", action="store_true",
+        help="walk every stage without a GPU: tiny cases, Triton's interpreter, made-up times, a temporary folder",
+    )  # fmt: skip
+    parser.add_argument("--restarts", type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0 if all went well, 1 if something failed (see the summary), 2 if nothing was run, 3 if stopped."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    stages = options.only.split(",")
+    if unknown := [stage for stage in stages if stage not in STAGE_NAMES]:
+        parser.error(f"argument --only: {', '.join(unknown)} is not known; choose of {', '.join(STAGE_NAMES)}")
+    if options.rehearse:
+        # Must be known before triton_conv is imported.
+        os.environ["TRITON_INTERPRET"] = "1"
+        options.budget = _REHEARSAL_BUDGET if options.budget is None else options.budget
+        options.work = options.work or Path(tempfile.mkdtemp(prefix="perf_plots-"))
+        options.out = options.out or options.work
+    elif options.budget is None or options.out is None:
+        parser.error("--budget SECONDS and --out DIR are required, except with --rehearse")
+    try:
+        budget = Budget(options.budget, reserve=min(20.0, 0.25 * options.budget))
+    except BudgetError as error:
+        parser.error(f"argument --budget: BudgetError: {error}")
+    # The seconds that importing torch takes count too.
+    import torch
+
+    if not options.rehearse and not torch.cuda.is_available():
+        print(
+            f"torch {torch.__version__} sees no GPU here, and nothing was run. Run this command on a machine with an "
+            "NVIDIA GPU and a torch built for CUDA, or add --rehearse to walk through every stage on the CPU.",
+            file=sys.stderr,
+        )
+        return _NO_GPU
+    work = (options.work or Path(".perf_run")).resolve()
+    if options.fresh and work.is_dir():
+        _forget(work)
+    for folder in (work, options.out):
+        folder.mkdir(parents=True, exist_ok=True)
+    # Plans see the tiles that this run tunes.
+    os.environ["TRITON_CONV_HOME"] = str(work)
+    from .stages import Run
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A log that is followed, or cut off, holds whole lines.
+        sys.stdout.reconfigure(line_buffering=True)
+    run = Run(work, torch.device("cpu") if options.rehearse else torch.device("cuda", 0), options.rehearse)
+    return _run(run, budget, [stage for stage in STAGE_NAMES if stage in stages], options)
+
+
+def _forget(work: Path) -> None:
+    """Removes what a run writes, and nothing else that may lie in the folder."""
+    for name in ("results", "autotune_configs", "figures"):
+        shutil.rmtree(work / name, ignore_errors=True)
+    for name in ("run.json", "tuning.json", "tests.txt", "nvidia-smi.txt", "results.tar.gz", "summary.txt"):
+        (work / name).unlink(missing_ok=True)
+
+
+def _run(run: Run, budget: Budget, names: list[str], options: argparse.Namespace) -> int:
+    from .stages import STAGES, DeviceLostError
+    from .state import save_stage
+    from .summary import failed, summarise
+
+    folder = options.out.resolve()
+    # A call that does not return cannot be interrupted, but what is on disk can be handed over in time.
+    watchdog = threading.Timer(max(budget.end.left - 5.0, 0.9 * budget.end.left), _stop, (run, folder))
+    watchdog.daemon = True
+    watchdog.start()
+    for name, deadline in budget.deadlines({name: STAGES[name][0] for name in names}).items():
+        start = time.monotonic()
+        print(f"== {name} ({deadline.left:.0f} s)")
+        try:
+            report = STAGES[name][1](run, deadline)
+        except DeviceLostError as error:
+            print(error)
+            if (code := _restart(budget, run, options)) is not None:
+                return code
+            report = {"error": str(error)}
+        except KeyboardInterrupt:
+            _hand_over(run, folder)
+            raise
+        except Exception as error:  # the stages after it must run; the summary says what happened
+            report = {"error": f"{type(error).__name__}: {error}"}
+            print(report["error"])
+        save_stage(run.out, name, report | {"seconds": round(time.monotonic() - start, 2)})
+        _hand_over(run, folder)
+    watchdog.cancel()
+    print(f"== summary ({folder / 'summary.txt'}; everything in {folder / 'results.tar.gz'})")
+    print("\n".join(summarise(run.out)))
+    return 1 if failed(run.out) else 0
+
+
+def _hand_over(run: Run, folder: Path) -> None:
+    from .state import bundle
+    from .summary import summarise
+
+    bundle(run.out, folder, summarise(run.out))
+
+
+def _stop(run: Run, folder: Path) -> None:
+    """At the end of the budget, whatever is running."""
+    from .summary import summarise
+
+    print("== stopped at the end of the budget")
+    try:
+        _hand_over(run, folder)
+        print("\n".join(summarise(run.out)), flush=True)
+    finally:
+        os._exit(_STOPPED)
+
+
+def _restart(budget: Budget, run: Run, options: argparse.Namespace) -> int | None:
+    """Goes on in a new process, with what is left of the budget; does not return unless too little is."""
+    left = budget.end.left
+    if left < _LEAST_RESTART or options.restarts >= _MOST_RESTARTS:
+        return None
+    command = [
+        sys.executable,
+        "-m",
+        "perf_plots.gpu",
+        f"--budget={left:.1f}",
+        f"--work={run.out}",
+        f"--out={options.out}",
+        f"--only={options.only}",
+    ]
+    command += [f"--restarts={options.restarts + 1}"]
+    command += ["--rehearse"] if options.rehearse else []
+    sys.stdout.flush()
+    os.execv(sys.executable, command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""`python -m perf_plots.host_overhead`: what a call costs on the host, the kernel launch replaced by nothing.
+
+Everything else is in it: normalising the arguments, torch's dispatcher, the look-up of the plan, the allocation of the
+output. On a GPU also with the launch, which Triton makes and the device does not wait for. Beside it, torch's own
+conv2d, which has no such seam: on meta tensors, where it computes shapes only, and on CPU tensors of one element, where
+the arithmetic is negligible.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+
+_BATCHES, _CALLS = 100, 100
+GOAL_US = 25.0
+
+
+def median_us(call: Callable[[], object]) -> float:
+    """Microseconds a call: the median over batches, after a batch to warm up."""
+    samples = []
+    for _ in range(_BATCHES + 1):
+        start = time.perf_counter_ns()
+        for _ in range(_CALLS):
+            call()
+        samples.append((time.perf_counter_ns() - start) / (1e3 * _CALLS))
+    return statistics.median(samples[1:])
+
+
+def _nothing(*arguments: object) -> None:
+    """Stands for the launch."""
+
+
+def measure(device: torch.device) -> dict[str, float]:
+    """Microseconds by what was called; importing triton_conv waits until Triton knows whether to interpret."""
+    import triton_conv as tc
+    from triton_conv import dispatch, ops
+
+    x, w = torch.randn(1, 4, 8, 8, device=device), torch.randn(4, 1, 3, 3, device=device)
+    b = torch.randn(4, device=device)
+    one, filter_one = torch.randn(1, 1, 1, 1), torch.randn(1, 1, 1, 1)
+    meta, filter_meta, b_meta = (tensor.to("meta") for tensor in (x, w, b))
+    flat = (1, 1), (1, 1, 1, 1), (1, 1), 4, False, (0, 0), "zeros", "none"
+    found: dict[str, float] = {}
+    with torch.no_grad(), mock.patch.object(dispatch, "launch", _nothing):
+        plan = ops.plan_conv(x, w, b, *flat)
+        found |= {
+            "triton_conv.conv2d, launch replaced by nothing": median_us(
+                lambda: tc.conv2d(x, w, b, padding=1, groups=4)
+            ),
+            "  of which the look-up of the plan": median_us(lambda: ops.plan_conv(x, w, b, *flat)),
+            "  of which the allocation of the output": median_us(
+                lambda: torch.empty_strided(plan.out_shape, plan.out_strides, dtype=x.dtype, device=x.device)
+            ),
+            "torch.nn.functional.conv2d on meta tensors, same shapes": median_us(
+                lambda: F.conv2d(meta, filter_meta, b_meta, padding=1, groups=4)
+            ),
+            "torch.nn.functional.conv2d on CPU tensors of one element": median_us(lambda: F.conv2d(one, filter_one)),
+        }
+    if x.is_cuda:
+        with torch.no_grad():
+            found["triton_conv.conv2d with its launch"] = median_us(lambda: tc.conv2d(x, w, b, padding=1, groups=4))
+            found["torch.nn.functional.conv2d on the GPU"] = median_us(lambda: F.conv2d(x, w, b, padding=1, groups=4))
+    return found
+
+
+def main() -> None:
+    cuda = torch.cuda.is_available()
+    if not cuda:
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    device = torch.device("cuda" if cuda else "cpu")
+    torch.set_num_threads(1)
+    print(
+        f"Host time of a call, median of {_BATCHES} batches of {_CALLS}, tensors on {device}, torch {torch.__version__}"
+    )
+    for name, us in measure(device).items():
+        print(f"{us:8.2f} us  {name}")
+    print(f"Goal: at most {GOAL_US:g} us for triton_conv.conv2d")
+
+
+if __name__ == "__main__":
+    main()

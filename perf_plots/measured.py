@@ -1,0 +1,131 @@
+"""Figures of what was measured on a device: ours, other libraries, the standard convolution, the computed limit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from triton_conv.workloads import Workload
+
+from .cases import KIND_TITLES, describe
+from .overview import Line, draw_marks
+from .record import MEASURED, OURS, REHEARSED, Record
+from .rows import Chart, Point, Row
+from .rows import draw as draw_rows
+from .store import DeviceResults
+from .style import BLACK, BLUE, FLOOR, GREEN, GREY, MARKS, VERMILLION, Mark, duration, ratio
+
+_LIBRARY = Mark("over the fastest other library", BLUE, "o", size=9)
+_STANDARD = Mark("over the standard convolution", GREEN, "D", filled=False, size=7)
+
+
+def badge(results: DeviceResults) -> str:
+    return MEASURED if results.measured else REHEARSED
+
+
+def footer(records: list[Record]) -> str:
+    """Device, versions, commits and dates of the records drawn."""
+
+    def each(label: str, key: str) -> str:
+        values = [str(r.provenance[key]) for r in records if r.provenance.get(key) not in (None, "")]
+        return f"{label}{', '.join(dict.fromkeys(values)) or 'unknown'}"
+
+    commits = dict.fromkeys(
+        f"{str(r.provenance.get('commit', 'unknown'))[:12]}{' with changes' if r.provenance.get('dirty') else ''}, "
+        f"source {r.provenance.get('source', 'unknown')}"
+        for r in records
+    )
+    days = sorted(str(record.provenance.get("date", "unknown"))[:10] for record in records)
+    dates = " to ".join(dict.fromkeys((days[0], days[-1])))
+    bases = ", ".join(dict.fromkeys(record.floor_basis for record in records if record.floor_basis)) or "none"
+    keys = {"driver": "driver", "CUDA": "cuda", "cuDNN": "cudnn", "torch": "torch", "triton": "triton"}
+    versions = "; ".join(each(f"{label} ", key) for label, key in keys.items())
+    method = "Medians of interleaved rounds with a cold L2 cache, 95% intervals shaded"
+    if not all(record.measured for record in records):
+        method = "A rehearsal of the program: no number here was measured"
+    return (
+        f"{each('', 'device')}; {versions}; commit {'; '.join(commits)}; {dates}. {method}. Computed limit: "
+        f"roofline of the {bases}. Run by `python -m perf_plots.gpu`."
+    )
+
+
+def kind_figure(kind: str, workloads: list[Workload], results: DeviceResults, stem: Path) -> list[Path]:
+    """Every case of a kind; one without a result says so in its row."""
+    found = results.by_title()
+    records = [found[workload.title] for workload in workloads if workload.title in found]
+    chart = Chart(KIND_TITLES[kind], f"Forward pass on {results.title}", badge(results), footer(records))
+    rows = [
+        _row(found[w.title]) if w.title in found else Row(w.name, describe(w), "not measured", GREY) for w in workloads
+    ]
+    return draw_rows(chart, rows, stem)
+
+
+def variants_figure(kind: str, records: list[Record], results: DeviceResults, stem: Path) -> list[Path]:
+    """The same for results in other dtypes and formats."""
+    chart = Chart(
+        f"{KIND_TITLES[kind]}, variants",
+        f"Other dtypes and formats on {results.title}",
+        badge(results),
+        footer(records),
+    )
+    return draw_rows(chart, [_row(record) for record in records], stem)
+
+
+def _row(record: Record) -> Row:
+    workload = record.workload
+    if record.ours_us is None:
+        return Row(workload.name, describe(workload), f"FAILED, no time: {record.error[:70]}", VERMILLION)
+    points = [Point(MARKS[OURS], record.ours_us, record.contestants[OURS].interval_us)]
+    for name, mark in MARKS.items():
+        contestant = record.contestants.get(name)
+        if name != OURS and contestant and contestant.samples_us:
+            points.append(Point(mark, contestant.median_us, contestant.interval_us, lane=1))
+    if record.floor_us:
+        points.append(Point(FLOOR, record.floor_us))
+    reasons: dict[str, list[str]] = {}
+    for name, why in record.absent().items():
+        reasons.setdefault(why, []).append(_label(name))
+    notes = "; ".join(f"absent: {' and '.join(names)} ({why})" for why, names in reasons.items())
+    losing = any((speedup := record.speedup(standard)) and speedup < 0.995 for standard in (False, True))
+    return Row(
+        workload.name, describe(workload), _verdict(record), VERMILLION if losing else BLACK, tuple(points), notes
+    )
+
+
+def _label(name: str) -> str:
+    return MARKS[name].label if name in MARKS else name
+
+
+def _verdict(record: Record) -> str:
+    assert record.ours_us is not None
+    parts = [duration(record.ours_us) + (f", {record.share:.0%} of limit" if record.share else "")]
+    for standard in (False, True):
+        best, speedup = record.best(standard), record.speedup(standard)
+        if best is None or speedup is None:
+            parts.append(f"no time of {'the standard' if standard else 'another library'}")
+        else:
+            loss, other = "" if speedup >= 0.995 else "LOSS ", "standard" if standard else _label(best[0])
+            parts.append(f"{loss}{ratio(speedup)} vs {other}")
+    return " · ".join(parts)
+
+
+def overview(workloads: list[Workload], results: DeviceResults, stem: Path) -> list[Path]:
+    """Speed-ups over the fastest other library and the standard convolution, worst first; what has none comes last."""
+    found = results.by_title()
+    records = [found[workload.title] for workload in workloads if workload.title in found]
+    lines = []
+    for workload in workloads:
+        record = found.get(workload.title)
+        if record is None:
+            lines.append(Line(workload.name, (None, None), "not measured", GREY))
+        elif record.ours_us is None:
+            lines.append(Line(workload.name, (None, None), "FAILED, no time", VERMILLION))
+        else:
+            lines.append(Line(workload.name, (record.speedup(False), record.speedup(True))))
+    chart = Chart(
+        "Speed-up of triton_conv",
+        f"{results.title}; shaded: slower than the other",
+        badge(results),
+        footer(records or list(results.records)),
+    )
+    lines.sort(key=lambda line: (bool(line.missing), line.factors[0] is None, line.factors[0] or line.factors[1] or 0))
+    return draw_marks(chart, lines, "times as fast (log scale)", [_LIBRARY, _STANDARD], ["library", "standard"], stem)

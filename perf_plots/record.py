@@ -1,0 +1,179 @@
+"""One result file a case: what was run, on what, how long it took, and whether that is a measurement.
+
+`<results>/<device>/<case>.json`. Readers check everything they use; a file that does not hold up is named and left out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from triton_conv.autotune.measure import Timing
+from triton_conv.workloads import Workload
+
+from .floors import Work
+
+SCHEMA = 1
+OURS = "triton_conv"
+STANDARD = ("standard", "standard other format")
+CEILINGS = "ceilings.json"
+# What kind of numbers a figure or a table shows.
+COMPUTED, MEASURED, REHEARSED = "computed, not measured", "measured", "REHEARSAL: made-up times, not a measurement"
+COMMITTED = Path(__file__).parent / "results"
+
+
+class ResultError(ValueError):
+    """A result file is unreadable, malformed or of another schema, or may not be written where it was asked to be."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to compute a case: its samples, or why there are none."""
+
+    samples_us: tuple[float, ...] = ()
+    interval_us: tuple[float, float] | None = None
+    relative_error: float | None = None
+    absent: str = ""
+    note: str = ""
+
+    @classmethod
+    def of(cls, timing: Timing, relative_error: float | None, note: str) -> Contestant:
+        samples = tuple(round(sample, 3) for sample in timing.samples)
+        low, high = timing.interval
+        return cls(samples, (round(low, 3), round(high, 3)), relative_error, note=note)
+
+    @property
+    def median_us(self) -> float:
+        return statistics.median(self.samples_us)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A case and everything found out about it. With an `error`, nothing was timed."""
+
+    workload: Workload
+    measured: bool
+    work: Work
+    provenance: Mapping[str, Any]
+    plan: Mapping[str, Any] | None = None
+    contestants: Mapping[str, Contestant] = field(default_factory=dict)
+    relative_error: float | None = None
+    tolerance: float | None = None
+    checked: str = ""
+    floor_us: float | None = None
+    standard_floor_us: float | None = None
+    floor_basis: str = ""
+    error: str = ""
+
+    @property
+    def ours_us(self) -> float | None:
+        ours = self.contestants.get(OURS)
+        return ours.median_us if ours and ours.samples_us else None
+
+    def best(self, standard: bool) -> tuple[str, float] | None:
+        """The fastest standard convolution, or else the fastest other library on the same operation; None if absent."""
+        times = {
+            name: contestant.median_us
+            for name, contestant in self.contestants.items()
+            if name != OURS and (name in STANDARD) == standard and contestant.samples_us
+        }
+        return min(times.items(), key=lambda item: item[1]) if times else None
+
+    def speedup(self, standard: bool) -> float | None:
+        """How many times faster than the best of the others we are; below one is a loss."""
+        best = self.best(standard)
+        return best[1] / self.ours_us if best and self.ours_us else None
+
+    @property
+    def share(self) -> float | None:
+        """Share of the roofline limit that was reached."""
+        return self.floor_us / self.ours_us if self.floor_us and self.ours_us else None
+
+    def absent(self) -> dict[str, str]:
+        """Baselines that were not timed, and why."""
+        return {name: contestant.absent for name, contestant in self.contestants.items() if not contestant.samples_us}
+
+    def to_json(self) -> dict[str, Any]:
+        contestants = {}
+        for name, contestant in self.contestants.items():
+            median = {"median_us": contestant.median_us} if contestant.samples_us else {}
+            contestants[name] = asdict(contestant) | median
+        case = asdict(self.workload) | {"geometry": self.workload.problem().describe()}
+        plain = asdict(self) | {"contestants": contestants}
+        del plain["workload"]
+        return {"schema": SCHEMA, "title": self.workload.title, "case": case} | plain
+
+    @classmethod
+    def from_json(cls, content: Any) -> Record:
+        """Builds a record and checks it; raises `ResultError`, or what a missing or mistyped field raises."""
+        if content["schema"] != SCHEMA:
+            raise ResultError(f"schema {content['schema']!r}, expected {SCHEMA}")
+        if not isinstance(content["measured"], bool):
+            raise ResultError(f"measured: expected true or false, got {content['measured']!r}")
+        case = {name: value for name, value in content["case"].items() if name != "geometry"}
+        workload = Workload(**case | {name: tuple(case[name]) for name in ("input", "weight")})
+        fields = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
+        contestants = {name: _contestant(name, raw) for name, raw in content["contestants"].items()}
+        record = cls(**fields | {"workload": workload, "work": Work(**content["work"]), "contestants": contestants})
+        if not record.error and record.ours_us is None:
+            raise ResultError("neither a time of triton_conv nor an error")
+        return record
+
+
+def _contestant(name: str, raw: Mapping[str, Any]) -> Contestant:
+    fields = {key: raw[key] for key in Contestant.__dataclass_fields__ if key in raw}
+    samples = tuple(float(sample) for sample in raw["samples_us"])
+    if any(not math.isfinite(sample) or sample <= 0 for sample in samples):
+        raise ResultError(f"{name}: a time is not a positive number")
+    if not samples and not raw.get("absent"):
+        raise ResultError(f"{name}: neither samples nor a reason for their absence")
+    interval = tuple(raw["interval_us"]) if raw.get("interval_us") else None
+    return Contestant(**fields | {"samples_us": samples, "interval_us": interval})
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes atomically: a reader, or a run that is stopped, sees the old file or the new one."""
+    write_bytes(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """The same for any content."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def write(record: Record, folder: Path) -> Path:
+    """Writes a record into a device's folder; refuses a rehearsal's among the committed results."""
+    refuse_rehearsal(record.measured, folder)
+    path = folder / f"{record.workload.title}.json"
+    write_json(path, record.to_json())
+    return path
+
+
+def refuse_rehearsal(measured: bool, folder: Path) -> None:
+    """Made-up times never lie among the committed results."""
+    if not measured and folder.resolve().is_relative_to(COMMITTED.resolve()):
+        raise ResultError(f"{folder}: a rehearsal is no measurement, and does not belong among the committed results")
+
+
+def read(path: Path) -> Record:
+    """Reads and checks one file; raises `ResultError` naming it."""
+    try:
+        return Record.from_json(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise ResultError(f"{path}: {type(error).__name__}: {error}") from error

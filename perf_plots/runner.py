@@ -1,0 +1,178 @@
+"""One case: allocate, check, time in turn with every baseline, write."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from triton_conv import configs
+from triton_conv.autotune.measure import Timer
+from triton_conv.dispatch import Plan, plan
+from triton_conv.target import of_device
+from triton_conv.workloads import Workload
+
+from .baselines import Baseline, build, fastest_algorithms, reason
+from .check import Expected, check, expect
+from .floors import Limits, Work
+from .provenance import provenance
+from .record import OURS, STANDARD, Contestant, Record, ResultError, read, write
+
+_ROUNDS, _LEAST_ROUNDS = 20, 3
+# A baseline further from the reference than this does not compute the same operation: no rounding is that coarse.
+_OTHER_OPERATION = 0.25
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What stays the same from case to case. `seconds` is about what timing one case may take."""
+
+    device: torch.device
+    timer: Timer
+    folder: Path
+    limits: Limits
+    seconds: float = 8.0
+    seed: int = 0
+
+
+def describe_plan(made: Plan) -> dict[str, Any]:
+    """The part of a plan that a time depends on, and where it came from."""
+    return {
+        "kernel": made.kernel.name,
+        "kernel_hash": configs.kernel_hash(made.kernel.name),
+        "tile": made.tile.asdict(),
+        "source": made.source,
+        "reason": made.reason,
+        "notes": list(made.notes),
+    }
+
+
+def finished(workload: Workload, bench: Bench) -> Record | None:
+    """The record of an earlier run, if the same code would run the same case with the same tile again."""
+    try:
+        record = read(bench.folder / f"{workload.title}.json")
+    except ResultError:
+        return None
+    try:
+        planned = describe_plan(plan(workload.problem(), of_device(bench.device)))
+    except Exception:  # no plan: the earlier run's failure stands only if it had none either
+        planned = None
+    same_shapes = (record.workload.input, record.workload.weight) == (workload.input, workload.weight)
+    same_kind = record.measured == bench.timer.measured
+    return record if same_shapes and same_kind and _decisive(record.plan) == _decisive(planned) else None
+
+
+def _decisive(made: Any) -> Any:
+    return made and (made["kernel"], made["kernel_hash"], made["tile"])
+
+
+def run_case(workload: Workload, bench: Bench) -> Record:
+    """Runs one case and writes its record, whatever happens in it."""
+    record = Record(workload, bench.timer.measured, Work.of(workload), provenance(bench.device) | {"seed": bench.seed})
+    if bench.limits.known:
+        record = replace(
+            record,
+            floor_us=record.work.floor_us(bench.limits),
+            standard_floor_us=record.work.standard_floor_us(bench.limits),
+            floor_basis=f"{bench.limits.target.name} {bench.limits.basis}",
+        )
+    try:
+        made = plan(workload.problem(), of_device(bench.device))
+        record = replace(record, plan=describe_plan(made))
+        with torch.no_grad():
+            record = _checked_and_timed(record, made, bench)
+    except Exception as error:  # the next case must run: what went wrong is this case's result
+        record = replace(record, error=reason(error))
+    write(record, bench.folder)
+    return record
+
+
+def _checked_and_timed(record: Record, made: Plan, bench: Bench) -> Record:
+    workload = record.workload
+    tensors = workload.tensors(bench.device, bench.seed)
+    expected = expect(workload, made.problem, tensors)
+    record = replace(record, tolerance=expected.tolerance, checked=expected.description)
+
+    def ours() -> Tensor:
+        return workload.call(tensors)
+
+    record = replace(record, relative_error=check(ours, expected))
+    with fastest_algorithms():
+        entrants = [_Entrant(OURS, ours, _seconds(ours, bench.device), record.relative_error)]
+        contestants: dict[str, Contestant] = {}
+        for name, baseline in build(workload, tensors).items():
+            try:
+                entrants.append(_enter(name, baseline, expected, bench))
+            except _AbsentError as absent:
+                contestants[name] = Contestant(absent=str(absent))
+            except Exception as failure:  # whatever a library raises is the reason why it is absent
+                contestants[name] = Contestant(absent=reason(failure))
+        rounds = _rounds(bench.seconds, sum(entrant.seconds for entrant in entrants))
+        timings = bench.timer.rounds({entrant.name: entrant.call for entrant in entrants}, rounds)
+    for entrant in entrants:
+        contestants[entrant.name] = Contestant.of(timings[entrant.name], entrant.relative_error, entrant.note)
+    return replace(record, contestants=contestants)
+
+
+@dataclass(frozen=True)
+class _Entrant:
+    name: str
+    call: Callable[[], Tensor]
+    seconds: float
+    relative_error: float | None
+    note: str = ""
+
+
+class _AbsentError(Exception):
+    """Why a baseline is not timed."""
+
+
+def _enter(name: str, baseline: Baseline, expected: Expected, bench: Bench) -> _Entrant:
+    """A baseline that ran, computes what it should, and is fast enough to repeat."""
+    if baseline.call is None:
+        raise _AbsentError(baseline.absent)
+    # The first call also searches for the fastest algorithm.
+    result = baseline.call()
+    error = None if name in STANDARD else expected.error(result)
+    if error is not None and error > _OTHER_OPERATION:
+        raise _AbsentError(f"computes something else (relative error {error:.2g})")
+    seconds = _seconds(baseline.call, bench.device)
+    if seconds > bench.seconds / 8:
+        raise _AbsentError(f"too slow to repeat: one call took {seconds:.2g} s")
+    return _Entrant(name, baseline.call, seconds, error, baseline.note)
+
+
+def _rounds(seconds: float, per_round: float) -> int:
+    """As many rounds as fit, within bounds; the timer's own warm-up counts as three."""
+    return max(_LEAST_ROUNDS, min(_ROUNDS, int(seconds / per_round) - 3))
+
+
+def _seconds(call: Callable[[], Tensor], device: torch.device) -> float:
+    """Roughly what one call takes: to choose the number of rounds, never recorded as a result."""
+    _synchronize(device)
+    start = time.perf_counter()
+    call()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def usable(device: torch.device) -> bool:
+    """Whether the device still answers: after an illegal access every further call of this process fails."""
+    if device.type != "cuda":
+        return True
+    try:
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        return True
+    except RuntimeError:
+        return False

@@ -1,0 +1,64 @@
+"""Where the tests run, and what is done around each of them.
+
+Without a GPU the kernels run in Triton's interpreter, which must be asked for before Triton is imported.
+"""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
+from helpers import DEVICE, launches
+from hypothesis import HealthCheck, settings
+
+from triton_conv import ops
+
+# One process a core runs the tests; torch's own threads would only get in the way.
+torch.set_num_threads(1)
+
+# Deterministic: the same examples on every machine, so that a red run is red again.
+settings.register_profile(
+    "ci", derandomize=True, deadline=None, database=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("ci")
+
+
+class NanFilled:
+    """Stands for the `torch` module that `triton_conv.ops` allocates outputs with: each one starts as NaN.
+
+    An element that a kernel forgets to write then fails the comparison instead of passing by luck.
+    """
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+    @staticmethod
+    def empty_strided(*args, **kwargs):
+        return torch.empty_strided(*args, **kwargs).fill_(float("nan"))
+
+
+@pytest.fixture(autouse=True)
+def nan_outputs_and_no_launches(monkeypatch):
+    monkeypatch.setattr(ops, "torch", NanFilled())
+    launches.clear()
+
+
+@pytest.fixture
+def device():
+    return DEVICE
+
+
+@pytest.fixture
+def interpreter():
+    if DEVICE != "cpu":
+        pytest.skip("of the interpreter")
+
+
+def pytest_collection_modifyitems(items):
+    if DEVICE == "cpu":
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))

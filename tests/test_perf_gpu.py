@@ -1,0 +1,249 @@
+"""The benchmark run: its rehearsal from end to end, what it refuses, and that its check can fail."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("matplotlib")
+
+from perf_plots import baselines, cases, check, gpu, runner, stages, state
+from perf_plots.budget import Budget, BudgetError
+from perf_plots.floors import DATASHEET
+from perf_plots.record import OURS, read
+from perf_plots.summary import LINES
+from triton_conv import dispatch
+from triton_conv.autotune.measure import RehearsalTimer
+from triton_conv.workloads import find
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "perf_plots.gpu", *map(str, arguments)],
+        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def test_rehearsal_from_end_to_end_and_again(tmp_path):
+    out, bundle = tmp_path / "work", tmp_path / "out"
+    first = run("--rehearse", "--work", out, "--out", bundle)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert [line.split()[1] for line in first.stdout.splitlines() if line.startswith("== ")] == [
+        *gpu.STAGE_NAMES,
+        "summary",
+    ]
+
+    records = {path.name: json.loads(path.read_text()) for path in (out / "results" / "rehearsal").glob("*-*.json")}
+    assert set(records) == {
+        f"{workload.title}.json" for workload in stages.Run(out, torch.device("cpu"), True).flagships
+    } | {f"{workload.title}.json" for workload in stages.Run(out, torch.device("cpu"), True).variants}
+    for content in records.values():
+        assert content["measured"] is False
+        assert not content["error"]
+        assert 0 < content["relative_error"] <= content["tolerance"]
+        assert content["plan"]["kernel_hash"]
+        assert content["provenance"]["torch"] == torch.__version__
+    summary = (bundle / "summary.txt").read_text().splitlines()
+    assert len(summary) <= LINES
+    assert any("REHEARSAL" in line for line in summary)
+    assert summary == first.stdout.splitlines()[-len(summary) :]
+    with tarfile.open(bundle / "results.tar.gz") as archive:
+        names = archive.getnames()
+    assert {"run.json", "tests.txt", "tuning.json", "results/rehearsal/ceilings.json"} <= set(names)
+    assert any(name.startswith("autotune_configs/") for name in names)
+    assert "figures/rehearsal/overview.png" in names
+    assert all(not name.startswith(("/", "..")) for name in names)
+
+    kept = "environment,tests,ceilings,benchmark,tuning,variants"
+    second = run("--rehearse", "--work", out, "--out", bundle, "--only", kept)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert f"0 cases run, {len(cases.rehearsal())} kept" in second.stdout
+    assert "already run for this code" in second.stdout
+    assert "tiles tried" not in second.stdout.partition("== summary")[0], "nothing is tuned twice"
+
+
+@pytest.mark.parametrize("budget", ["0", "-5", "nan"])
+def test_a_budget_must_be_positive(budget, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        gpu.main([f"--budget={budget}", f"--out={tmp_path}"])
+    assert stopped.value.code == 2
+    assert "BudgetError: the budget must be a positive number of seconds" in capsys.readouterr().err
+    with pytest.raises(BudgetError):
+        Budget(float(budget))
+
+
+def test_without_a_gpu_it_says_what_to_do(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main(["--budget=100", f"--out={tmp_path / 'out'}"]) == 2
+    message = capsys.readouterr().err
+    assert "sees no GPU" in message
+    assert "--rehearse" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_stages_are_named(capsys):
+    with pytest.raises(SystemExit):
+        gpu.main(["--rehearse", "--only=benchmark,dance"])
+    assert "dance is not known" in capsys.readouterr().err
+
+
+def test_unused_time_flows_on():
+    now = [100.0]
+    budget = Budget(100, reserve=20, clock=lambda: now[0])
+    deadlines = budget.deadlines({"a": 1, "b": 3})
+    assert deadlines["a"].left == 20
+    now[0] = 105
+    assert deadlines["b"].left == 75, "what a left, and its own"
+    now[0] = 190
+    assert deadlines["b"].passed
+    assert budget.end.left == 10
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return runner.Bench(torch.device("cpu"), RehearsalTimer(), tmp_path, DATASHEET)
+
+
+@pytest.fixture
+def small():
+    return cases.rehearsal()[0]
+
+
+def interpreted(function):
+    return pytest.mark.skipif(torch.cuda.is_available(), reason="of the interpreter")(function)
+
+
+@interpreted
+def test_a_kernel_that_writes_nothing_gets_no_time(bench, small, monkeypatch):
+    monkeypatch.setattr(dispatch, "launch", lambda *arguments: None)
+    record = runner.run_case(small, bench)
+    assert "never written" in record.error
+    assert not record.contestants
+    assert read(bench.folder / f"{small.title}.json").error == record.error
+
+
+@interpreted
+def test_a_wrong_kernel_gets_no_time(bench, small, monkeypatch):
+    launch = dispatch.launch
+    monkeypatch.setattr(dispatch, "launch", lambda *arguments: (launch(*arguments), arguments[-1].mul_(1.01)))
+    record = runner.run_case(small, bench)
+    assert "relative error 0.0" in record.error
+    assert not record.contestants
+
+
+def test_a_race_is_an_error():
+    results = iter([torch.ones(4), torch.ones(4) + 1e-7])
+    expected = check.Expected(((slice(0, 1), torch.ones(1)),), "", 1e-3)
+    with pytest.raises(check.CheckError, match="race"):
+        check.check(lambda: next(results), expected)
+
+
+@pytest.mark.parametrize("name", ["causal_dw1d", "conformer_dw1d"])
+def test_a_reference_too_large_for_the_memory_is_taken_of_the_outermost_channels(name, monkeypatch):
+    workload = find(name)[0].shrunk()
+    tensors, problem = workload.tensors("cpu"), workload.problem()
+    whole = check.expect(workload, problem, tensors)
+    compute, channels = check.reference, problem.geometry.c_in
+
+    def scarce(function, arguments):
+        if arguments["input"].shape[1] == channels:
+            raise torch.OutOfMemoryError("no memory for the whole image")
+        return compute(function, arguments)
+
+    monkeypatch.setattr(check, "reference", scarce)
+    monkeypatch.setattr(check, "_FEW_CHANNELS", 1)
+    ends = check.expect(workload, problem, tensors)
+    assert "outermost 1 channels" in ends.description
+    result = torch.full(problem.geometry.out_shape, float("inf"), dtype=torch.float64)
+    result[0], result[-1] = whole.parts[0][1][0], whole.parts[-1][1][0]
+    assert whole.error(result) == 0
+    assert ends.error(result) < 1e-12
+    result[-1, -1, -1] += 1
+    assert ends.error(result) > 0.1
+
+
+@interpreted
+def test_a_case_without_a_plan_is_recorded(bench, small, monkeypatch):
+    def refuse(*arguments):
+        raise RuntimeError("no plan today")
+
+    monkeypatch.setattr(runner, "plan", refuse)
+    assert runner.run_case(small, bench).error == "RuntimeError: no plan today"
+    assert runner.finished(small, bench) is not None
+    monkeypatch.undo()
+    assert runner.finished(small, bench) is None, "now there is one: it must run"
+
+
+@interpreted
+def test_absent_baselines_have_reasons(bench, small, monkeypatch):
+    monkeypatch.setattr(baselines, "_memory", lambda device: 1000)
+    wrong = SimpleNamespace(conv2d=lambda *arguments, **options: torch.zeros(small.problem().geometry.out_shape))
+    monkeypatch.setattr(baselines, "F", wrong)
+    record = runner.run_case(small, bench)
+    assert record.ours_us
+    assert "needs" in record.contestants["standard"].absent
+    assert "computes something else" in record.contestants["cudnn"].absent
+    assert record.speedup(False) is None
+
+
+@pytest.mark.parametrize("name", ["decoder_t2d", "dcgan_t2d", "vocoder_t1d_s8"])
+def test_the_standard_convolution_of_a_transposed_one(name, monkeypatch):
+    """Over the prepared input, with the filter turned round, it is the transposed convolution."""
+    (workload,) = find(name)[0].shrunk().variants(("float32",))
+    tensors = workload.tensors("cpu")
+    weight, g = tensors["weight"], workload.problem().geometry
+    turned = weight.flip(tuple(range(2, weight.dim()))).transpose(0, 1) / (g.c_in * g.taps) ** -0.5
+    monkeypatch.setattr(torch, "randn", lambda *arguments, **options: turned.clone())
+    built = baselines.build(workload, tensors)
+    expected = getattr(F, workload.function)(**tensors)
+    for baseline in ("cudnn", "standard"):
+        torch.testing.assert_close(built[baseline].call(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("workload", [w.shrunk() for w in cases.flagships()], ids=lambda workload: workload.name)
+def test_every_standard_convolution_has_our_shape(workload):
+    built = baselines.build(workload, workload.tensors("cpu"))
+    assert built["standard"].call().shape == workload.problem().geometry.out_shape
+
+
+def test_a_lost_device_goes_on_in_a_new_process(tmp_path, monkeypatch):
+    def lose(run, deadline):
+        raise stages.DeviceLostError("gone")
+
+    class ReplacedError(Exception):
+        pass
+
+    def replace(path, command):
+        raise ReplacedError(command)
+
+    monkeypatch.setenv("TRITON_CONV_HOME", str(tmp_path))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setitem(stages.STAGES, "benchmark", (1.0, lose))
+    monkeypatch.setattr(os, "execv", replace)
+    arguments = ["--rehearse", "--budget=100", f"--work={tmp_path}", "--only=benchmark", "--fresh"]
+    with pytest.raises(ReplacedError) as replaced:
+        gpu.main(arguments)
+    command = replaced.value.args[0]
+    assert command[1:3] == ["-m", "perf_plots.gpu"]
+    assert "--restarts=1" in command
+    assert "--fresh" not in command
+    # Not for ever: then the failure stands in the summary.
+    assert gpu.main([*arguments, "--restarts=5"]) == 1
+    assert "FAILED stage benchmark: gone" in (tmp_path / state.SUMMARY).read_text()
+
+
+def test_a_case_seen_before_is_not_run_again(bench, small):
+    record = runner.run_case(small, bench)
+    assert record.contestants[OURS].samples_us
+    assert runner.finished(small, bench) is not None
+    other = next(workload for workload in small.variants(("float16",)))
+    assert runner.finished(other, bench) is None
