@@ -205,8 +205,7 @@ class _Worker:
             result: Compiled = pickle.load(process.stdout)
             return result
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):
-            code = process.wait()
-            self._process = None
+            code = self.close()
             reason = f"no result within {seconds:g} s" if not timer.is_alive() else f"the compiler died ({code})"
             dtype = str(job.problem.dtype).removeprefix("torch.")
             return Compiled(job.kernel, job.target.arch, dtype, str(job.tile), job.label, error=reason)
@@ -225,11 +224,16 @@ class _Worker:
             env=environment,
         )
 
-    def close(self) -> None:
-        if self._process is not None:
-            assert self._process.stdin
-            self._process.stdin.close()
-            self._process.wait()
+    def close(self) -> int | None:
+        """Ends the process, if there is one, and returns its exit code."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        assert process.stdin and process.stdout
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        process.stdout.close()
+        return process.wait()
 
 
 def compile_all(

@@ -206,6 +206,8 @@ def find(selection: str) -> list[Workload]:
 def _read(path: Path) -> list[Workload]:
     try:
         rows = json.loads(path.read_text())
+        if not isinstance(rows, list) or not rows:
+            raise TypeError("expected a list of layers")
         return [Workload(**row | {key: tuple(row[key]) for key in ("input", "weight")}) for row in rows]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise WorkloadError(f"workload: cannot read {path}: {type(error).__name__}: {error}") from error
