@@ -1,0 +1,144 @@
+"""The registered ops: what torch's own checks say of them, and that shapes are known without running anything."""
+
+import pytest
+import torch
+from cases import CASES
+from helpers import DEVICE, check, launches, name_of, random
+from test_deformable import tensors as deformable_tensors
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import triton_conv as tc
+from triton_conv import ops
+
+SMALL = CASES["smoke"] + CASES["transposed"] + CASES["empty"] + CASES["strided-views"]
+
+
+def op_arguments():
+    """(op, its positional arguments) by name, as `functional` passes them."""
+    x, w, b = random((2, 4, 5, 6)), random((6, 4, 3, 2)), random((6,))
+    deform = deformable_tensors(2, torch.float32)
+    tensors = [deform[name] for name in ("input", "offset", "mask", "weight", "bias")]
+    pads, geometry = (1, 1, 0, 0), ([2, 1], [1, 1, 0, 0], [2, 1])
+    forward = ((1, 1), pads, (1, 1), 1, False, (0, 0), "zeros", "none")
+    return {
+        "conv": (ops.conv, (x, w, b, *forward)),
+        "conv-no-bias": (ops.conv, (x, w, None, *forward[:-2], "reflect", "gelu")),
+        "conv-channels-last": (ops.conv, (x.contiguous(memory_format=torch.channels_last), w, b, *forward)),
+        "transposed": (ops.conv, (x, random((4, 6, 3, 2)), b, (2, 2), pads, (1, 1), 1, True, (1, 0), "zeros", "silu")),
+        "deform_conv": (ops.deform_conv, (*tensors, *geometry)),
+        "deform_conv-v1": (ops.deform_conv, (tensors[0], tensors[1], None, tensors[3], None, *geometry)),
+    }
+
+
+@pytest.mark.parametrize("name", op_arguments())
+def test_opcheck(name):
+    op, arguments = op_arguments()[name]
+    torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+
+
+def on_meta(arguments):
+    return {name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
+
+
+def described(tensor):
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+@pytest.mark.parametrize("case", SMALL, ids=name_of)
+def test_fake_results_are_like_real_ones(case):
+    arguments = case.tensors(torch.float32)
+    real = getattr(tc, case.function)(**arguments)
+    launches.clear()
+    with FakeTensorMode() as mode:
+        fakes = {k: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+        fake = getattr(tc, case.function)(**fakes)
+    assert described(fake) == described(real)
+    assert not launches
+
+
+@pytest.mark.parametrize("case", CASES["smoke"] + CASES["networks"], ids=name_of)
+def test_meta_tensors(case):
+    arguments = case.tensors(torch.bfloat16)
+    real = getattr(tc, case.function)(**arguments)
+    launches.clear()
+    result = getattr(tc, case.function)(**on_meta(arguments))
+    assert described(result) == (real.shape, real.stride(), torch.bfloat16, torch.device("meta"))
+    assert not launches
+
+
+def test_meta_deformable():
+    result = tc.deform_conv2d(**on_meta(deformable_tensors(33, torch.float16)))
+    assert (result.shape, result.device.type) == ((33, 2, 2, 3), "meta")
+    assert not launches
+
+
+def test_a_plan_is_made_once_and_printed_but_runs_nothing():
+    arguments = {"input": random((2, 12, 6, 5)), "weight": random((6, 4, 3, 3)), "groups": 3, "padding": 1}
+    made = tc.plan(tc.conv2d, **arguments)
+    assert not launches
+    text = str(made)
+    for words in (
+        "grouped_packed on ", "n2 c12-6 hw6x5 k3x3 s1x1 p1x1 d1x1 g3 float32", "several fill one tile",
+        str(made.tile), f"source   {made.source}", "M=60 N=2 K=36 groups=3", "GFLOP", "MB",
+    ):  # fmt: skip
+        assert words in text
+    assert tc.plan(tc.conv2d, **arguments) is made
+    positional = (arguments["input"], arguments["weight"], None, 1, 1, 1, 3)
+    assert tc.plan(tc.conv2d, *positional) is made
+    assert tc.plan(tc.conv2d, arguments["input"][:1], arguments["weight"], padding=1, groups=3) is not made
+
+
+def test_a_plan_cannot_be_changed():
+    made = tc.plan(tc.conv2d, random((1, 2, 3, 3)), random((2, 2, 1, 1)))
+    g = made.problem.geometry
+    for thing, name in ((made, "grid"), (made.problem, "dtype"), (made.tile, "BLOCK_M"), (g, "batch")):
+        with pytest.raises(AttributeError):
+            setattr(thing, name, 1)
+
+
+def test_a_call_allocates_one_output_and_no_padded_copy(monkeypatch):
+    made, allocate = [], ops.torch.empty_strided
+
+    def counted(*args, **kwargs):
+        made.append(allocate(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(ops.torch, "empty_strided", counted, raising=False)
+    result = tc.conv2d(random((2, 3, 5, 5)), random((4, 3, 3, 3)), padding=1, padding_mode="circular")
+    assert [tensor.data_ptr() for tensor in made] == [result.data_ptr()]
+
+
+def test_an_empty_result_launches_nothing():
+    assert tc.conv2d(random((0, 3, 5, 5)), random((4, 3, 3, 3))).shape == (0, 4, 3, 3)
+    assert not launches
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
+def test_tensors_that_require_gradients_in(context):
+    x, w = random((1, 3, 5, 5)).requires_grad_(), random((4, 3, 3, 3)).requires_grad_()
+    with context():
+        result = tc.conv2d(x, w)
+    assert not result.requires_grad
+
+
+def test_results_are_the_same_bits_twice():
+    arguments = CASES["networks"][0].tensors(torch.float32)
+    assert torch.equal(tc.conv2d(**arguments), tc.conv2d(**arguments))
+
+
+def test_a_bias_may_be_a_view_of_the_weight():
+    w = random((4, 3, 3, 3))
+    check("conv2d", {"input": random((1, 3, 4, 4)), "weight": w, "bias": w[:, 0, 0, 0]})
+
+
+@pytest.mark.slow
+def test_compiled_functions():
+    def layer(x, w, b):
+        return tc.conv2d(x, w, b, padding=1, activation="relu") + 1
+
+    x, w, b = random((1, 3, 5, 5)), random((4, 3, 3, 3)), random((4,))
+    with torch.no_grad():
+        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+        assert torch.equal(compiled(x, w, b), layer(x, w, b))
+    assert launches["implicit_gemm"] == 2
+    assert x.device.type == DEVICE
