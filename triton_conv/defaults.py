@@ -6,6 +6,7 @@ from what the compiler makes of them (`triton-conv inspect` shows no spill at an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,11 +14,13 @@ from typing import Any
 from .kernels import Tile
 from .kernels.deformable import DeformableTile
 from .kernels.depthwise import DepthwiseTile
+from .kernels.depthwise_weight_gradient import DepthwiseWeightGradientTile
 from .kernels.grouped_packed import GroupedPackedTile
 from .kernels.implicit_gemm import ImplicitGemmTile
 from .kernels.kernel import cdiv
 from .kernels.transposed_phase import TransposedPhaseTile
-from .problem import DeformProblem, Problem
+from .kernels.weight_gradient import WeightGradientTile
+from .problem import DeformProblem, Problem, WeightGradientProblem
 from .target import Target
 
 # Programs a multiprocessor should have before larger tiles pay: below it, smaller tiles fill the machine better.
@@ -161,8 +164,69 @@ def deformable(problem: DeformProblem, target: Target) -> DeformableTile:
     )
 
 
+def _splits(programs: int, block: int, problem: WeightGradientProblem, target: Target) -> int:
+    """Partial sums: enough programs for two to a multiprocessor, each with at least eight steps to add up, and all of
+    them together no more than a tenth of the bytes that the gradient reads.
+    """
+    g = problem.geometry
+    wanted = cdiv(2 * target.sms, max(programs, 1))
+    reads = problem.itemsize * (g.batch * g.c_in * g.in_pixels + g.M * g.c_out)
+    partial = problem.accumulator_bytes * max(math.prod(problem.partial_shape), 1)
+    most = min(wanted, g.M // (8 * block), reads // (10 * partial), 1024)
+    return 1 << max(most, 1).bit_length() - 1
+
+
+def weight_gradient(problem: WeightGradientProblem, target: Target) -> WeightGradientTile:
+    """64 x 64 sums: both operands are read with pixels along K, a dimension that neither has contiguous in NHWC."""
+    g, itemsize = problem.geometry, problem.itemsize
+    flat = g.taps > 1 and g.c_in_group < 16
+    most = 16 if itemsize == 8 else 64
+    block_m = power_of_two(g.c_out_group, 16, most)
+    block_n = power_of_two(g.K if flat else g.c_in_group, 16, 32 if flat and itemsize == 4 else most)
+    if itemsize == 2:
+        # wgmma takes no fewer than 64 rows.
+        block_m = 64
+    block_k = 16 if itemsize == 8 else 32
+    tiles_n = cdiv(g.K, block_n) if flat else cdiv(g.c_in_group, block_n) * g.taps
+    return WeightGradientTile(
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_K=block_k,
+        FLAT_N=flat,
+        SPLITS=_splits(tiles_n * cdiv(g.c_out_group, block_m) * g.groups, block_k, problem, target),
+        num_warps=warps(target, _THREADS),
+        num_stages=2,
+    )
+
+
+def depthwise_weight_gradient(problem: WeightGradientProblem, target: Target) -> DepthwiseWeightGradientTile:
+    """As depthwise: one 16-byte vector of channels a thread (NHWC), or four pixels of one channel (NCHW)."""
+    g = problem.geometry
+    if problem.pixels_last:
+        block_m, block_c = power_of_two(g.M, 64, 4 * _THREADS), 1
+    else:
+        block_c = power_of_two(g.c_out, 8, 64)
+        block_m = power_of_two(_THREADS * 16 // problem.itemsize // block_c, 4, 128)
+    return DepthwiseWeightGradientTile(
+        BLOCK_M=block_m,
+        BLOCK_C=block_c,
+        SPLITS=_splits(g.taps * cdiv(g.c_out, block_c), block_m, problem, target),
+        num_warps=warps(target, _THREADS),
+        num_stages=1,
+    )
+
+
 _RULES: dict[str, Callable[[Any, Target], Tile]] = {
-    rule.__name__: rule for rule in (implicit_gemm, grouped_packed, depthwise, transposed_phase, deformable)
+    rule.__name__: rule
+    for rule in (
+        implicit_gemm,
+        grouped_packed,
+        depthwise,
+        transposed_phase,
+        deformable,
+        weight_gradient,
+        depthwise_weight_gradient,
+    )
 }
 
 
@@ -171,6 +235,7 @@ def default_tile(kernel: str, problem: Problem, target: Target) -> Tile:
     tile = _RULES[kernel](problem, target)
     if target.interpreted:
         # The interpreter pays about a millisecond for a step of a program, whatever the size of the step.
+        along = "BLOCK_K" if kernel == "weight_gradient" else "BLOCK_M"
         pixels = cdiv(problem.geometry.M, problem.geometry.phases)
-        tile = replace(tile, BLOCK_M=power_of_two(pixels, 16, 4096))  # type: ignore[call-arg]
+        tile = replace(tile, **{along: power_of_two(pixels, 16, 4096)})  # type: ignore[arg-type]
     return tile

@@ -12,7 +12,7 @@ from . import configs
 from .defaults import default_tile
 from .errors import PlanError
 from .kernels import KERNELS, Kernel, Tile, launch
-from .problem import DeformProblem, Problem
+from .problem import DeformProblem, Problem, WeightGradientProblem, dense_strides, five
 from .target import Target
 
 
@@ -59,12 +59,16 @@ class Plan:
 def choose_kernel(problem: Problem) -> tuple[Kernel, str]:
     """The kernel for a problem, and the reason."""
     g = problem.geometry
+    # One input channel and many outputs is a product over the taps, worth a tensor core.
+    direct = not g.transposed and g.c_in_group == 1 and (g.groups > 1 or g.c_out < 8)
+    if isinstance(problem, WeightGradientProblem):
+        name = "depthwise_weight_gradient" if direct else "weight_gradient"
+        return KERNELS[name], "it is a sum over pixels"
     if isinstance(problem, DeformProblem):
         return KERNELS["deformable"], "it samples the input at offsets"
     if g.transposed:
         return KERNELS["transposed_phase"], f"it is transposed: {g.phases} output phases, no inserted zeros"
-    # One input channel and many outputs is a product over the taps, worth a tensor core.
-    if g.c_in_group == 1 and (g.groups > 1 or g.c_out < 8):
+    if direct:
         return KERNELS["depthwise"], f"one input channel a group, multiplier {g.c_out_group}"
     widest = max(g.c_in_group, g.c_out_group)
     if g.groups > 1 and g.c_in_group > 0 and widest <= 32:
@@ -89,7 +93,10 @@ def plan(problem: Problem, target: Target, kernel: str | None = None, tile: Tile
         if unsuited or (isinstance(problem, DeformProblem) and kernel != "deformable"):
             raise PlanError(f"kernel: {kernel} cannot run {problem.describe()}: {unsuited or 'it has offsets'}")
     picked, source, notes = _choose_tile(chosen, problem, target, tile)
-    g = problem.geometry
+    out_shape, out_strides = problem.geometry.out_shape, problem.y_strides
+    if isinstance(problem, WeightGradientProblem):
+        out_shape = problem.partial_shape
+        out_strides = five(dense_strides(out_shape, channels_last=False))
     return Plan(
         problem=problem,
         target=target,
@@ -100,8 +107,8 @@ def plan(problem: Problem, target: Target, kernel: str | None = None, tile: Tile
         notes=tuple(notes),
         grid=chosen.grid(problem, picked),
         values=chosen.values(problem, picked),
-        out_shape=g.out_shape,
-        out_strides=(*problem.y_strides[:2], *problem.y_strides[5 - g.rank :]),
+        out_shape=out_shape,
+        out_strides=(*out_strides[:2], *out_strides[5 - problem.geometry.rank :]),
     )
 
 

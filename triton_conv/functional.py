@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
+from . import autograd, ops
 from .dispatch import Plan
 from .errors import ArgumentError, ArgumentTypeError, ArgumentValueError
 from .geometry import ACTIVATIONS
@@ -161,12 +161,12 @@ def _deform_arguments(
 
 
 def _conv(rank: int, input: Tensor, *arguments: Any) -> Tensor:
-    output: Tensor = ops.conv(*_conv_arguments(rank, input, *arguments))
+    output: Tensor = autograd.conv(*_conv_arguments(rank, input, *arguments))
     return output if input.dim() == rank + 2 else output.squeeze(0)
 
 
 def _conv_transpose(rank: int, input: Tensor, *arguments: Any) -> Tensor:
-    output: Tensor = ops.conv(*_conv_transpose_arguments(rank, input, *arguments))
+    output: Tensor = autograd.conv(*_conv_transpose_arguments(rank, input, *arguments))
     return output if input.dim() == rank + 2 else output.squeeze(0)
 
 
@@ -354,7 +354,7 @@ def deform_conv2d(
         As `conv2d`. Dai et al., arXiv:1703.06211 (v1); Zhu et al., arXiv:1811.11168 (v2).
     """
     arguments = _deform_arguments(2, input, offset, weight, bias, stride, padding, dilation, mask)
-    return ops.deform_conv(*arguments)  # type: ignore[no-any-return]
+    return autograd.deform_conv(*arguments)  # type: ignore[no-any-return]
 
 
 _KINDS: dict[str, tuple[Callable[..., Plan], Callable[..., tuple[Any, ...]]]] = {

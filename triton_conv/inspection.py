@@ -8,6 +8,7 @@ from . import dispatch, workloads
 from .aot import Compiled, Job
 from .defaults import default_tile
 from .kernels import KERNELS
+from .problem import Problem
 from .target import KNOWN, Target
 from .workloads import Workload
 
@@ -49,19 +50,20 @@ def jobs(
         job
         for workload in subjects
         for variant in workload.variants(tuple(dtypes) if everything else ("bfloat16",), both_formats=everything)
-        if dispatch.choose_kernel(variant.problem())[0].name in kernels
+        for pass_, problem in variant.problems().items()
+        if dispatch.choose_kernel(problem)[0].name in kernels
         for target in targets
-        for job in _jobs(variant, KNOWN[target])
+        for job in _jobs(variant, pass_, problem, KNOWN[target])
     ]
 
 
-def _jobs(workload: Workload, target: Target) -> list[Job]:
-    problem = workload.problem()
+def _jobs(workload: Workload, pass_: str, problem: Problem, target: Target) -> list[Job]:
     made = dispatch.plan(problem, target)
     tiles = {made.tile: made.source}
     if made.source != "analytic default":
         tiles.setdefault(default_tile(made.kernel.name, problem, target), "analytic default")
     label = f"{workload.name} {'NHWC' if workload.channels_last else 'NCHW'}"
+    label += {"forward": "", "input gradient": " dx", "weight gradient": " dw"}[pass_]
     return [
         Job(made.kernel.name, problem, tile, target, label + ("" if source == "analytic default" else f" ({source})"))
         for tile, source in tiles.items()
@@ -80,10 +82,15 @@ def complaints(job: Job, row: Compiled) -> list[str]:
     half = row.dtype in ("float16", "bfloat16")
     if row.uses_dot and half and row.target in ("sm_90", "sm_100") and not row.wgmma:
         found.append("no wgmma")
-    aligned = (
-        not job.problem.pixels_last and job.problem.x_vector(job.problem.geometry.c_in) * job.problem.itemsize >= 16
-    )
-    if aligned and row.target != "gfx942" and not row.vector_loads:
+    g = job.problem.geometry
+    weight_gradient = job.kernel == "weight_gradient"
+    # A weight gradient is of one group; every other kernel reads narrow groups side by side.
+    channels = g.c_in_group if weight_gradient else g.c_in
+    aligned = not job.problem.pixels_last and job.problem.x_vector(channels) * job.problem.itemsize >= 16
+    # Its operands have channels contiguous and pixels along K; Hopper's tf32 products take K contiguous alone, so the
+    # compiler turns them around while it copies them, four bytes at a time.
+    turned = weight_gradient and row.dtype == "float32"
+    if aligned and not turned and row.target != "gfx942" and not row.vector_loads:
         found.append("no 16-byte load of aligned channels")
     if row.shared_bytes > job.tile.shared_bytes(job.problem):
         found.append(f"takes {row.shared_bytes} bytes of shared memory, more than counted")

@@ -1,13 +1,14 @@
 """The `torch.library` ops: plan, allocate, launch. Arguments arrive normalised from `functional`.
 
-`conv` serves forward and transposed convolution of every rank, `deform_conv` the deformable one. Both have a fake
-kernel made from the same plan, so that shapes and strides are known without running anything. `padding` is flat: before
-and after for each dimension.
+`conv` serves forward and transposed convolution of every rank, `deform_conv` the deformable one, and
+`conv_weight_gradient` the weight gradient of either kind of `conv`. Each has a fake kernel made from the same plan, so
+that shapes and strides are known without running anything. `padding` is flat: before and after for each dimension.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +16,11 @@ import torch
 
 from . import target as targets
 from .dispatch import Plan, plan
-from .errors import ArgumentError, GradientError
+from .errors import ArgumentError
 from .geometry import ConvGeometry, TensorMeta, check_bias, check_tensors
-from .problem import DeformProblem, Problem, channels_last_like, dense_strides, five
+from .kernels.depthwise_weight_gradient import DepthwiseWeightGradientTile
+from .kernels.weight_gradient import WeightGradientTile
+from .problem import DeformProblem, Problem, WeightGradientProblem, channels_last_like, dense_strides, five
 
 _cudnn: Any = torch.backends.cudnn  # its `conv` is made at run time, unknown to type checkers
 
@@ -29,6 +32,10 @@ _library.define(
 _library.define(
     "deform_conv(Tensor input, Tensor offset, Tensor? mask, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
     "int[] dilation) -> Tensor"
+)
+_library.define(
+    "conv_weight_gradient(Tensor input, Tensor grad_output, int[] kernel_size, int[] stride, int[] padding, "
+    "int[] dilation, int groups, str padding_mode) -> Tensor"
 )
 
 
@@ -221,23 +228,84 @@ def _offset_groups(geometry: ConvGeometry, input: TensorMeta, offset: TensorMeta
     return groups
 
 
+def plan_conv_weight_gradient(
+    input: torch.Tensor,
+    grad_output: torch.Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    padding_mode: str,
+) -> Plan:
+    """Plans the weight gradient of a forward convolution from its input and its output's gradient."""
+    return _plan_conv_weight_gradient(
+        TensorMeta.of("input", input),
+        TensorMeta.of("grad_output", grad_output),
+        tuple(kernel_size),
+        tuple(stride),
+        tuple(padding),
+        tuple(dilation),
+        groups,
+        padding_mode,
+        conv_precision(input.dtype),
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan_conv_weight_gradient(
+    input: TensorMeta,
+    grad_output: TensorMeta,
+    kernel_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    padding_mode: str,
+    precision: str,
+) -> Plan:
+    check_tensors(input, {"grad_output": grad_output})
+    weight_shape = (grad_output.shape[1], input.shape[1] // groups, *kernel_size)
+    geometry = ConvGeometry.of(
+        input.shape, weight_shape, stride, _pairs(padding), dilation, groups, padding_mode=padding_mode
+    )
+    if tuple(grad_output.shape) != geometry.out_shape:
+        raise ArgumentError(
+            f"grad_output: expected shape {list(geometry.out_shape)} for input {list(input.shape)} and weight "
+            f"{list(weight_shape)}, got grad_output {list(grad_output.shape)}"
+        )
+    problem = WeightGradientProblem(
+        geometry,
+        input.dtype,
+        five(input.strides),
+        (0, 0, 0, 0, 0),
+        five(grad_output.strides),
+        precision=precision,
+    )
+    return plan(problem, targets.of_device(input.device))
+
+
 def forget_plans() -> None:
     """Drops every cached plan, for callers that changed the tile configurations on disk."""
     from . import configs
 
-    for cache in (_plan_conv, _plan_deform_conv, plan, configs.entries):
+    for cache in (_plan_conv, _plan_deform_conv, _plan_conv_weight_gradient, plan, configs.entries):
         cache.cache_clear()
+
+
+def _launch(made: Plan, input: torch.Tensor, *tensors: torch.Tensor | None) -> None:
+    # Triton launches on the current device, which need not be the tensors'.
+    if input.is_cuda and input.get_device() != torch.cuda.current_device():
+        with torch.cuda.device(input.device):
+            made.launch(input, *tensors)
+    else:
+        made.launch(input, *tensors)
 
 
 def _run(made: Plan, input: torch.Tensor, *tensors: torch.Tensor | None) -> torch.Tensor:
     output = torch.empty_strided(made.out_shape, made.out_strides, dtype=input.dtype, device=input.device)
     if made.grid:
-        # Triton launches on the current device, which need not be the tensors'.
-        if input.is_cuda and input.get_device() != torch.cuda.current_device():
-            with torch.cuda.device(input.device):
-                made.launch(input, *tensors, output)
-        else:
-            made.launch(input, *tensors, output)
+        _launch(made, input, *tensors, output)
     return output
 
 
@@ -257,6 +325,20 @@ def _deform_conv(
     return _run(made, input, offset, mask, weight, bias)
 
 
+def _conv_weight_gradient(input: torch.Tensor, grad_output: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    made = plan_conv_weight_gradient(input, grad_output, *arguments)
+    assert isinstance(made.tile, (WeightGradientTile, DepthwiseWeightGradientTile))
+    splits = made.tile.SPLITS
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    partial = torch.empty_strided(
+        (splits, *made.out_shape), (math.prod(made.out_shape), *made.out_strides), dtype=dtype, device=input.device
+    )
+    if made.grid:
+        _launch(made, input, grad_output, partial)
+    # Added up in one order, whatever order the programs ran in: the same bits every time.
+    return partial[0].to(input.dtype) if splits == 1 else partial.sum(0).to(input.dtype)
+
+
 def _fake_conv(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *arguments: Any) -> torch.Tensor:
     made = plan_conv(input, weight, bias, *arguments)
     return input.new_empty_strided(made.out_shape, made.out_strides)
@@ -274,20 +356,20 @@ def _fake_deform_conv(
     return input.new_empty_strided(made.out_shape, made.out_strides)
 
 
-def _no_gradient(ctx: Any, *gradients: torch.Tensor) -> Any:
-    raise GradientError(
-        "triton_conv computes no gradients yet; call it under torch.no_grad(), or on tensors that require none"
-    )
+def _fake_conv_weight_gradient(input: torch.Tensor, grad_output: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    made = plan_conv_weight_gradient(input, grad_output, *arguments)
+    return input.new_empty_strided(made.out_shape, made.out_strides)
 
 
 for _name, _implementation, _fake in (
     ("conv", _conv, _fake_conv),
     ("deform_conv", _deform_conv, _fake_deform_conv),
+    ("conv_weight_gradient", _conv_weight_gradient, _fake_conv_weight_gradient),
 ):
     for _key in ("CPU", "CUDA"):
         _library.impl(_name, _implementation, _key)
     torch.library.register_fake(f"triton_conv::{_name}", _fake, lib=_library)
-    torch.library.register_autograd(f"triton_conv::{_name}", _no_gradient, lib=_library)
 
 conv = torch.ops.triton_conv.conv.default
 deform_conv = torch.ops.triton_conv.deform_conv.default
+conv_weight_gradient = torch.ops.triton_conv.conv_weight_gradient.default

@@ -154,6 +154,23 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class WeightGradientProblem(Problem):
+    """The weight gradient of a forward convolution: `y_strides` are those of the output's gradient.
+
+    The result is dense; there is no weight, bias or activation, and `w_strides` are zero.
+    """
+
+    @property
+    def partial_shape(self) -> tuple[int, ...]:
+        """Shape of one partial sum: that of the weight."""
+        g = self.geometry
+        return (g.c_out, g.c_in_group, *g.kernel[3 - g.rank :])
+
+    def describe(self) -> str:
+        return f"{super().describe()} dw"
+
+
+@dataclass(frozen=True)
 class DeformProblem(Problem):
     """A deformable call: besides, the layout of offset and mask, strides in the order (n, c, h, w)."""
 

@@ -18,6 +18,7 @@ import torch
 from . import functional
 from .errors import WorkloadError
 from .problem import Problem, dense_strides
+from .recording import record
 
 KINDS = ("grouped", "depthwise", "dilated", "transposed", "deformable")
 
@@ -68,6 +69,19 @@ class Workload:
     def problem(self) -> Problem:
         """What planning sees of the call, without allocating it."""
         return functional.plan(getattr(functional, self.function), **self.tensors("meta")).problem
+
+    def problems(self) -> dict[str, Problem]:
+        """The problems of a training step: "forward" and, where they can be computed, both gradients."""
+        tensors = self.tensors("meta")
+        trained = {name: tensors[name].requires_grad_() for name in ("input", "weight")}
+        found = record(lambda: self.call(tensors))
+        if self.offset_groups:
+            return {"forward": found[0]}
+        output = self.call(tensors)
+        gradients = record(lambda: output.backward(torch.empty_like(output), inputs=list(trained.values())))
+        # Before both gradients, a smooth activation has the forward pass computed anew.
+        names = ("forward", "input gradient", "weight gradient")
+        return dict(zip(names, (*found, *gradients[-2:]), strict=True))
 
     def call(self, tensors: Mapping[str, Any]) -> torch.Tensor:
         """Runs the public function on such tensors."""

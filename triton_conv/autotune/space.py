@@ -32,6 +32,16 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
     },
     "transposed_phase": _DOT,
     "deformable": _DOT | {"num_stages": (1, 2)},
+    # At most 64 splits beyond what fills the machine: partial sums are written and read again.
+    "weight_gradient": _DOT
+    | {"BLOCK_M": (16, 32, 64, 128), "FLAT_N": (False, True), "SPLITS": (1, 4, 16, 64), "num_stages": (1, 2, 3)},
+    "depthwise_weight_gradient": {
+        "BLOCK_M": (8, 16, 32, 64, 128, 256, 512, 1024),
+        "BLOCK_C": (1, 2, 4, 8, 16, 32, 64, 128),
+        "SPLITS": (1, 4, 16, 64, 256),
+        "num_warps": (2, 4, 8),
+        "num_stages": (1,),
+    },
 }
 """Values of each tile parameter, by kernel. A missing value was left out for a reason stated here or by `unfit`."""
 

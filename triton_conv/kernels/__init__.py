@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from . import common, deformable, depthwise, grouped_packed, implicit_gemm, transposed_phase
+from . import (
+    common,
+    deformable,
+    depthwise,
+    depthwise_weight_gradient,
+    grouped_packed,
+    implicit_gemm,
+    transposed_phase,
+    weight_gradient,
+)
 from .kernel import Kernel, Tile, launch, launches
 
 KERNELS: dict[str, Kernel] = {
     module.KERNEL.name: module.KERNEL
-    for module in (implicit_gemm, grouped_packed, depthwise, transposed_phase, deformable)
+    for module in (
+        implicit_gemm,
+        grouped_packed,
+        depthwise,
+        transposed_phase,
+        deformable,
+        weight_gradient,
+        depthwise_weight_gradient,
+    )
 }
 
 __all__ = ["KERNELS", "Kernel", "Tile", "common", "launch", "launches"]

@@ -1,0 +1,37 @@
+"""Which problems a piece of code would run: on meta tensors nothing is computed, but everything is planned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from . import ops
+from .dispatch import Plan
+from .problem import Problem
+
+_PLANNERS: dict[Any, Callable[..., Plan]] = {
+    ops.conv: ops.plan_conv,
+    ops.deform_conv: ops.plan_deform_conv,
+    ops.conv_weight_gradient: ops.plan_conv_weight_gradient,
+}
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.problems: list[Problem] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _PLANNERS:
+            self.problems.append(_PLANNERS[func](*args).problem)
+        return func(*args, **(kwargs or {}))
+
+
+def record(call: Callable[[], Any]) -> list[Problem]:
+    """The problem of every convolution that `call` runs, forward or backward, in order."""
+    with _Recorder() as recorder:
+        call()
+    problems: list[Problem] = recorder.problems
+    return problems
