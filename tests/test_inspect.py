@@ -23,7 +23,6 @@ def test_every_kernel_compiles_cleanly_for_hopper():
         assert row.registers > 0
         assert 0 < row.occupancy <= 1
         assert bool(row.wgmma) == row.uses_dot, "half precision products use Hopper's matrix unit"
-        assert row.vector_loads > 0
         # Scratch of a layout conversion may take shared memory where the count knows of none; never more than counted.
         assert row.shared_bytes <= job.tile.shared_bytes(job.problem)
 
@@ -41,10 +40,8 @@ def test_json_has_a_row_a_kernel(tmp_path, capsys):
     file = tmp_path / "rows.json"
     assert cli.main(["inspect", "--kernel", "depthwise", "--target", "sm_90", "--json", str(file)]) == 0
     (row,) = json.loads(file.read_text())["kernels"]
-    wanted = (
-        "kernel target dtype tile registers spill_bytes shared_bytes occupancy uses_dot wgmma vector_loads tma warnings error"
-    )
-    assert set(wanted.split()) <= set(row)
+    wanted = "kernel target dtype tile registers spill_bytes shared_bytes occupancy uses_dot"
+    assert {*wanted.split(), "wgmma", "vector_loads", "tma", "warnings", "error"} <= set(row)
     assert (row["kernel"], row["target"], row["error"], row["warnings"]) == ("depthwise", "sm_90", "", [])
     assert "1 compiled, 0 complaints" in capsys.readouterr().out
 

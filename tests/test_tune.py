@@ -105,9 +105,10 @@ def test_a_broken_file_is_left_as_it_is():
     path = configs.ConfigFile("grouped_packed", INTERPRETER).path(configs.user_folder())
     path.parent.mkdir(parents=True)
     path.write_text("{ not json")
+    (outcome,), _ = run(small("narrow_groups_8"), seconds=2.0)
     with pytest.warns(UserWarning, match="not a readable JSON file"):
-        (outcome,), _ = run(small("narrow_groups_8"), seconds=2.0)
-        dispatch.plan(small("narrow_groups_8").problem(), INTERPRETER)
+        plan = dispatch.plan(small("narrow_groups_8").problem(), INTERPRETER)
+    assert plan.source == "analytic default"
     assert "not stored" in outcome.error
     assert path.read_text() == "{ not json"
 

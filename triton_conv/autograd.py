@@ -144,7 +144,8 @@ def _activation_gradient(
         return result
     # torch's silu_backward has no derivative of its own.
     gate = before.sigmoid()
-    return grad * gate * (1 + before * (1 - gate))
+    result = grad * gate * (1 + before * (1 - gate))
+    return result
 
 
 # ------------------------------------------------------------------------------------------ the op conv_weight_gradient

@@ -15,6 +15,12 @@ from .kernels import KERNELS, Kernel, Tile, launch
 from .problem import DeformProblem, Problem, WeightGradientProblem, dense_strides, five
 from .target import Target
 
+# Problems with other operands than a plain convolution have kernels of their own.
+_APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
+    DeformProblem: ("it has offsets", ("deformable",)),
+    WeightGradientProblem: ("it is a weight gradient", ("weight_gradient", "depthwise_weight_gradient")),
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -88,10 +94,12 @@ def plan(problem: Problem, target: Target, kernel: str | None = None, tile: Tile
         if kernel not in KERNELS:
             raise PlanError(f"kernel: {kernel!r} is not known; choose one of {', '.join(KERNELS)}")
         chosen, reason = KERNELS[kernel], "forced"
-        # A deformable problem has more operands than any other kernel reads.
         unsuited = chosen.unsuited(problem)
-        if unsuited or (isinstance(problem, DeformProblem) and kernel != "deformable"):
-            raise PlanError(f"kernel: {kernel} cannot run {problem.describe()}: {unsuited or 'it has offsets'}")
+        reason_apart, family = _APART.get(type(problem), ("", (kernel,)))
+        if unsuited is None and kernel not in family:
+            unsuited = reason_apart
+        if unsuited:
+            raise PlanError(f"kernel: {kernel} cannot run {problem.describe()}: {unsuited}")
     picked, source, notes = _choose_tile(chosen, problem, target, tile)
     out_shape, out_strides = problem.geometry.out_shape, problem.y_strides
     if isinstance(problem, WeightGradientProblem):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from ..problem import Problem
+from ..problem import Problem, WeightGradientProblem
 from .common import below, tap_offset, tile_pixels
 from .kernel import Kernel, Tile, cdiv, geometry_arguments
 
@@ -15,7 +15,7 @@ from .kernel import Kernel, Tile, cdiv, geometry_arguments
 @triton.jit
 def depthwise_weight_gradient_kernel(
     x_ptr, dy_ptr, dw_ptr,
-    batch, c_out, d_in, h_in, w_in, d_out, h_out, w_out, pixels_per_split,
+    batch, c_out, d_in, h_in, w_in, d_out, h_out, w_out,
     stride_xn, stride_xc, stride_xd, stride_xh, stride_xw,
     stride_yn, stride_yc, stride_yd, stride_yh, stride_yw,
     RANK: tl.constexpr, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
@@ -24,14 +24,15 @@ def depthwise_weight_gradient_kernel(
     DIL_D: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
     PADDING_MODE: tl.constexpr, ACC_DTYPE: tl.constexpr, INDEX_INT64: tl.constexpr, PIXELS_LAST: tl.constexpr,
     X_VECTOR: tl.constexpr, Y_VECTOR: tl.constexpr, MULTIPLIER: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """dw[split, c, tap] = sum over the split's pixels m of dy[m, c] x_tap[m, c // MULTIPLIER].
 
     Partial sums are float32 (float64), added up by the caller in a fixed order. A tile is [pixels, channels] or, for
     NCHW (PIXELS_LAST), its transpose; it is summed over pixels once, at the end.
 
-    Grid: one axis of splits x cdiv(c_out, BLOCK_C) x taps programs, taps fastest: they read the same dy from L2.
+    Grid: one axis of SPLITS x cdiv(c_out, BLOCK_C) x taps programs, taps fastest: they read the same dy from L2.
+    Depthwise convolution: Chollet, arXiv:1610.02357.
     """
     TAPS: tl.constexpr = KD * KH * KW
     tiles_c = tl.cdiv(c_out, BLOCK_C)
@@ -54,7 +55,7 @@ def depthwise_weight_gradient_kernel(
     y_channel = dy_ptr + c_first * stride_yc
 
     acc = tl.zeros((BLOCK_C, BLOCK_M) if PIXELS_LAST else (BLOCK_M, BLOCK_C), dtype=ACC_DTYPE)
-    blocks = tl.cdiv(pixels_per_split, BLOCK_M)
+    blocks = tl.cdiv(tl.cast(batch, tl.int64) * d_out * h_out * w_out, SPLITS * BLOCK_M).to(tl.int32)
     for step in range(tl.maximum(blocks, 1)):
         first, image, d_o, h_o, w_o, mask_m = tile_pixels(
             split * blocks + step, batch, d_out, h_out, w_out, RANK, INDEX_INT64, BLOCK_M
@@ -121,7 +122,6 @@ def _arguments(problem: Problem, tile: DepthwiseWeightGradientTile) -> dict[str,
         | tile.sizes()
         | dict(
             c_out=g.c_out,
-            pixels_per_split=cdiv(g.M, tile.SPLITS),
             X_VECTOR=problem.x_vector(g.c_out, tile.BLOCK_C) if multiplier == 1 else 1,
             Y_VECTOR=problem.y_vector(g.c_out, tile.BLOCK_C),
             MULTIPLIER=multiplier,
@@ -130,9 +130,9 @@ def _arguments(problem: Problem, tile: DepthwiseWeightGradientTile) -> dict[str,
 
 
 def _unsuited(problem: Problem) -> str | None:
+    if not isinstance(problem, WeightGradientProblem):
+        return "it is no weight gradient"
     g = problem.geometry
-    if g.transposed:
-        return "it is transposed"
     return None if g.c_in_group == 1 else f"a group has {g.c_in_group} input channels, not 1"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from ..problem import Problem
+from ..problem import Problem, WeightGradientProblem
 from .common import aligned, below, dot, load_pixels, tap_offset, tile_pixels
 from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
 
@@ -15,7 +15,7 @@ from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
 @triton.jit
 def weight_gradient_kernel(
     x_ptr, dy_ptr, dw_ptr,
-    batch, c_in_group, c_out_group, d_in, h_in, w_in, d_out, h_out, w_out, pixels_per_split, groups,
+    batch, c_in_group, c_out_group, d_in, h_in, w_in, d_out, h_out, w_out, groups,
     stride_xn, stride_xc, stride_xd, stride_xh, stride_xw,
     stride_yn, stride_yc, stride_yd, stride_yh, stride_yw,
     RANK: tl.constexpr, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
@@ -24,7 +24,7 @@ def weight_gradient_kernel(
     DIL_D: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
     PADDING_MODE: tl.constexpr, PRECISION: tl.constexpr, ACC_DTYPE: tl.constexpr, INDEX_INT64: tl.constexpr,
     PIXELS_LAST: tl.constexpr, Y_PIXELS_LAST: tl.constexpr, X_VECTOR: tl.constexpr, Y_VECTOR: tl.constexpr,
-    FLAT_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    FLAT_N: tl.constexpr, SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """dw[split, o, c, tap] = sum over the split's pixels m of dy[m, o] x_tap[m, c].
 
@@ -32,7 +32,8 @@ def weight_gradient_kernel(
     for groups narrower than BLOCK_N), K over pixels. Partial sums are float32 (float64), in the weight's own order; the
     caller adds them up in a fixed order, so that the result is the same bits every time.
 
-    Grid: one axis of splits x groups x cdiv(c_out_group, BLOCK_M) x tiles of N, N fastest: those share dy.
+    Grid: one axis of SPLITS x groups x cdiv(c_out_group, BLOCK_M) x tiles of N, N fastest: those share dy. The backward
+    filter convolution of cuDNN (Chetlur et al. 2014, arXiv:1410.0759).
     """
     TAPS: tl.constexpr = KD * KH * KW
     tiles_c = tl.cdiv(c_in_group * TAPS, BLOCK_N) if FLAT_N else tl.cdiv(c_in_group, BLOCK_N)
@@ -67,7 +68,7 @@ def weight_gradient_kernel(
     y_group = dy_ptr + aligned(tl.cast(group * c_out_group, tl.int64) * stride_yc, Y_VECTOR)
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC_DTYPE)
-    blocks = tl.cdiv(pixels_per_split, BLOCK_K)
+    blocks = tl.cdiv(tl.cast(batch, tl.int64) * d_out * h_out * w_out, SPLITS * BLOCK_K).to(tl.int32)
     for step in range(tl.maximum(blocks, 1)):
         first, image, d_o, h_o, w_o, mask_k = tile_pixels(
             split * blocks + step, batch, d_out, h_out, w_out, RANK, INDEX_INT64, BLOCK_K
@@ -152,7 +153,6 @@ def _arguments(problem: Problem, tile: WeightGradientTile) -> dict[str, object]:
             c_in_group=g.c_in_group,
             c_out_group=g.c_out_group,
             groups=g.groups,
-            pixels_per_split=cdiv(g.M, tile.SPLITS),
             X_VECTOR=problem.x_vector(g.c_in_group),
             Y_VECTOR=problem.y_vector(g.c_out_group),
         )
@@ -160,7 +160,9 @@ def _arguments(problem: Problem, tile: WeightGradientTile) -> dict[str, object]:
 
 
 def _unsuited(problem: Problem) -> str | None:
-    return "it is transposed" if problem.geometry.transposed else None
+    if not isinstance(problem, WeightGradientProblem):
+        return "it is no weight gradient"
+    return None
 
 
 KERNEL = Kernel(
