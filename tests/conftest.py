@@ -46,17 +46,6 @@ def nan_outputs_and_no_launches(monkeypatch):
     launches.clear()
 
 
-@pytest.fixture
-def device():
-    return DEVICE
-
-
-@pytest.fixture
-def interpreter():
-    if DEVICE != "cpu":
-        pytest.skip("of the interpreter")
-
-
 def pytest_collection_modifyitems(items):
     if DEVICE == "cpu":
         for item in items:

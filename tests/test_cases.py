@@ -9,26 +9,27 @@ from helpers import DTYPES, channels_last, check, expanded, launches, name_of, r
 
 import triton_conv as tc
 
-ALL = [pytest.param(case, id=f"{group}-{case.id}") for group, cases in CASES.items() for case in cases]
-# Whether the format is the declared one or channels_last is the case's own business there.
-PLAIN = [
-    pytest.param(case, id=f"{group}-{case.id}")
-    for group, cases in CASES.items()
-    if group != "strided-views"
-    for case in cases
-]
+
+def parameters(groups):
+    """The cases of these groups, as parameters with readable ids; the smoke cases carry that mark."""
+    return [
+        pytest.param(case, id=f"{group}-{case.id}", marks=pytest.mark.smoke if group == "smoke" else ())
+        for group in groups
+        for case in CASES[group]
+    ]
 
 
 def check_case(case, dtype):
     check(case.function, case.tensors(dtype), case.kernel)
 
 
-@pytest.mark.parametrize("case", ALL)
+@pytest.mark.parametrize("case", parameters(CASES))
 def test_float32(case):
     check_case(case, torch.float32)
 
 
-@pytest.mark.parametrize("case", PLAIN)
+# Strided views are about formats of their own.
+@pytest.mark.parametrize("case", parameters([group for group in CASES if group != "strided-views"]))
 def test_bfloat16_channels_last(case):
     check_case(dataclasses.replace(case, x=channels_last), torch.bfloat16)
 

@@ -177,7 +177,9 @@ def drawn(shape, weight, offset_groups, options, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name_of)
-@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.smoke if name == "dense" else ()) for name in GEOMETRIES]
+)
 def test_geometries(name, dtype):
     arguments = drawn(*GEOMETRIES[name], dtype)
     check("deform_conv2d", arguments)

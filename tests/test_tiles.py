@@ -64,7 +64,7 @@ LAYERS = {
     PHASE: [
         case("conv1d", PHASE, "conv_transpose1d", (3, 5, 6), (5, 7, 5), stride=3, padding=1),
         case("conv2d", PHASE, "conv_transpose2d", (2, 19, 3, 4), (19, 21, 3, 3), stride=2, padding=1, output_padding=1),
-        case("conv3d", PHASE, "conv_transpose3d", (2, 3, 2, 2, 3), (3, 5, 2, 3, 3), stride=(2, 1, 2), dilation=2),
+        case("conv3d", PHASE, "conv_transpose3d", (2, 3, 2, 2, 2), (3, 5, 2, 2, 2), stride=(2, 1, 2), dilation=2),
         case("groups", PHASE, "conv_transpose2d", (2, 21, 3, 3), (21, 2, 3, 3), stride=2, groups=7),
         case("wide-groups", PHASE, "conv_transpose1d", (2, 34, 5), (34, 19, 3), stride=2, groups=2),
     ],
