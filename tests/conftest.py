@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 
 # Deterministic: the same examples on every machine, so that a red run is red again.
 settings.register_profile(
-    "ci", derandomize=True, deadline=None, database=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+    "ci", derandomize=True, deadline=None, database=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("ci")
 
