@@ -116,6 +116,17 @@ def test_deformable(name, dim, spread):
     check("deform_conv2d", arguments, "deformable")
 
 
+@pytest.mark.parametrize("dim", [0, 1, 2], ids=["batch", "channel", "row"])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_weight_gradient(layer, dim, spread):
+    function, arguments = arguments_of(layer)
+    weight = arguments["weight"].requires_grad_()
+    (expected,) = torch.autograd.grad(getattr(tc, function)(**arguments).sum(), weight)
+    arguments["input"] = spread(arguments["input"], dim, 2**30 + 16)
+    (found,) = torch.autograd.grad(getattr(tc, function)(**arguments).sum(), weight)
+    torch.testing.assert_close(found, expected)
+
+
 def test_many_images_in_a_tile_of_a_phase(spread):
     # A phase has an eighth of the output's pixels, so that a tile of it reaches eight times as many images.
     arguments = {"input": random((9, 2, 2), torch.float16), "weight": random((2, 3, 8), torch.float16), "stride": 8}

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem, WeightGradientProblem
-from .common import below, tap_offset, tile_pixels
+from .common import below, tap_offset, tile_pixels, wide
 from .kernel import Kernel, Tile, cdiv, geometry_arguments
 
 
@@ -48,6 +48,8 @@ def depthwise_weight_gradient_kernel(
     offs_c = tl.arange(0, BLOCK_C)
     if INDEX_INT64:
         offs_c = offs_c.to(tl.int64)
+        # A tap's offset is a product of scalars.
+        stride_xd, stride_xh, stride_xw = wide(stride_xd), wide(stride_xh), wide(stride_xw)
     mask_c = below(offs_c, c_out - c_first, X_VECTOR)
     channel_in = (c_first % MULTIPLIER + offs_c) // MULTIPLIER * stride_xc if MULTIPLIER > 1 else offs_c * stride_xc
     channel_out = offs_c * stride_yc

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem, WeightGradientProblem
-from .common import aligned, below, dot, load_pixels, tap_offset, tile_pixels
+from .common import aligned, below, dot, load_pixels, tap_offset, tile_pixels, wide
 from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
 
 
@@ -61,6 +61,8 @@ def weight_gradient_kernel(
     if INDEX_INT64:
         offs_m = offs_m.to(tl.int64)
         channel = channel.to(tl.int64)
+        # A tap's offset is a product of scalars.
+        stride_xd, stride_xh, stride_xw = wide(stride_xd), wide(stride_xh), wide(stride_xw)
     dd = tap // (KH * KW) * DIL_D
     dh = tap // KW % KH * DIL_H
     dw = tap % KW * DIL_W
