@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from .store import device_folder, load, read_ceilings
 Report = dict[str, Any]
 
 _REHEARSAL_TUNING = 0.5
+# Files of tests that say nothing new on a device.
+_NO_DEVICE = ("cli", "configs", "errors", "geometry", "inspect", "perf_gpu", "perf_plots", "structure", "tune")
 
 
 class DeviceLostError(RuntimeError):
@@ -73,15 +76,19 @@ def environment(run: Run, deadline: Deadline) -> Report:
 
 
 def tests(run: Run, deadline: Deadline) -> Report:
-    """The GPU tests, in a process of their own; not again for the same code."""
+    """The tests, on the device, in processes of their own; not again for the same code."""
     code = source_hash("triton_conv", "tests")
     before: Report = load_state(run.out).get("tests", {})
     if before.get("source") == code and not before.get("timed_out"):
         run.say("already run for this code")
         return before
     # A rehearsal shows that the command works: one file is enough for that.
-    what = "tests/test_perf_gpu.py" if run.rehearse else "tests"
-    command = [sys.executable, "-m", "pytest", what, "-m", "gpu", "-q", "--maxfail=20", "-p", "no:cacheprovider"]
+    what, marks = ("tests/test_perf_gpu.py", "gpu") if run.rehearse else ("tests", "not slow")
+    command = [sys.executable, "-m", "pytest", what, "-m", marks, "-q", "--tb=short", "--maxfail=100"]
+    command += ["-p", "no:cacheprovider", *(f"--ignore=tests/test_{name}.py" for name in _NO_DEVICE)]
+    if find_spec("xdist") and not run.rehearse:
+        # Nearly all of the time goes to compiling, on the host.
+        command += ["-n", str(max(1, (os.cpu_count() or 1) - 2)), "--dist", "worksteal"]
     # Other versions of torch warn of other things: here, of all places, that is no failure.
     command += ["--continue-on-collection-errors", "-W", "default"]
     # Tiles under trial are no business of the tests.

@@ -94,7 +94,8 @@ def kernel_hash(name: str) -> str:
                 if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
                     body.pop(0)
         functions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.decorator_list]
-        digest.update("".join(ast.dump(function) for function in functions).encode())
+        # Not ast.dump, whose form differs between versions of Python.
+        digest.update("\n".join(ast.unparse(function) for function in functions).encode())
     return digest.hexdigest()[:16]
 
 
