@@ -18,8 +18,8 @@ pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-# Deterministic: the same examples on every machine, so that a red run is red again. After `torch_samples`, since torch's
-# test code loads a profile of its own.
+# Deterministic: the same examples on every machine, so that a red run is red again. After `torch_samples`: torch's
+# own test code loads another profile.
 settings.register_profile(
     "ci", derandomize=True, deadline=None, database=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
 )

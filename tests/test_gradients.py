@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import DEVICE, launches
+from cases import CASES
+from helpers import DEVICE, launches, name_of
 from torch_samples import OPS
 
 import triton_conv as tc
@@ -109,6 +110,17 @@ def test_gradcheck_and_gradgradcheck(name):
 
     assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("case", CASES["smoke"], ids=name_of)
+def test_smoke(case):
+    tensors = case.tensors(torch.float64)
+    operands = [tensors.get(name) for name in ("input", "weight", "bias")]
+    ours = derivatives(getattr(tc, case.function), operands, case.arguments, second=False)
+    assert launches[case.kernel] >= 1
+    assert launches["weight_gradient"] + launches["depthwise_weight_gradient"] == 1
+    compare(ours, derivatives(getattr(F, case.function), operands, case.arguments, second=False), 1e-12)
 
 
 MATRIX = list(itertools.product((1, 2), (1, 3, 5), (1, 2, 4), (1, 2)))
