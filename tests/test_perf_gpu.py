@@ -71,6 +71,49 @@ def test_rehearsal_from_end_to_end_and_again(tmp_path):
     assert "tiles tried" not in second.stdout.partition("== summary")[0], "nothing is tuned twice"
 
 
+# Runs in every Python that finds it on its path: what a bare GPU machine lacks is missing here too.
+_BARE = """
+import sys
+class Bare:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in ("rich", "hypothesis", "expecttest", "xdist"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Bare)
+"""
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """Runs a Python command as on such a machine; returns what it printed."""
+    (tmp_path / "sitecustomize.py").write_text(_BARE)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+
+    def run(*command):
+        done = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        return done.stdout
+
+    return run
+
+
+def test_a_bare_machine_runs_every_stage_but_the_tests(bare):
+    assert "--rehearse" in bare("-m", "perf_plots.gpu", "--help")
+    modules = "perf_plots.stages, perf_plots.figures, perf_plots.summary, triton_conv.autotune.tune, triton_conv.aot"
+    bare("-c", f"import {modules}")
+
+
+def test_a_bare_machine_leaves_out_the_random_calls_alone(bare):
+    ignored = [f"--ignore=tests/test_{name}.py" for name in stages._NO_DEVICE]
+    listing = bare("-m", "pytest", "-q", "-p", "no:hypothesispytest", "--collect-only", "tests", *ignored)
+    assert "test_gradients.py::test_smoke" in listing
+    assert "test_opinfo.py::test_samples" in listing
+    assert [line.split()[2].partition(":")[0] for line in listing.splitlines() if line.startswith("SKIPPED")] == [
+        "tests/test_fuzz.py"
+    ]
+
+
 @pytest.mark.parametrize("budget", ["0", "-5", "nan"])
 def test_a_budget_must_be_positive(budget, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
