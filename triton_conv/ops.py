@@ -139,7 +139,7 @@ def _plan_conv(
         activation=activation,
         precision=precision,
     )
-    return plan(problem, targets.of_device(input.device))
+    return plan(problem.rearranged(), targets.of_device(input.device))
 
 
 def plan_deform_conv(
@@ -310,7 +310,8 @@ def _run(made: Plan, input: torch.Tensor, *tensors: torch.Tensor | None) -> torc
 
 
 def _conv(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *arguments: Any) -> torch.Tensor:
-    return _run(plan_conv(input, weight, bias, *arguments), input, weight, bias)
+    made = plan_conv(input, weight, bias, *arguments)
+    return _run(made, input, made.arranged(weight), bias)
 
 
 def _deform_conv(

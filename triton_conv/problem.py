@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -20,6 +20,8 @@ Strides = tuple[int, int, int, int, int]
 INT32_LIMIT = 2**31 - 1
 # Triton knows an integer argument's divisibility by 16 at most; more would say nothing new.
 VECTOR_LIMIT = 16
+# Output pixels (of a phase) from which a copy of the weight pays: as many read each weight from L2 anew, in tiles.
+_PIXELS_WORTH_PACKING = 256
 
 
 def five(strides: Sequence[int]) -> Strides:
@@ -71,6 +73,9 @@ class Problem:
     stride_b: int = 1
     activation: str = "none"
     precision: str = "ieee"
+    weight_view: str = "stored"
+    """What `w_strides` are the strides of: the weight as it is "stored"; a copy "packed" with its second dimension
+    innermost; or the weight "flipped", a view that starts at its last tap and has negative strides."""
 
     @property
     def itemsize(self) -> int:
@@ -112,6 +117,24 @@ class Problem:
         if self.y_strides[1] != 1:
             return 1
         return _alignment(*_but_channels(self.y_strides), *steps)
+
+    def rearranged(self) -> Problem:
+        """The same convolution with its weight arranged as kernels read it best; itself, if it is so already.
+
+        A depthwise transposed convolution of stride 1 is a forward one with the filter flipped. A filter that lies
+        innermost puts neighbouring channels `taps` elements apart: a tile of it touches a 32-byte sector of L2 for each
+        of its 2-byte elements, again for every tile of pixels. Measured on an H100 (dcgan_t2d): 18 TFLOP/s.
+        """
+        g = self.geometry
+        if g.transposed and g.c_in_group == g.c_out_group == 1 and (flipped := g.flipped()) is not None:
+            n, c, *spatial = self.w_strides
+            return replace(self, geometry=flipped, w_strides=(n, c, *(-s for s in spatial)), weight_view="flipped")
+        few = min(g.c_in_group, g.c_out_group) < 16
+        if few or g.taps == 1 or self.w_strides[1] == 1 or g.M < _PIXELS_WORTH_PACKING * g.phases:
+            return self
+        shape = (g.c_in, g.c_out_group) if g.transposed else (g.c_out, g.c_in_group)
+        packed = dense_strides((*shape, *g.kernel[3 - g.rank :]), channels_last=True)
+        return replace(self, w_strides=five(packed), weight_view="packed")
 
     @functools.cached_property
     def weight_flat(self) -> bool:
