@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,11 @@ _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
     DeformProblem: ("it has offsets", ("deformable",)),
     WeightGradientProblem: ("it is a weight gradient", ("weight_gradient", "depthwise_weight_gradient")),
 }
+
+
+Watcher = Callable[["Plan", tuple[torch.Tensor | None, ...]], None]
+watchers: list[Watcher] = []
+"""Called before every launch, with the plan and its operands: how the tuner comes by the operands of a gradient."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +54,15 @@ class Plan:
         if view == "packed":
             strides = (*self.problem.w_strides[:2], *self.problem.w_strides[5 - rank :])
             return torch.empty_strided(weight.shape, strides, dtype=weight.dtype, device=weight.device).copy_(weight)
-        return weight[(..., *(slice(-1, None),) * rank)] if view == "flipped" else weight
+        if view == "flipped":
+            last: tuple[Any, ...] = (..., *(slice(-1, None),) * rank)
+            return weight[last]
+        return weight
 
     def launch(self, *tensors: torch.Tensor | None) -> None:
         """Runs the kernel on tensors in the order of `kernel.pointers`; allocates nothing."""
+        for watcher in watchers:
+            watcher(self, tensors)
         launch(self.kernel, self.grid, self.tile, self.values, *tensors)
 
     def __str__(self) -> str:

@@ -50,20 +50,21 @@ def jobs(
         job
         for workload in subjects
         for variant in workload.variants(tuple(dtypes) if everything else ("bfloat16",), both_formats=everything)
-        for pass_, problem in variant.problems().items()
+        for part in variant.parts()
+        for problem in [part.problem()]
         if dispatch.choose_kernel(problem)[0].name in kernels
         for target in targets
-        for job in _jobs(variant, pass_, problem, KNOWN[target])
+        for job in _jobs(part, problem, KNOWN[target])
     ]
 
 
-def _jobs(workload: Workload, pass_: str, problem: Problem, target: Target) -> list[Job]:
+def _jobs(workload: Workload, problem: Problem, target: Target) -> list[Job]:
     made = dispatch.plan(problem, target)
     tiles = {made.tile: made.source}
     if made.source != "analytic default":
         tiles.setdefault(default_tile(made.kernel.name, problem, target), "analytic default")
     label = f"{workload.name} {'NHWC' if workload.channels_last else 'NCHW'}"
-    label += {"forward": "", "input gradient": " dx", "weight gradient": " dw"}[pass_]
+    label += {"forward": "", "input gradient": " dx", "weight gradient": " dw"}[workload.part]
     return [
         Job(made.kernel.name, problem, tile, target, label + ("" if source == "analytic default" else f" ({source})"))
         for tile, source in tiles.items()

@@ -128,9 +128,10 @@ class Problem:
         g = self.geometry
         if g.transposed and g.c_in_group == g.c_out_group == 1 and (flipped := g.flipped()) is not None:
             n, c, *spatial = self.w_strides
-            return replace(self, geometry=flipped, w_strides=(n, c, *(-s for s in spatial)), weight_view="flipped")
+            d, h, w = (-stride for stride in spatial)
+            return replace(self, geometry=flipped, w_strides=(n, c, d, h, w), weight_view="flipped")
         few = min(g.c_in_group, g.c_out_group) < 16
-        if few or g.taps == 1 or self.w_strides[1] == 1 or g.M < _PIXELS_WORTH_PACKING * g.phases:
+        if few or g.taps == 1 or self.w_strides[1] == 1 or g.phases * _PIXELS_WORTH_PACKING > g.M:
             return self
         shape = (g.c_in, g.c_out_group) if g.transposed else (g.c_out, g.c_in_group)
         packed = dense_strides((*shape, *g.kernel[3 - g.rank :]), channels_last=True)

@@ -98,11 +98,21 @@ class Kernel:
     unsuited: Callable[[Any], str | None]
     safe_tile: Tile
     pointers: tuple[str, ...] = ("x_ptr", "w_ptr", "b_ptr", "y_ptr")
+    sums: tuple[str, ...] = ()
+    """Pointers to partial sums, which have the accumulator's dtype."""
 
     @functools.cached_property
     def parameters(self) -> tuple[str, ...]:
         """Names of the kernel's parameters, in order."""
         return tuple(inspect.signature(self.function.fn).parameters)
+
+    def operands(self, problem: Problem) -> tuple[torch.dtype | None, ...]:
+        """The dtype of each pointer's tensor, None for one that this problem does not have."""
+        absent = {"b_ptr": not problem.has_bias, "mask_ptr": not getattr(problem, "has_mask", False)}
+        sums = torch.float64 if problem.dtype == torch.float64 else torch.float32
+        return tuple(
+            None if absent.get(name) else sums if name in self.sums else problem.dtype for name in self.pointers
+        )
 
     def values(self, problem: Problem, tile: Tile) -> dict[str, object]:
         """Every parameter that is not a pointer, by name; computed once a plan."""
