@@ -37,7 +37,7 @@ class Bench:
     timer: Timer
     folder: Path
     limits: Limits
-    seconds: float = 8.0
+    seconds: float = 4.0
     seed: int = 0
 
 
