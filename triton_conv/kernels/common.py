@@ -6,6 +6,9 @@ import triton
 import triton.language as tl
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+# Along which dimension neighbouring threads read a tile when neither is known to be contiguous: the last one, but the
+# first one before Triton 3.7. Against the memory's order a warp touches 32 sectors for 64 bytes.
+LAST_IS_FASTEST = tl.constexpr(tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 7))
 
 
 @triton.jit
@@ -151,10 +154,10 @@ def below(index, limit, VECTOR: tl.constexpr):
 def load_pixels(base, pixel, channel, mask_pixel, mask_channel, PIXELS_LAST: tl.constexpr):
     """A [pixels, channels] tile, read with the dimension that lies contiguous in memory as the fastest one.
 
-    Without a known contiguity the compiler lets neighbouring threads read along the last dimension, so an NCHW tile is
-    read as [channels, pixels] and transposed.
+    Of an NCHW tile the compiler knows no contiguity: it is read as [channels, pixels] and transposed, if the last
+    dimension is the fastest one then.
     """
-    if PIXELS_LAST:
+    if PIXELS_LAST and LAST_IS_FASTEST:
         tile = tl.load(
             base + channel[:, None] + pixel[None, :], mask=mask_channel[:, None] & mask_pixel[None, :], other=0.0
         )
@@ -169,7 +172,7 @@ def load_pixels(base, pixel, channel, mask_pixel, mask_channel, PIXELS_LAST: tl.
 def store_pixels(base, pixel, channel, tile, mask_pixel, mask_channel, PIXELS_LAST: tl.constexpr):
     """Writes a [pixels, channels] tile, the contiguous dimension fastest, converted to the output's dtype."""
     tile = narrow(tile, base.dtype.element_ty)
-    if PIXELS_LAST:
+    if PIXELS_LAST and LAST_IS_FASTEST:
         tl.store(
             base + channel[:, None] + pixel[None, :], tl.trans(tile), mask=mask_channel[:, None] & mask_pixel[None, :]
         )
