@@ -87,8 +87,8 @@ def tests(run: Run, deadline: Deadline) -> Report:
     command = [sys.executable, "-m", "pytest", what, "-m", marks, "-q", "--tb=short", "--maxfail=100"]
     command += ["-p", "no:cacheprovider", *(f"--ignore=tests/test_{name}.py" for name in _NO_DEVICE)]
     if find_spec("xdist") and not run.rehearse:
-        # Nearly all of the time goes to compiling, on the host.
-        command += ["-n", str(max(1, (os.cpu_count() or 1) - 2)), "--dist", "worksteal"]
+        # Nearly all of the time goes to compiling, on the host. The groups keep tests that fill the card from meeting.
+        command += ["-n", str(max(1, (os.cpu_count() or 1) - 2)), "--dist", "loadgroup"]
     # Other versions of torch warn of other things: here, of all places, that is no failure.
     command += ["--continue-on-collection-errors", "-W", "default"]
     # Tiles under trial are no business of the tests.

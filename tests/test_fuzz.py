@@ -7,9 +7,23 @@ import math
 
 import pytest
 import torch
-from helpers import DTYPES, channels_last, check, expanded, permuted, random, shifted, sliced
-from hypothesis import given, settings
+import torch.nn.functional as F
+from helpers import DEVICE, DTYPES, channels_last, check, expanded, permuted, random, shifted, sliced
+from test_gradients import compare, derivatives
+
+import triton_conv as tc
+
+pytest.importorskip("hypothesis")
+
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+# Deterministic: the same examples on every machine, so that a red run is red again. After `torch_samples`: torch's
+# own test code loads another profile.
+settings.register_profile(
+    "ci", derandomize=True, deadline=None, database=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("ci")
 
 LAYOUTS = {
     "contiguous": lambda tensor: tensor,
@@ -148,3 +162,30 @@ def test_random_calls(kind, data):
 @given(data=st.data())
 def test_many_random_calls(kind, data):
     check(*data.draw(KINDS[kind]))
+
+
+@st.composite
+def geometries(draw):
+    rank, groups, transposed = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.booleans())
+    sizes = [each(draw, rank, least, most) for least, most in ((3, 6), (1, 3), (1, 3), (0, 2), (1, 2))]
+    return rank, groups, transposed, sizes, each(draw, 2, 1, 3)
+
+
+@settings(max_examples=20)
+@given(geometries())
+def test_random_gradients(case):
+    rank, groups, transposed, (size, kernel, stride, padding, dilation), (inner, outer) = case
+    if transposed:
+        # Enough padding would leave nothing of the output.
+        padding = [min(p, d * (k - 1) // 2) for p, d, k in zip(padding, dilation, kernel, strict=True)]
+    name = f"conv_transpose{rank}d" if transposed else f"conv{rank}d"
+    if not transposed and any(
+        s + 2 * p < d * (k - 1) + 1 for s, p, d, k in zip(size, padding, dilation, kernel, strict=True)
+    ):
+        return
+    shape = (inner * groups, outer) if transposed else (outer * groups, inner)
+    x = torch.randn(2, inner * groups, *size, dtype=torch.float64, device=DEVICE)
+    w = torch.randn(*shape, *kernel, dtype=torch.float64, device=DEVICE)
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    ours = derivatives(getattr(tc, name), (x, w), options, second=False)
+    compare(ours, derivatives(getattr(F, name), (x, w), options, second=False), 1e-12)

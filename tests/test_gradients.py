@@ -7,10 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import DEVICE, launches
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch.testing._internal.common_methods_invocations import op_db
+from cases import CASES
+from helpers import DEVICE, launches, name_of
+from torch_samples import OPS
 
 import triton_conv as tc
 from triton_conv import ops, workloads
@@ -20,7 +19,6 @@ from triton_conv.errors import ArgumentError, DtypeError
 from triton_conv.reference import tolerance
 from triton_conv.target import KNOWN
 
-OPS = {op.name.rpartition(".")[2]: op for op in op_db if op.name.startswith("nn.functional.conv")}
 SAMPLES = [(name, i) for name, op in OPS.items() for i, _ in enumerate(op.sample_inputs("cpu", torch.float64))]
 FUNCTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 
@@ -113,6 +111,17 @@ def test_gradcheck_and_gradgradcheck(name):
 
     assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("case", CASES["smoke"], ids=name_of)
+def test_smoke(case):
+    tensors = case.tensors(torch.float64)
+    operands = [tensors.get(name) for name in ("input", "weight", "bias")]
+    ours = derivatives(getattr(tc, case.function), operands, case.arguments, second=False)
+    assert launches[case.kernel] >= 1
+    assert launches["weight_gradient"] + launches["depthwise_weight_gradient"] == 1
+    compare(ours, derivatives(getattr(F, case.function), operands, case.arguments, second=False), 1e-12)
 
 
 MATRIX = list(itertools.product((1, 2), (1, 3, 5), (1, 2, 4), (1, 2)))
@@ -303,33 +312,3 @@ def test_errors_name_the_op_and_the_argument():
         ops.conv_weight_gradient(x, y, *arguments)
     with pytest.raises(DtypeError, match="grad_output"):
         ops.conv_weight_gradient(x, y.double(), *arguments)
-
-
-@st.composite
-def geometries(draw):
-    rank, groups, transposed = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.booleans())
-    each = [
-        [draw(st.integers(low, high)) for _ in range(rank)] for low, high in ((3, 6), (1, 3), (1, 3), (0, 2), (1, 2))
-    ]
-    widths = draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    return rank, groups, transposed, each, widths
-
-
-@settings(max_examples=20)
-@given(geometries())
-def test_fuzz(case):
-    rank, groups, transposed, (size, kernel, stride, padding, dilation), (inner, outer) = case
-    if transposed:
-        # Enough padding would leave nothing of the output.
-        padding = [min(p, d * (k - 1) // 2) for p, d, k in zip(padding, dilation, kernel, strict=True)]
-    name = f"conv_transpose{rank}d" if transposed else f"conv{rank}d"
-    if not transposed and any(
-        s + 2 * p < d * (k - 1) + 1 for s, p, d, k in zip(size, padding, dilation, kernel, strict=True)
-    ):
-        return
-    shape = (inner * groups, outer) if transposed else (outer * groups, inner)
-    x = torch.randn(2, inner * groups, *size, dtype=torch.float64, device=DEVICE)
-    w = torch.randn(*shape, *kernel, dtype=torch.float64, device=DEVICE)
-    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    ours = derivatives(getattr(tc, name), (x, w), options, second=False)
-    compare(ours, derivatives(getattr(F, name), (x, w), options, second=False), 1e-12)

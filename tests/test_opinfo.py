@@ -5,14 +5,10 @@ import re
 import pytest
 import torch
 from helpers import DEVICE, DTYPES, check, launches, name_of
-from torch.testing._internal.common_methods_invocations import op_db
+from torch_samples import OPS
 
 import triton_conv as tc
 
-# Importing torch's test code forbids setting flags outside of their context managers; other tests set them.
-torch.backends.__allow_nonbracketed_mutation_flag = True
-
-OPS = {op.name.split(".")[-1]: op for op in op_db if op.name.startswith("nn.functional.conv")}
 NAMES = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 NAMES_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 

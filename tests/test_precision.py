@@ -37,15 +37,6 @@ def plain(function, arguments):
     return getattr(F, "conv2d" if function == "deform_conv2d" else function)(**arguments)
 
 
-@pytest.fixture
-def conv_precision():
-    """torch's setting for convolutions, which the test may change."""
-    setting = torch.backends.cudnn.conv
-    before = setting.fp32_precision
-    yield setting
-    setting.fp32_precision = before
-
-
 @pytest.mark.parametrize("precision", ["tf32", "ieee"])
 def test_float32_follows_torchs_setting(precision, conv_precision):
     conv_precision.fp32_precision = precision
@@ -114,15 +105,25 @@ def test_float64_is_not_computed_in_float32():
     assert (tc.conv1d(x, w) == 1 + 2.0**-40).all()
 
 
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
 @pytest.mark.parametrize("outputs", [1, 8], ids=["depthwise", "implicit_gemm"])
 @pytest.mark.parametrize("activation", ["relu", "relu6", "gelu", "silu"])
-def test_activations_of_special_numbers(activation, outputs):
-    special = [0.0, -0.0, 1.0, -1.0, 5.999, 6.0, 6.001, -6.0, 100.0, -100.0, 1e30, -1e30]
+def test_activations_of_special_numbers(activation, outputs, precision, conv_precision):
+    # Of 11 significant bits, as tf32 has, so that a product by one is exact whatever the precision of products.
+    special = [0.0, -0.0, 1.0, -1.0, 6 - 2.0**-8, 6.0, 6 + 2.0**-8, -6.0, 100.0, -100.0, 2.0**100, -(2.0**100)]
     special += [float("inf"), -float("inf"), float("nan")]
+    conv_precision.fp32_precision = precision
     x = torch.tensor(special, device=DEVICE).view(1, 1, -1)
     y = tc.conv1d(x, torch.ones(outputs, 1, 1, device=DEVICE), activation=activation)
     expected = getattr(F, activation)(x.double()).float().expand(1, outputs, -1)
     torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("outputs", [1, 8], ids=["depthwise", "implicit_gemm"])
+def test_ieee_products_keep_every_bit(outputs, conv_precision):
+    conv_precision.fp32_precision = "ieee"
+    x = random((1, 1, 64))
+    assert torch.equal(tc.conv1d(x, torch.ones(outputs, 1, 1, device=DEVICE)), x.expand(1, outputs, -1))
 
 
 def test_too_large_for_half_is_infinite():
