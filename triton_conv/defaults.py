@@ -14,6 +14,7 @@ from typing import Any
 from .kernels import Tile
 from .kernels.deformable import DeformableTile
 from .kernels.depthwise import DepthwiseTile
+from .kernels.depthwise_banded import DepthwiseBandedTile, columns_read, image_group, tile_count
 from .kernels.depthwise_weight_gradient import DepthwiseWeightGradientTile
 from .kernels.grouped_packed import GroupedPackedTile
 from .kernels.implicit_gemm import ImplicitGemmTile
@@ -124,6 +125,28 @@ def depthwise(problem: Problem, target: Target) -> DepthwiseTile:
     )
 
 
+def depthwise_banded(problem: Problem, target: Target) -> DepthwiseBandedTile:
+    """Four output rows of 16 columns or more: whatever reads the fewest columns an output."""
+    g, itemsize = problem.geometry, problem.itemsize
+    widths = [w for w in (16, 32, 64) if w <= power_of_two(g.out_size[2], 16, 64)]
+    depths = {w: power_of_two(columns_read(problem, w), 16, 4096) for w in widths}
+    block_t = min(widths, key=lambda w: depths[w] / w)
+    filter_rows = g.kernel[0] * g.kernel[1]
+    tile = DepthwiseBandedTile(
+        BLOCK_M=64,
+        BLOCK_T=block_t,
+        BLOCK_K=depths[block_t],
+        ROWS=power_of_two(g.out_size[1], 1, 4),
+        RESIDENT=filter_rows <= 9,
+        num_warps=warps(target, _THREADS),
+        num_stages=1,
+    )
+    # Enough programs for eight to a multiprocessor; beyond that, each builds its matrices for more images.
+    groups, programs = cdiv(g.batch, image_group(problem, tile)), tile_count(problem, tile) * g.c_out
+    steps = max(min(groups, groups * programs // (8 * target.sms)), 1)
+    return replace(tile, STEPS=min(1 << steps.bit_length() - 1, 64))
+
+
 def transposed_phase(problem: Problem, target: Target) -> TransposedPhaseTile:
     """As implicit GEMM, half as deep: the taps of a phase are fewer, and found at run time."""
     g, itemsize = problem.geometry, problem.itemsize
@@ -226,6 +249,7 @@ _RULES: dict[str, Callable[[Any, Target], Tile]] = {
         deformable,
         weight_gradient,
         depthwise_weight_gradient,
+        depthwise_banded,
     )
 }
 

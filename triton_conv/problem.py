@@ -113,6 +113,16 @@ class Problem:
             return 1
         return _alignment(*_but_channels(self.y_strides), *steps)
 
+    def x_run(self, *steps: int) -> int:
+        """Pixels of a row that lie side by side at an aligned place in the input, for blocks of columns that start at
+        multiples of `steps`; a row holds a whole number of such runs.
+        """
+        return _run(self.x_strides, self.geometry.in_size[2], *steps)
+
+    def y_run(self, *steps: int) -> int:
+        """The same for the output."""
+        return _run(self.y_strides, self.geometry.out_size[2], *steps)
+
     @functools.cached_property
     def weight_flat(self) -> bool:
         """Whether (channel, depth, height, width) of the weight is one contiguous run, as nn.Conv makes it."""
@@ -214,6 +224,11 @@ def _but_channels(strides: Strides) -> Strides:
     """
     n, _, d, h, w = strides
     return n, 0, d, h, w
+
+
+def _run(strides: Strides, width: int, *steps: int) -> int:
+    *others, w = strides
+    return _alignment(*others, width, *steps) if w == 1 else 1
 
 
 def _alignment(*numbers: int) -> int:

@@ -1,0 +1,316 @@
+"""Depthwise convolution as products with banded matrices, rank 1 to 3, for inputs with contiguous pixels (NCHW)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from ..problem import Problem
+from .common import activate, aligned, below, decode_pixel, dot, narrow, wide
+from .kernel import Kernel, Tile, cdiv, geometry_arguments
+
+
+@triton.jit
+def depthwise_banded_kernel(
+    x_ptr, w_ptr, b_ptr, y_ptr,
+    batch, images, c_out, d_in, h_in, w_in, d_out, h_out, w_out,
+    stride_xn, stride_xc, stride_xd, stride_xh,
+    stride_wo, stride_wd, stride_wh, stride_ww,
+    stride_yn, stride_yc, stride_yd, stride_yh, stride_yw, stride_b,
+    RANK: tl.constexpr, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    STRIDE_D: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
+    PAD_D: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+    DIL_D: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
+    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    ACC_DTYPE: tl.constexpr, INDEX_INT64: tl.constexpr, MULTIPLIER: tl.constexpr,
+    X_VECTOR: tl.constexpr, Y_VECTOR: tl.constexpr, LEFT: tl.constexpr, NEXT_A: tl.constexpr, NEXT_R: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr,
+    RESIDENT: tl.constexpr,
+):  # fmt: skip
+    """y[m, t] = activation(sum_row sum_j x_row[m, j] band_row[j, t] + b[c]), band_row[j, t] = w[c, row, tap(j, t)].
+
+    One channel c at a time. m runs over (image, output depth, ROWS output rows, BLOCK_T output columns) and t over the
+    columns of such a block; j runs over BLOCK_K input columns from an aligned one on, LEFT before the block's own, and
+    tap(j, t) = (j - t STRIDE_W - (LEFT - PAD_W)) / DIL_W where that is a tap, else the band is zero. A filter row is
+    one product with [BLOCK_K, BLOCK_T] numbers, most of them zeros: cheap on tensor cores, and what a channel's
+    convolution needs otherwise is too much for the CUDA cores from 5x5 up (slots counted in the instruction stream).
+
+    Grid: one axis of tiles x c_out x splits programs, tiles fastest: BLOCK_M of the m of a group of `images` images.
+    A program takes STEPS groups one after the other: decoded once, its offsets stay and only the base moves.
+
+    RESIDENT: the matrices of all filter rows are built once a program and each input row is loaded once for all the
+    output rows that it touches (output row a and filter row r share it with a + NEXT_A and r - NEXT_R). Otherwise one
+    matrix is built a filter row, in a loop, so that large filters neither unroll nor spill. Input rows are read again
+    and again from L1: hence num_stages = 1, since a pipelined load bypasses L1.
+
+    Zeros of a band are multiplied: an infinity or NaN in the input makes NaN of up to BLOCK_T neighbouring outputs.
+
+    Banded (Toeplitz) products for convolution: Ku et al., StripedHyena 2, arXiv:2503.01868, there in one dimension.
+    """
+    row_blocks = tl.cdiv(h_out, ROWS)
+    column_blocks = tl.cdiv(w_out, BLOCK_T)
+    tiles = tl.cdiv(images * d_out * row_blocks * column_blocks, BLOCK_M)
+    pid = tl.program_id(0)
+    pid_m = pid % tiles
+    c = pid // tiles % c_out
+    first = (pid // tiles // c_out * (STEPS * images)).to(tl.int64)
+    if INDEX_INT64:
+        pid_m = pid_m.to(tl.int64)
+        stride_xd, stride_xh, stride_yh = wide(stride_xd), wide(stride_xh), wide(stride_yh)
+        stride_wd, stride_wh, stride_ww = wide(stride_wd), wide(stride_wh), wide(stride_ww)
+    offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    image, d_o, h_o, w_o = decode_pixel(offs_m, d_out, row_blocks, column_blocks, RANK)
+    h_o *= ROWS
+    w_o *= BLOCK_T
+    d0 = d_o * STRIDE_D - PAD_D
+    h0 = h_o * STRIDE_H - PAD_H
+    offs_j = tl.arange(0, BLOCK_K)
+    offs_t = tl.arange(0, BLOCK_T)
+
+    # A row's columns begin at a multiple of X_VECTOR and so does whatever is added to them: whole vectors are loaded,
+    # and one truth holds for a vector. They are counted from LEFT before the image, where quotients are not negative.
+    vector = (w_o * STRIDE_W // X_VECTOR)[:, None] + (offs_j // X_VECTOR)[None, :]
+    inside_w = (vector >= LEFT // X_VECTOR) & (vector < (LEFT + w_in) // X_VECTOR)  # [BLOCK_M, BLOCK_K]
+    x_offset = image * stride_xn + d0 * stride_xd + h0 * stride_xh + w_o * STRIDE_W - LEFT
+    x_offset = x_offset[:, None] + offs_j[None, :]
+    x_offset = tl.max_contiguous(tl.multiple_of(x_offset, (1, X_VECTOR)), (1, X_VECTOR))
+    x_base = x_ptr + aligned(c // MULTIPLIER * wide(stride_xc), X_VECTOR)
+
+    tap = offs_j[:, None] - offs_t[None, :] * STRIDE_W - (LEFT - PAD_W)
+    mask_tap = (tap >= 0) & (tap < KW * DIL_W)
+    if DIL_W > 1:
+        mask_tap = mask_tap & (tap % DIL_W == 0)
+        tap = tap // DIL_W
+    w_base = w_ptr + c * wide(stride_wo)
+    w_offset = tap * stride_ww  # [BLOCK_K, BLOCK_T]
+    bands = ()
+    if RESIDENT:
+        for row in tl.static_range(KD * KH):
+            w_row = w_base + (row // KH * stride_wd + row % KH * stride_wh)
+            bands = bands + (tl.load(w_row + w_offset, mask=mask_tap, other=0.0),)
+
+    y_mask = (w_o // Y_VECTOR)[:, None] + (offs_t // Y_VECTOR)[None, :] < w_out // Y_VECTOR  # [BLOCK_M, BLOCK_T]
+    y_offset = image * stride_yn + d_o * stride_yd + h_o * stride_yh + w_o * stride_yw
+    y_offset = y_offset[:, None] + (offs_t * stride_yw)[None, :]
+    y_offset = tl.max_contiguous(tl.multiple_of(y_offset, (1, Y_VECTOR)), (1, Y_VECTOR))
+    y_base = y_ptr + aligned(c * wide(stride_yc), Y_VECTOR)
+
+    bias = tl.zeros((), dtype=ACC_DTYPE)
+    if HAS_BIAS:
+        bias = tl.load(b_ptr + c * wide(stride_b), mask=c < c_out, other=0.0).to(ACC_DTYPE)
+
+    for _ in range(STEPS):
+        live = image < tl.minimum(images, batch - first)
+        x_group = x_base + aligned(first * stride_xn, X_VECTOR)
+        sums = ()
+        for _a in tl.static_range(ROWS):
+            sums = sums + (tl.zeros((BLOCK_M, BLOCK_T), dtype=ACC_DTYPE) + bias,)
+        if RESIDENT:
+            for kd in tl.static_range(KD):
+                live_d = live
+                if RANK >= 3:
+                    live_d = live & (d0 + kd * DIL_D >= 0) & (d0 + kd * DIL_D < d_in)
+                # All loads first: their latencies overlap.
+                x_rows = ()
+                for a in tl.static_range(ROWS):
+                    for r in tl.static_range(KH):
+                        if a < NEXT_A or r + NEXT_R >= KH:
+                            x_rows = x_rows + (
+                                load_row(
+                                    x_group, x_offset, kd * DIL_D * stride_xd, h0, a * STRIDE_H + r * DIL_H,
+                                    stride_xh, h_in, inside_w, live_d, RANK, X_VECTOR,
+                                ),
+                            )  # fmt: skip
+                for a in tl.static_range(ROWS):
+                    for r in tl.static_range(KH):
+                        if a < NEXT_A or r + NEXT_R >= KH:
+                            x_row = x_rows[0]
+                            x_rows = x_rows[1:]
+                            added = ()
+                            for i in tl.static_range(ROWS):
+                                if i >= a and (i - a) % NEXT_A == 0 and (i - a) // NEXT_A * NEXT_R <= r:
+                                    band = bands[kd * KH + r - (i - a) // NEXT_A * NEXT_R]
+                                    added = added + (dot(x_row, band, sums[i], PRECISION),)
+                                else:
+                                    added = added + (sums[i],)
+                            sums = added
+        else:
+            for row in range(KD * KH):
+                kd = row // KH
+                r = row % KH
+                w_row = w_base + (kd * stride_wd + r * stride_wh)
+                band = tl.load(w_row + w_offset, mask=mask_tap, other=0.0)
+                live_d = live
+                if RANK >= 3:
+                    live_d = live & (d0 + kd * DIL_D >= 0) & (d0 + kd * DIL_D < d_in)
+                x_rows = ()
+                for a in tl.static_range(ROWS):
+                    x_rows = x_rows + (
+                        load_row(
+                            x_group, x_offset, kd * DIL_D * stride_xd, h0, a * STRIDE_H + r * DIL_H,
+                            stride_xh, h_in, inside_w, live_d, RANK, X_VECTOR,
+                        ),
+                    )  # fmt: skip
+                added = ()
+                for a in tl.static_range(ROWS):
+                    added = added + (dot(x_rows[a], band, sums[a], PRECISION),)
+                sums = added
+
+        y_group = y_base + aligned(first * stride_yn, Y_VECTOR)
+        for a in tl.static_range(ROWS):
+            y_row = y_offset + a * stride_yh
+            y_row = tl.max_contiguous(tl.multiple_of(y_row, (1, Y_VECTOR)), (1, Y_VECTOR))
+            y_tile = narrow(activate(sums[a], ACTIVATION), y_ptr.dtype.element_ty)
+            tl.store(y_group + y_row, y_tile, mask=y_mask & (live & (h_o + a < h_out))[:, None])
+        first += images
+
+
+@triton.jit
+def load_row(
+    base, offset, depth_offset, h0, dh, stride_xh, h_in, inside_w, live,
+    RANK: tl.constexpr, X_VECTOR: tl.constexpr,
+):  # fmt: skip
+    """One input row of each m, `dh` rows below its first: [BLOCK_M, BLOCK_K], zero outside the image."""
+    offset += depth_offset + dh * stride_xh
+    offset = tl.max_contiguous(tl.multiple_of(offset, (1, X_VECTOR)), (1, X_VECTOR))
+    if RANK >= 2:
+        live = live & (h0 + dh >= 0) & (h0 + dh < h_in)
+    return tl.load(base + offset, mask=inside_w & live[:, None], other=0.0)
+
+
+@dataclass(frozen=True)
+class DepthwiseBandedTile(Tile):
+    """BLOCK_M blocks of ROWS output rows by BLOCK_T output columns, each from BLOCK_K input columns of its rows.
+
+    Blocks are counted over (image, depth, row, column) of a group of images; a program takes STEPS groups, one after
+    the other. RESIDENT holds the matrices of all filter rows and unrolls these; without it they are a loop.
+    """
+
+    BLOCK_M: int = 64
+    BLOCK_T: int = 16
+    BLOCK_K: int = 32
+    ROWS: int = 4
+    STEPS: int = 1
+    RESIDENT: bool = True
+
+    def shared_bytes(self, problem: Problem) -> int:
+        g = problem.geometry
+        bands = g.kernel[0] * g.kernel[1] if self.RESIDENT else 1
+        operands = bands * self.BLOCK_K * self.BLOCK_T + self.rows_read(problem) * self.BLOCK_M * self.BLOCK_K
+        # Each output row is turned into the layout of its store in the same memory, with a little padding.
+        return max(operands * problem.itemsize, self.BLOCK_M * (self.BLOCK_T + 8) * problem.accumulator_bytes) + 128
+
+    def accumulator_values(self) -> int:
+        return self.ROWS * self.BLOCK_M * self.BLOCK_T
+
+    def rows_read(self, problem: Problem) -> int:
+        """Input rows that a block holds at a time, for one depth."""
+        if not self.RESIDENT:
+            return self.ROWS
+        next_a, next_r = _next(problem)
+        kh = problem.geometry.kernel[1]
+        return sum(a < next_a or r + next_r >= kh for a in range(self.ROWS) for r in range(kh))
+
+    def mismatch(self, problem: Problem) -> str | None:
+        g = problem.geometry
+        if min(self.BLOCK_M, self.BLOCK_T, self.BLOCK_K) < 16:
+            return "a product takes at least 16 of each dimension"
+        if self.BLOCK_K < (need := columns_read(problem, self.BLOCK_T)):
+            return f"{self.BLOCK_T} outputs of a row read {need} columns, more than {self.BLOCK_K}"
+        if self.RESIDENT and g.kernel[0] * g.kernel[1] * self.ROWS > 64:
+            return f"{g.kernel[0] * g.kernel[1]} filter rows for {self.ROWS} output rows are too many to unroll"
+        return None
+
+
+def columns_read(problem: Problem, block_t: int) -> int:
+    """Input columns that `block_t` outputs of a row read, from an aligned one on."""
+    g = problem.geometry
+    return (block_t - 1) * g.stride[2] + g.extent[2] + _left(problem) - g.pad_before[2]
+
+
+def image_group(problem: Problem, tile: DepthwiseBandedTile) -> int:
+    """How many images share the blocks of a tile: the power of two that leaves the fewest of them empty."""
+    g = problem.geometry
+    blocks = g.out_size[0] * cdiv(g.out_size[1], tile.ROWS) * cdiv(g.out_size[2], tile.BLOCK_T)
+    sizes = [1 << i for i in range(max(g.batch, 1).bit_length()) if 1 << i <= tile.BLOCK_M]
+    return min(sizes, key=lambda n: cdiv(g.batch, n) * cdiv(n * blocks, tile.BLOCK_M))
+
+
+def tile_count(problem: Problem, tile: DepthwiseBandedTile) -> int:
+    """Tiles of one channel of a group of images."""
+    g = problem.geometry
+    blocks = g.out_size[0] * cdiv(g.out_size[1], tile.ROWS) * cdiv(g.out_size[2], tile.BLOCK_T)
+    return cdiv(image_group(problem, tile) * blocks, tile.BLOCK_M)
+
+
+def _vector(problem: Problem) -> int:
+    return problem.x_run(16 // problem.itemsize)
+
+
+def _left(problem: Problem) -> int:
+    """Columns before a block's own at which its input begins: the padding, up to a whole vector."""
+    vector = _vector(problem)
+    return cdiv(problem.geometry.pad_before[2], vector) * vector
+
+
+def _next(problem: Problem) -> tuple[int, int]:
+    """(a, r): output row i and filter row k read the same input row as output row i + a and filter row k - r."""
+    stride, dilation = problem.geometry.stride[1], problem.geometry.dilation[1]
+    common = math.gcd(stride, dilation)
+    return dilation // common, stride // common
+
+
+def _grid(problem: Problem, tile: DepthwiseBandedTile) -> int:
+    g = problem.geometry
+    splits = cdiv(g.batch, tile.STEPS * image_group(problem, tile))
+    return splits * g.c_out * tile_count(problem, tile)
+
+
+def _arguments(problem: Problem, tile: DepthwiseBandedTile) -> dict[str, object]:
+    g = problem.geometry
+    images = image_group(problem, tile)
+    next_a, next_r = _next(problem)
+    return (
+        geometry_arguments(problem, images * g.out_pixels)
+        | tile.sizes()
+        | dict(
+            images=images,
+            c_out=g.c_out,
+            MULTIPLIER=g.c_out_group,
+            X_VECTOR=_vector(problem),
+            Y_VECTOR=problem.y_run(16 // problem.itemsize),
+            LEFT=_left(problem),
+            NEXT_A=next_a,
+            NEXT_R=next_r,
+        )
+    )
+
+
+def _unsuited(problem: Problem) -> str | None:
+    g = problem.geometry
+    if g.transposed:
+        return "it is transposed"
+    if g.c_in_group != 1:
+        return f"a group has {g.c_in_group} input channels, not 1"
+    if g.padding_mode != "zeros":
+        return f"its border is {g.padding_mode}, not zero"
+    if problem.x_strides[4] != 1:
+        return "neighbouring pixels are not contiguous"
+    return None
+
+
+KERNEL = Kernel(
+    name="depthwise_banded",
+    function=depthwise_banded_kernel,
+    tile_type=DepthwiseBandedTile,
+    grid=_grid,
+    arguments=_arguments,
+    unsuited=_unsuited,
+    safe_tile=DepthwiseBandedTile(
+        num_warps=4, num_stages=1, BLOCK_M=64, BLOCK_T=16, BLOCK_K=64, ROWS=1, RESIDENT=False
+    ),
+)
