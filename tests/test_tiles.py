@@ -64,9 +64,9 @@ LAYERS = {
     ],
     BANDED: [
         case("conv1d", BANDED, "conv1d", (3, 3, 37), (3, 1, 4), groups=3, padding=((3, 0),)),
-        case("conv2d", BANDED, "conv2d", (3, 3, 6, 24), (3, 1, 3, 5), groups=3, padding=((1, 2), (2, 1)), stride=(1, 2)),
+        case("conv2d", BANDED, "conv2d", (3, 3, 6, 24), (3, 1, 3, 5), groups=3, padding=((1, 2), (2, 1)), stride=2),
         case("conv3d", BANDED, "conv3d", (2, 2, 4, 3, 16), (2, 1, 2, 3, 3), groups=2, padding=1, stride=(2, 1, 1)),
-        case("dilated", BANDED, "conv2d", (2, 2, 9, 20), (2, 1, 3, 3), groups=2, padding=(3, 4), dilation=(3, 2), stride=2),
+        case("dilated", BANDED, "conv2d", (2, 2, 9, 20), (2, 1, 3, 3), groups=2, padding=4, dilation=(3, 2), stride=2),
         case("multiplier-3", BANDED, "conv2d", (2, 2, 5, 18), (6, 1, 3, 3), groups=2, padding=1, activation="silu"),
         case("many-rows", BANDED, "conv2d", (2, 2, 13, 9), (2, 1, 13, 7), groups=2, padding=(6, 3)),
     ],
@@ -95,12 +95,13 @@ TILES = {
         for (m, c), unroll in itertools.product([(16, 4), (256, 1), (64, 64)], (False, True))
     ],
     BANDED: [
-        DepthwiseBandedTile(BLOCK_M=m, BLOCK_T=t, BLOCK_K=k, ROWS=rows, STEPS=steps, RESIDENT=resident)
-        for m, t, k, rows, steps, resident in [
-            (16, 16, 64, 1, 1, False),
-            (16, 32, 128, 2, 2, True),
-            (64, 16, 64, 4, 1, True),
-            (32, 16, 64, 4, 2, False),
+        DepthwiseBandedTile(BLOCK_M=m, BLOCK_T=t, BLOCK_K=k, ROWS=rows, FUSED=fused, STEPS=steps, RESIDENT=resident)
+        for m, t, k, rows, fused, steps, resident in [
+            (16, 16, 64, 1, 1, 1, False),
+            (16, 32, 128, 2, 2, 2, True),
+            (64, 16, 64, 4, 1, 1, True),
+            (32, 16, 64, 4, 2, 2, True),
+            (32, 16, 64, 8, 2, 1, False),
         ]
     ],
     PHASE: [TransposedPhaseTile(BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, num_warps=8) for m, n, k in _SIZES],

@@ -126,22 +126,28 @@ def depthwise(problem: Problem, target: Target) -> DepthwiseTile:
 
 
 def depthwise_banded(problem: Problem, target: Target) -> DepthwiseBandedTile:
-    """Four output rows of 16 columns or more: whatever reads the fewest columns an output."""
-    g, itemsize = problem.geometry, problem.itemsize
+    """Blocks as wide as reads the fewest columns an output, and up to four rows of them."""
+    g = problem.geometry
     widths = [w for w in (16, 32, 64) if w <= power_of_two(g.out_size[2], 16, 64)]
     depths = {w: power_of_two(columns_read(problem, w), 16, 4096) for w in widths}
     block_t = min(widths, key=lambda w: depths[w] / w)
-    filter_rows = g.kernel[0] * g.kernel[1]
     tile = DepthwiseBandedTile(
-        BLOCK_M=64,
+        # wgmma takes no fewer than 64 rows; float64 has no such unit.
+        BLOCK_M=16 if problem.itemsize == 8 else 64,
         BLOCK_T=block_t,
         BLOCK_K=depths[block_t],
         ROWS=power_of_two(g.out_size[1], 1, 4),
-        RESIDENT=filter_rows <= 9,
+        RESIDENT=g.kernel[0] * g.kernel[1] <= 9,
         num_warps=warps(target, _THREADS),
         num_stages=1,
     )
-    # Enough programs for eight to a multiprocessor; beyond that, each builds its matrices for more images.
+    # All input rows of a block are in flight together: of 255 registers a thread they may take 96.
+    values = 96 * 4 * _THREADS // (tile.BLOCK_M * tile.BLOCK_K * problem.itemsize)
+    while tile.rows_read(problem) > values and tile.ROWS > 1:
+        tile = replace(tile, ROWS=tile.ROWS // 2)
+    if tile.rows_read(problem) > values:
+        tile = replace(tile, RESIDENT=False)
+    # Enough programs for eight to a multiprocessor; beyond that, each builds its bands for more images.
     groups, programs = cdiv(g.batch, image_group(problem, tile)), tile_count(problem, tile) * g.c_out
     steps = max(min(groups, groups * programs // (8 * target.sms)), 1)
     return replace(tile, STEPS=min(1 << steps.bit_length() - 1, 64))

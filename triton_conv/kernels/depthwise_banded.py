@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 
 from ..problem import Problem
-from .common import activate, aligned, below, decode_pixel, dot, narrow, wide
+from .common import activate, aligned, decode_pixel, dot, narrow, wide
 from .kernel import Kernel, Tile, cdiv, geometry_arguments
 
 
@@ -27,30 +26,34 @@ def depthwise_banded_kernel(
     DIL_D: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     ACC_DTYPE: tl.constexpr, INDEX_INT64: tl.constexpr, MULTIPLIER: tl.constexpr,
-    X_VECTOR: tl.constexpr, Y_VECTOR: tl.constexpr, LEFT: tl.constexpr, NEXT_A: tl.constexpr, NEXT_R: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr,
-    RESIDENT: tl.constexpr,
+    X_VECTOR: tl.constexpr, Y_VECTOR: tl.constexpr, LEFT: tl.constexpr,
+    SPAN: tl.constexpr, HOP: tl.constexpr, NEXT_P: tl.constexpr, NEXT_I: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, ROWS: tl.constexpr, FUSED: tl.constexpr,
+    STEPS: tl.constexpr, RESIDENT: tl.constexpr,
 ):  # fmt: skip
-    """y[m, t] = activation(sum_row sum_j x_row[m, j] band_row[j, t] + b[c]), band_row[j, t] = w[c, row, tap(j, t)].
+    """y[m, n] = activation(sum_i sum_j x_i[m, j] band_i[j, n] + b[c]), n = (a, t), band_i[j, n] = w[c, r(i, a), tap(j, t)].
 
-    One channel c at a time. m runs over (image, output depth, ROWS output rows, BLOCK_T output columns) and t over the
-    columns of such a block; j runs over BLOCK_K input columns from an aligned one on, LEFT before the block's own, and
-    tap(j, t) = (j - t STRIDE_W - (LEFT - PAD_W)) / DIL_W where that is a tap, else the band is zero. A filter row is
-    one product with [BLOCK_K, BLOCK_T] numbers, most of them zeros: cheap on tensor cores, and what a channel's
-    convolution needs otherwise is too much for the CUDA cores from 5x5 up (slots counted in the instruction stream).
+    One channel c at a time. m runs over (image, output depth, block of ROWS output rows, block of BLOCK_T columns). A
+    product makes FUSED of the rows at once: its columns n are (a, t), output row a and column t of the block. x_i is one
+    input row, BLOCK_K columns of it from an aligned one on, LEFT before the block's own. The band holds the weight of
+    tap(j, t) = (j - t STRIDE_W - (LEFT - PAD_W)) / DIL_W in filter row r(i, a) = (i HOP - a STRIDE_H) / DIL_H where
+    these are whole and inside the filter, else zero. Most of it is zeros: cheap on tensor cores, and what a channel's
+    convolution needs otherwise is too much for the CUDA cores from 5x5 up (by count of instructions).
 
     Grid: one axis of tiles x c_out x splits programs, tiles fastest: BLOCK_M of the m of a group of `images` images.
     A program takes STEPS groups one after the other: decoded once, its offsets stay and only the base moves.
 
-    RESIDENT: the matrices of all filter rows are built once a program and each input row is loaded once for all the
-    output rows that it touches (output row a and filter row r share it with a + NEXT_A and r - NEXT_R). Otherwise one
-    matrix is built a filter row, in a loop, so that large filters neither unroll nor spill. Input rows are read again
-    and again from L1: hence num_stages = 1, since a pipelined load bypasses L1.
+    RESIDENT: all SPAN bands are built once a program, and an input row is loaded once for all the products that need it
+    (product p and row i of it need the same as p + NEXT_P and i - NEXT_I). Otherwise a band is built a row, in a loop,
+    so that large filters neither unroll nor spill. Input rows are read again from L1: hence num_stages = 1, since a
+    pipelined load bypasses L1.
 
-    Zeros of a band are multiplied: an infinity or NaN in the input makes NaN of up to BLOCK_T neighbouring outputs.
+    Zeros of a band are multiplied: an infinity or NaN in the input makes NaN of up to FUSED rows of BLOCK_T outputs.
 
     Banded (Toeplitz) products for convolution: Ku et al., StripedHyena 2, arXiv:2503.01868, there in one dimension.
     """
+    PRODUCTS: tl.constexpr = ROWS // FUSED
+    BLOCK_N: tl.constexpr = FUSED * BLOCK_T
     row_blocks = tl.cdiv(h_out, ROWS)
     column_blocks = tl.cdiv(w_out, BLOCK_T)
     tiles = tl.cdiv(images * d_out * row_blocks * column_blocks, BLOCK_M)
@@ -69,7 +72,9 @@ def depthwise_banded_kernel(
     d0 = d_o * STRIDE_D - PAD_D
     h0 = h_o * STRIDE_H - PAD_H
     offs_j = tl.arange(0, BLOCK_K)
-    offs_t = tl.arange(0, BLOCK_T)
+    offs_n = tl.arange(0, BLOCK_N)
+    offs_a = offs_n // BLOCK_T
+    offs_t = offs_n % BLOCK_T
 
     # A row's columns begin at a multiple of X_VECTOR and so does whatever is added to them: whole vectors are loaded,
     # and one truth holds for a vector. They are counted from LEFT before the image, where quotients are not negative.
@@ -86,16 +91,20 @@ def depthwise_banded_kernel(
         mask_tap = mask_tap & (tap % DIL_W == 0)
         tap = tap // DIL_W
     w_base = w_ptr + c * wide(stride_wo)
-    w_offset = tap * stride_ww  # [BLOCK_K, BLOCK_T]
+    w_offset = tap * stride_ww  # [BLOCK_K, BLOCK_N]
     bands = ()
     if RESIDENT:
-        for row in tl.static_range(KD * KH):
-            w_row = w_base + (row // KH * stride_wd + row % KH * stride_wh)
-            bands = bands + (tl.load(w_row + w_offset, mask=mask_tap, other=0.0),)
+        for i in tl.static_range(KD * SPAN):
+            bands += (
+                load_band(
+                    w_base + i // SPAN * stride_wd, w_offset, i % SPAN, offs_a, stride_wh, mask_tap,
+                    KH, STRIDE_H, DIL_H, HOP, FUSED,
+                ),
+            )  # fmt: skip
 
-    y_mask = (w_o // Y_VECTOR)[:, None] + (offs_t // Y_VECTOR)[None, :] < w_out // Y_VECTOR  # [BLOCK_M, BLOCK_T]
+    y_mask = (w_o // Y_VECTOR)[:, None] + (offs_t // Y_VECTOR)[None, :] < w_out // Y_VECTOR  # [BLOCK_M, BLOCK_N]
     y_offset = image * stride_yn + d_o * stride_yd + h_o * stride_yh + w_o * stride_yw
-    y_offset = y_offset[:, None] + (offs_t * stride_yw)[None, :]
+    y_offset = y_offset[:, None] + (offs_a * stride_yh + offs_t * stride_yw)[None, :]
     y_offset = tl.max_contiguous(tl.multiple_of(y_offset, (1, Y_VECTOR)), (1, Y_VECTOR))
     y_base = y_ptr + aligned(c * wide(stride_yc), Y_VECTOR)
 
@@ -107,8 +116,8 @@ def depthwise_banded_kernel(
         live = image < tl.minimum(images, batch - first)
         x_group = x_base + aligned(first * stride_xn, X_VECTOR)
         sums = ()
-        for _a in tl.static_range(ROWS):
-            sums = sums + (tl.zeros((BLOCK_M, BLOCK_T), dtype=ACC_DTYPE) + bias,)
+        for _p in tl.static_range(PRODUCTS):
+            sums += (tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC_DTYPE) + bias,)
         if RESIDENT:
             for kd in tl.static_range(KD):
                 live_d = live
@@ -116,57 +125,74 @@ def depthwise_banded_kernel(
                     live_d = live & (d0 + kd * DIL_D >= 0) & (d0 + kd * DIL_D < d_in)
                 # All loads first: their latencies overlap.
                 x_rows = ()
-                for a in tl.static_range(ROWS):
-                    for r in tl.static_range(KH):
-                        if a < NEXT_A or r + NEXT_R >= KH:
-                            x_rows = x_rows + (
+                for p in tl.static_range(PRODUCTS):
+                    for i in tl.static_range(SPAN):
+                        if p < NEXT_P or i + NEXT_I >= SPAN:
+                            x_rows += (
                                 load_row(
-                                    x_group, x_offset, kd * DIL_D * stride_xd, h0, a * STRIDE_H + r * DIL_H,
+                                    x_group, x_offset, kd * DIL_D * stride_xd, h0, p * FUSED * STRIDE_H + i * HOP,
                                     stride_xh, h_in, inside_w, live_d, RANK, X_VECTOR,
                                 ),
                             )  # fmt: skip
-                for a in tl.static_range(ROWS):
-                    for r in tl.static_range(KH):
-                        if a < NEXT_A or r + NEXT_R >= KH:
-                            x_row = x_rows[0]
-                            x_rows = x_rows[1:]
+                for p in tl.static_range(PRODUCTS):
+                    for i in tl.static_range(SPAN):
+                        if p < NEXT_P or i + NEXT_I >= SPAN:
                             added = ()
-                            for i in tl.static_range(ROWS):
-                                if i >= a and (i - a) % NEXT_A == 0 and (i - a) // NEXT_A * NEXT_R <= r:
-                                    band = bands[kd * KH + r - (i - a) // NEXT_A * NEXT_R]
-                                    added = added + (dot(x_row, band, sums[i], PRECISION),)
+                            for q in tl.static_range(PRODUCTS):
+                                if q >= p and (q - p) % NEXT_P == 0 and (q - p) // NEXT_P * NEXT_I <= i:
+                                    band = bands[kd * SPAN + i - (q - p) // NEXT_P * NEXT_I]
+                                    added += (dot(x_rows[0], band, sums[q], PRECISION),)
                                 else:
-                                    added = added + (sums[i],)
+                                    added += (sums[q],)
                             sums = added
+                            x_rows = x_rows[1:]
         else:
-            for row in range(KD * KH):
-                kd = row // KH
-                r = row % KH
-                w_row = w_base + (kd * stride_wd + r * stride_wh)
-                band = tl.load(w_row + w_offset, mask=mask_tap, other=0.0)
+            for row in range(KD * SPAN):
+                kd = row // SPAN
+                i = row % SPAN
                 live_d = live
                 if RANK >= 3:
                     live_d = live & (d0 + kd * DIL_D >= 0) & (d0 + kd * DIL_D < d_in)
+                band = load_band(
+                    w_base + kd * stride_wd, w_offset, i, offs_a, stride_wh, mask_tap, KH, STRIDE_H, DIL_H, HOP, FUSED
+                )
                 x_rows = ()
-                for a in tl.static_range(ROWS):
-                    x_rows = x_rows + (
+                for p in tl.static_range(PRODUCTS):
+                    x_rows += (
                         load_row(
-                            x_group, x_offset, kd * DIL_D * stride_xd, h0, a * STRIDE_H + r * DIL_H,
+                            x_group, x_offset, kd * DIL_D * stride_xd, h0, p * FUSED * STRIDE_H + i * HOP,
                             stride_xh, h_in, inside_w, live_d, RANK, X_VECTOR,
                         ),
                     )  # fmt: skip
                 added = ()
-                for a in tl.static_range(ROWS):
-                    added = added + (dot(x_rows[a], band, sums[a], PRECISION),)
+                for p in tl.static_range(PRODUCTS):
+                    added += (dot(x_rows[p], band, sums[p], PRECISION),)
                 sums = added
 
         y_group = y_base + aligned(first * stride_yn, Y_VECTOR)
-        for a in tl.static_range(ROWS):
-            y_row = y_offset + a * stride_yh
+        for p in tl.static_range(PRODUCTS):
+            y_row = y_offset + p * FUSED * stride_yh
             y_row = tl.max_contiguous(tl.multiple_of(y_row, (1, Y_VECTOR)), (1, Y_VECTOR))
-            y_tile = narrow(activate(sums[a], ACTIVATION), y_ptr.dtype.element_ty)
-            tl.store(y_group + y_row, y_tile, mask=y_mask & (live & (h_o + a < h_out))[:, None])
+            mask_row = live[:, None] & (h_o[:, None] + (p * FUSED + offs_a)[None, :] < h_out)
+            y_tile = narrow(activate(sums[p], ACTIVATION), y_ptr.dtype.element_ty)
+            tl.store(y_group + y_row, y_tile, mask=y_mask & mask_row)
         first += images
+
+
+@triton.jit
+def load_band(
+    base, offset, i, offs_a, stride_wh, mask_tap,
+    KH: tl.constexpr, STRIDE_H: tl.constexpr, DIL_H: tl.constexpr, HOP: tl.constexpr, FUSED: tl.constexpr,
+):  # fmt: skip
+    """The band of input row `i`: [BLOCK_K, BLOCK_N], filter row r(i, a) for output row a."""
+    if FUSED == 1:
+        return tl.load(base + i * stride_wh + offset, mask=mask_tap, other=0.0)
+    lag = i * HOP - offs_a * STRIDE_H
+    mask_row = (lag >= 0) & (lag < KH * DIL_H)
+    if DIL_H > 1:
+        mask_row = mask_row & (lag % DIL_H == 0)
+        lag = lag // DIL_H
+    return tl.load(base + (lag * stride_wh)[None, :] + offset, mask=mask_tap & mask_row[None, :], other=0.0)
 
 
 @triton.jit
@@ -175,8 +201,7 @@ def load_row(
     RANK: tl.constexpr, X_VECTOR: tl.constexpr,
 ):  # fmt: skip
     """One input row of each m, `dh` rows below its first: [BLOCK_M, BLOCK_K], zero outside the image."""
-    offset += depth_offset + dh * stride_xh
-    offset = tl.max_contiguous(tl.multiple_of(offset, (1, X_VECTOR)), (1, X_VECTOR))
+    base += aligned(depth_offset + dh * stride_xh, X_VECTOR)
     if RANK >= 2:
         live = live & (h0 + dh >= 0) & (h0 + dh < h_in)
     return tl.load(base + offset, mask=inside_w & live[:, None], other=0.0)
@@ -187,42 +212,47 @@ class DepthwiseBandedTile(Tile):
     """BLOCK_M blocks of ROWS output rows by BLOCK_T output columns, each from BLOCK_K input columns of its rows.
 
     Blocks are counted over (image, depth, row, column) of a group of images; a program takes STEPS groups, one after
-    the other. RESIDENT holds the matrices of all filter rows and unrolls these; without it they are a loop.
+    the other. A product makes FUSED of the rows. RESIDENT holds the bands of all input rows and unrolls these; without
+    it they are a loop.
     """
 
     BLOCK_M: int = 64
     BLOCK_T: int = 16
     BLOCK_K: int = 32
     ROWS: int = 4
+    FUSED: int = 1
     STEPS: int = 1
     RESIDENT: bool = True
 
     def shared_bytes(self, problem: Problem) -> int:
-        g = problem.geometry
-        bands = g.kernel[0] * g.kernel[1] if self.RESIDENT else 1
-        operands = bands * self.BLOCK_K * self.BLOCK_T + self.rows_read(problem) * self.BLOCK_M * self.BLOCK_K
-        # Each output row is turned into the layout of its store in the same memory, with a little padding.
-        return max(operands * problem.itemsize, self.BLOCK_M * (self.BLOCK_T + 8) * problem.accumulator_bytes) + 128
+        span = _rows(problem, self)["SPAN"]
+        bands = problem.geometry.kernel[0] * span if self.RESIDENT else 1
+        block_n = self.FUSED * self.BLOCK_T
+        operands = bands * self.BLOCK_K * block_n + self.rows_read(problem) * self.BLOCK_M * self.BLOCK_K
+        # A product is turned into the layout of its store in the same memory, with a little padding.
+        return max(operands * problem.itemsize, self.BLOCK_M * (block_n + 8) * problem.accumulator_bytes) + 128
 
     def accumulator_values(self) -> int:
         return self.ROWS * self.BLOCK_M * self.BLOCK_T
 
     def rows_read(self, problem: Problem) -> int:
         """Input rows that a block holds at a time, for one depth."""
+        products, rows = self.ROWS // self.FUSED, _rows(problem, self)
         if not self.RESIDENT:
-            return self.ROWS
-        next_a, next_r = _next(problem)
-        kh = problem.geometry.kernel[1]
-        return sum(a < next_a or r + next_r >= kh for a in range(self.ROWS) for r in range(kh))
+            return products
+        fresh = [p < rows["NEXT_P"] or i + rows["NEXT_I"] >= rows["SPAN"] for p in range(products) for i in range(rows["SPAN"])]
+        return sum(fresh)
 
     def mismatch(self, problem: Problem) -> str | None:
-        g = problem.geometry
         if min(self.BLOCK_M, self.BLOCK_T, self.BLOCK_K) < 16:
             return "a product takes at least 16 of each dimension"
-        if self.BLOCK_K < (need := columns_read(problem, self.BLOCK_T)):
+        if self.FUSED > self.ROWS:
+            return f"a product cannot make {self.FUSED} of {self.ROWS} rows"
+        if (need := columns_read(problem, self.BLOCK_T)) > self.BLOCK_K:
             return f"{self.BLOCK_T} outputs of a row read {need} columns, more than {self.BLOCK_K}"
-        if self.RESIDENT and g.kernel[0] * g.kernel[1] * self.ROWS > 64:
-            return f"{g.kernel[0] * g.kernel[1]} filter rows for {self.ROWS} output rows are too many to unroll"
+        products = problem.geometry.kernel[0] * _rows(problem, self)["SPAN"] * self.ROWS // self.FUSED
+        if self.RESIDENT and products > 64:
+            return f"{products} products are too many to unroll"
         return None
 
 
@@ -257,11 +287,20 @@ def _left(problem: Problem) -> int:
     return cdiv(problem.geometry.pad_before[2], vector) * vector
 
 
-def _next(problem: Problem) -> tuple[int, int]:
-    """(a, r): output row i and filter row k read the same input row as output row i + a and filter row k - r."""
-    stride, dilation = problem.geometry.stride[1], problem.geometry.dilation[1]
-    common = math.gcd(stride, dilation)
-    return dilation // common, stride // common
+def _rows(problem: Problem, tile: DepthwiseBandedTile) -> dict[str, int]:
+    """How the input rows of the products lie: a product reads SPAN of them, HOP apart, and the next product begins FUSED
+    strides further down: row i of product p is row i - NEXT_I of product p + NEXT_P.
+    """
+    g = problem.geometry
+    stride, dilation = g.stride[1], g.dilation[1]
+    hop = math.gcd(stride, dilation) if tile.FUSED > 1 else dilation
+    common = math.gcd(tile.FUSED * stride, hop)
+    return dict(
+        SPAN=((tile.FUSED - 1) * stride + (g.kernel[1] - 1) * dilation) // hop + 1,
+        HOP=hop,
+        NEXT_P=hop // common,
+        NEXT_I=tile.FUSED * stride // common,
+    )
 
 
 def _grid(problem: Problem, tile: DepthwiseBandedTile) -> int:
@@ -273,7 +312,6 @@ def _grid(problem: Problem, tile: DepthwiseBandedTile) -> int:
 def _arguments(problem: Problem, tile: DepthwiseBandedTile) -> dict[str, object]:
     g = problem.geometry
     images = image_group(problem, tile)
-    next_a, next_r = _next(problem)
     return (
         geometry_arguments(problem, images * g.out_pixels)
         | tile.sizes()
@@ -284,9 +322,8 @@ def _arguments(problem: Problem, tile: DepthwiseBandedTile) -> dict[str, object]
             X_VECTOR=_vector(problem),
             Y_VECTOR=problem.y_run(16 // problem.itemsize),
             LEFT=_left(problem),
-            NEXT_A=next_a,
-            NEXT_R=next_r,
         )
+        | _rows(problem, tile)
     )
 
 
