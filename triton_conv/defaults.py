@@ -126,31 +126,54 @@ def depthwise(problem: Problem, target: Target) -> DepthwiseTile:
 
 
 def depthwise_banded(problem: Problem, target: Target) -> DepthwiseBandedTile:
-    """Blocks as wide as reads the fewest columns an output, and up to four rows of them."""
-    g = problem.geometry
+    """Blocks as wide as reads the fewest columns an output, and up to four rows of them, two a product."""
+    g, itemsize = problem.geometry, problem.itemsize
     widths = [w for w in (16, 32, 64) if w <= power_of_two(g.out_size[2], 16, 64)]
     depths = {w: power_of_two(columns_read(problem, w), 16, 4096) for w in widths}
     block_t = min(widths, key=lambda w: depths[w] / w)
+    resident = g.kernel[0] * g.kernel[1] <= 9 and itemsize < 8
+    rows = power_of_two(g.out_size[1], 1, 4 if itemsize < 8 else 1)
     tile = DepthwiseBandedTile(
         # wgmma takes no fewer than 64 rows; float64 has no such unit.
-        BLOCK_M=16 if problem.itemsize == 8 else 64,
+        BLOCK_M=64 if itemsize < 8 else 16,
         BLOCK_T=block_t,
         BLOCK_K=depths[block_t],
-        ROWS=power_of_two(g.out_size[1], 1, 4),
-        RESIDENT=g.kernel[0] * g.kernel[1] <= 9,
+        ROWS=rows,
+        FUSED=min(rows, 2) if resident else 1,
+        RESIDENT=resident,
         num_warps=warps(target, _THREADS),
         num_stages=1,
     )
-    # All input rows of a block are in flight together: of 255 registers a thread they may take 96.
-    values = 96 * 4 * _THREADS // (tile.BLOCK_M * tile.BLOCK_K * problem.itemsize)
-    while tile.rows_read(problem) > values and tile.ROWS > 1:
-        tile = replace(tile, ROWS=tile.ROWS // 2)
-    if tile.rows_read(problem) > values:
+    # All input rows of a block are in flight together, of a second depth too: of 255 registers a thread 112 for one.
+    depths_read = min(g.kernel[0], 2)
+    while tile.ROWS > 1 and (
+        _registers(problem, tile) > 112 // depths_read or tile.shared_bytes(problem) > target.shared_bytes
+    ):
+        tile = replace(tile, ROWS=tile.ROWS // 2, FUSED=min(tile.FUSED, tile.ROWS // 2))
+    if _registers(problem, tile) > 112:
         tile = replace(tile, RESIDENT=False)
-    # Enough programs for eight to a multiprocessor; beyond that, each builds its bands for more images.
-    groups, programs = cdiv(g.batch, image_group(problem, tile)), tile_count(problem, tile) * g.c_out
-    steps = max(min(groups, groups * programs // (8 * target.sms)), 1)
-    return replace(tile, STEPS=min(1 << steps.bit_length() - 1, 64))
+    # One row of a block is little to wait for at a time.
+    while tile.BLOCK_M < 256 and 2 * _registers(problem, tile) <= 32 and _programs(problem, tile) > 32 * target.sms:
+        tile = replace(tile, BLOCK_M=2 * tile.BLOCK_M)
+    # Sixteen programs for a multiprocessor (of a large filter, eight: each takes longer); beyond that, each builds its
+    # bands for more images.
+    groups = cdiv(g.batch, image_group(problem, tile))
+    enough = (16 if tile.RESIDENT else 8) * target.sms
+    steps = max(min(groups, _programs(problem, tile) // enough, 64), 1)
+    return replace(tile, STEPS=1 << steps.bit_length() - 1)
+
+
+def _registers(problem: Problem, tile: DepthwiseBandedTile) -> int:
+    """Registers a thread for the input rows of a block. What is loaded by twos of bytes takes one each at first, and
+    part of an address.
+    """
+    size = problem.itemsize if problem.x_run() * problem.itemsize >= 4 else 5
+    return tile.rows_read(problem) * tile.BLOCK_M * tile.BLOCK_K * size // (4 * _THREADS)
+
+
+def _programs(problem: Problem, tile: DepthwiseBandedTile) -> int:
+    """Programs of one step each."""
+    return tile_count(problem, tile) * problem.geometry.c_out * cdiv(problem.geometry.batch, image_group(problem, tile))
 
 
 def transposed_phase(problem: Problem, target: Target) -> TransposedPhaseTile:

@@ -36,6 +36,7 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "BLOCK_T": (16, 32, 64),
         "BLOCK_K": (32, 64, 128, 256),
         "ROWS": (1, 2, 4, 8),
+        "FUSED": (1, 2, 4),
         "STEPS": (1, 2, 4, 8, 16),
         "RESIDENT": (False, True),
         "num_warps": (4, 8),

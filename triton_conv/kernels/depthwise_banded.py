@@ -56,14 +56,16 @@ def depthwise_banded_kernel(
     BLOCK_N: tl.constexpr = FUSED * BLOCK_T
     row_blocks = tl.cdiv(h_out, ROWS)
     column_blocks = tl.cdiv(w_out, BLOCK_T)
-    tiles = tl.cdiv(images * d_out * row_blocks * column_blocks, BLOCK_M)
+    if INDEX_INT64:
+        column_blocks = column_blocks.to(tl.int64)
+    tiles = tl.cdiv(column_blocks * row_blocks * d_out * images, BLOCK_M)
     pid = tl.program_id(0)
     pid_m = pid % tiles
     c = pid // tiles % c_out
-    first = (pid // tiles // c_out * (STEPS * images)).to(tl.int64)
+    first = (pid // tiles // c_out).to(tl.int64) * (STEPS * images)
     if INDEX_INT64:
-        pid_m = pid_m.to(tl.int64)
-        stride_xd, stride_xh, stride_yh = wide(stride_xd), wide(stride_xh), wide(stride_yh)
+        stride_xd, stride_xh = wide(stride_xd), wide(stride_xh)
+        stride_yh, stride_yw = wide(stride_yh), wide(stride_yw)
         stride_wd, stride_wh, stride_ww = wide(stride_wd), wide(stride_wh), wide(stride_ww)
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     image, d_o, h_o, w_o = decode_pixel(offs_m, d_out, row_blocks, column_blocks, RANK)
@@ -102,7 +104,8 @@ def depthwise_banded_kernel(
                 ),
             )  # fmt: skip
 
-    y_mask = (w_o // Y_VECTOR)[:, None] + (offs_t // Y_VECTOR)[None, :] < w_out // Y_VECTOR  # [BLOCK_M, BLOCK_N]
+    vector = (w_o // Y_VECTOR)[:, None] + (offs_n // Y_VECTOR % (BLOCK_T // Y_VECTOR))[None, :]
+    y_mask = vector < w_out // Y_VECTOR  # [BLOCK_M, BLOCK_N]
     y_offset = image * stride_yn + d_o * stride_yd + h_o * stride_yh + w_o * stride_yw
     y_offset = y_offset[:, None] + (offs_a * stride_yh + offs_t * stride_yw)[None, :]
     y_offset = tl.max_contiguous(tl.multiple_of(y_offset, (1, Y_VECTOR)), (1, Y_VECTOR))
@@ -185,14 +188,19 @@ def load_band(
     KH: tl.constexpr, STRIDE_H: tl.constexpr, DIL_H: tl.constexpr, HOP: tl.constexpr, FUSED: tl.constexpr,
 ):  # fmt: skip
     """The band of input row `i`: [BLOCK_K, BLOCK_N], filter row r(i, a) for output row a."""
-    if FUSED == 1:
-        return tl.load(base + i * stride_wh + offset, mask=mask_tap, other=0.0)
-    lag = i * HOP - offs_a * STRIDE_H
-    mask_row = (lag >= 0) & (lag < KH * DIL_H)
-    if DIL_H > 1:
-        mask_row = mask_row & (lag % DIL_H == 0)
-        lag = lag // DIL_H
-    return tl.load(base + (lag * stride_wh)[None, :] + offset, mask=mask_tap & mask_row[None, :], other=0.0)
+    if FUSED > 1:
+        lag = i * HOP - offs_a * STRIDE_H
+        mask_row = (lag >= 0) & (lag < KH * DIL_H)
+        if HOP != DIL_H:
+            mask_row = mask_row & (lag % DIL_H == 0)
+        mask_tap = mask_tap & mask_row[None, :]
+    if HOP == DIL_H:
+        # Filter rows follow input rows: the offsets of the last one serve again.
+        base += i * stride_wh
+        offset -= (offs_a * (STRIDE_H // DIL_H) * stride_wh)[None, :]
+    else:
+        offset += (lag // DIL_H * stride_wh)[None, :]
+    return tl.load(base + offset, mask=mask_tap, other=0.0)
 
 
 @triton.jit
@@ -230,7 +238,7 @@ class DepthwiseBandedTile(Tile):
         block_n = self.FUSED * self.BLOCK_T
         operands = bands * self.BLOCK_K * block_n + self.rows_read(problem) * self.BLOCK_M * self.BLOCK_K
         # A product is turned into the layout of its store in the same memory, with a little padding.
-        return max(operands * problem.itemsize, self.BLOCK_M * (block_n + 8) * problem.accumulator_bytes) + 128
+        return max(operands * problem.itemsize, self.BLOCK_M * (block_n + 8) * problem.accumulator_bytes) + 2048
 
     def accumulator_values(self) -> int:
         return self.ROWS * self.BLOCK_M * self.BLOCK_T
@@ -240,7 +248,11 @@ class DepthwiseBandedTile(Tile):
         products, rows = self.ROWS // self.FUSED, _rows(problem, self)
         if not self.RESIDENT:
             return products
-        fresh = [p < rows["NEXT_P"] or i + rows["NEXT_I"] >= rows["SPAN"] for p in range(products) for i in range(rows["SPAN"])]
+        fresh = [
+            p < rows["NEXT_P"] or i + rows["NEXT_I"] >= rows["SPAN"]
+            for p in range(products)
+            for i in range(rows["SPAN"])
+        ]
         return sum(fresh)
 
     def mismatch(self, problem: Problem) -> str | None:
