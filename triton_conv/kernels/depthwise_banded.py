@@ -1,5 +1,8 @@
 """Depthwise convolution as products with banded matrices, rank 1 to 3, for inputs with contiguous pixels (NCHW)."""
 
+# Tuples grow in device code, which has no types of Python's.
+# mypy: disable-error-code="assignment, misc, var-annotated"
+
 from __future__ import annotations
 
 import math
@@ -31,24 +34,24 @@ def depthwise_banded_kernel(
     BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, ROWS: tl.constexpr, FUSED: tl.constexpr,
     STEPS: tl.constexpr, RESIDENT: tl.constexpr,
 ):  # fmt: skip
-    """y[m, n] = activation(sum_i sum_j x_i[m, j] band_i[j, n] + b[c]), n = (a, t), band_i[j, n] = w[c, r(i, a), tap(j, t)].
+    """y[m, n] = activation(sum_i sum_j x_i[m, j] band_i[j, n] + b[c]), band_i[j, n] = w[c, r(i, a), tap(j, t)].
 
     One channel c at a time. m runs over (image, output depth, block of ROWS output rows, block of BLOCK_T columns). A
-    product makes FUSED of the rows at once: its columns n are (a, t), output row a and column t of the block. x_i is one
-    input row, BLOCK_K columns of it from an aligned one on, LEFT before the block's own. The band holds the weight of
+    product makes FUSED of the rows at once: n is (a, t), output row a and column t of the block. x_i is one input row,
+    BLOCK_K columns of it from an aligned one on, LEFT before the block's own. The band holds the weight of
     tap(j, t) = (j - t STRIDE_W - (LEFT - PAD_W)) / DIL_W in filter row r(i, a) = (i HOP - a STRIDE_H) / DIL_H where
-    these are whole and inside the filter, else zero. Most of it is zeros: cheap on tensor cores, and what a channel's
-    convolution needs otherwise is too much for the CUDA cores from 5x5 up (by count of instructions).
+    these are whole and inside the filter, else zero. Most of it is zeros: cheap on tensor cores, while a channel's own
+    products are more than the CUDA cores have time for from 5x5 up (and tensor cores have none for ieee float32).
 
     Grid: one axis of tiles x c_out x splits programs, tiles fastest: BLOCK_M of the m of a group of `images` images.
     A program takes STEPS groups one after the other: decoded once, its offsets stay and only the base moves.
 
     RESIDENT: all SPAN bands are built once a program, and an input row is loaded once for all the products that need it
     (product p and row i of it need the same as p + NEXT_P and i - NEXT_I). Otherwise a band is built a row, in a loop,
-    so that large filters neither unroll nor spill. Input rows are read again from L1: hence num_stages = 1, since a
-    pipelined load bypasses L1.
+    so that large filters neither unroll nor spill. Neighbouring blocks read the same rows from L1: hence
+    num_stages = 1, since a pipelined load bypasses L1.
 
-    Zeros of a band are multiplied: an infinity or NaN in the input makes NaN of up to FUSED rows of BLOCK_T outputs.
+    Zeros of a band are multiplied: an infinity or NaN in the input makes NaN of all outputs of the blocks that read it.
 
     Banded (Toeplitz) products for convolution: Ku et al., StripedHyena 2, arXiv:2503.01868, there in one dimension.
     """
@@ -300,8 +303,8 @@ def _left(problem: Problem) -> int:
 
 
 def _rows(problem: Problem, tile: DepthwiseBandedTile) -> dict[str, int]:
-    """How the input rows of the products lie: a product reads SPAN of them, HOP apart, and the next product begins FUSED
-    strides further down: row i of product p is row i - NEXT_I of product p + NEXT_P.
+    """How the input rows of the products lie: a product reads SPAN of them, HOP apart, and the next one begins FUSED
+    strides further down, so that row i of product p is row i - NEXT_I of product p + NEXT_P.
     """
     g = problem.geometry
     stride, dilation = g.stride[1], g.dilation[1]
