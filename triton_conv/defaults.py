@@ -14,6 +14,7 @@ from typing import Any
 from .kernels import Tile
 from .kernels.deformable import DeformableTile
 from .kernels.depthwise import DepthwiseTile
+from .kernels.depthwise_banded import DepthwiseBandedTile, columns_read, image_group, tile_count
 from .kernels.depthwise_weight_gradient import DepthwiseWeightGradientTile
 from .kernels.grouped_packed import GroupedPackedTile
 from .kernels.implicit_gemm import ImplicitGemmTile
@@ -124,6 +125,57 @@ def depthwise(problem: Problem, target: Target) -> DepthwiseTile:
     )
 
 
+def depthwise_banded(problem: Problem, target: Target) -> DepthwiseBandedTile:
+    """Blocks as wide as reads the fewest columns an output, and up to four rows of them, two a product."""
+    g, itemsize = problem.geometry, problem.itemsize
+    widths = [w for w in (16, 32, 64) if w <= power_of_two(g.out_size[2], 16, 64)]
+    depths = {w: power_of_two(columns_read(problem, w), 16, 4096) for w in widths}
+    block_t = min(widths, key=lambda w: depths[w] / w)
+    resident = g.kernel[0] * g.kernel[1] <= 9 and itemsize < 8
+    rows = power_of_two(g.out_size[1], 1, 4 if itemsize < 8 else 1)
+    tile = DepthwiseBandedTile(
+        # wgmma takes no fewer than 64 rows; float64 has no such unit.
+        BLOCK_M=64 if itemsize < 8 else 16,
+        BLOCK_T=block_t,
+        BLOCK_K=depths[block_t],
+        ROWS=rows,
+        FUSED=min(rows, 2) if resident else 1,
+        RESIDENT=resident,
+        num_warps=warps(target, _THREADS),
+        num_stages=1,
+    )
+    # All input rows of a block are in flight together, of a second depth too: of 255 registers a thread 112 for one.
+    depths_read = min(g.kernel[0], 2)
+    while tile.ROWS > 1 and (
+        _registers(problem, tile) > 112 // depths_read or tile.shared_bytes(problem) > target.shared_bytes
+    ):
+        tile = replace(tile, ROWS=tile.ROWS // 2, FUSED=min(tile.FUSED, tile.ROWS // 2))
+    if _registers(problem, tile) > 112:
+        tile = replace(tile, RESIDENT=False)
+    # One row of a block is little to wait for at a time.
+    while tile.BLOCK_M < 256 and 2 * _registers(problem, tile) <= 32 and _programs(problem, tile) > 32 * target.sms:
+        tile = replace(tile, BLOCK_M=2 * tile.BLOCK_M)
+    # Sixteen programs for a multiprocessor (of a large filter, eight: each takes longer); beyond that, each builds its
+    # bands for more images.
+    groups = cdiv(g.batch, image_group(problem, tile))
+    enough = (16 if tile.RESIDENT else 8) * target.sms
+    steps = max(min(groups, _programs(problem, tile) // enough, 64), 1)
+    return replace(tile, STEPS=1 << steps.bit_length() - 1)
+
+
+def _registers(problem: Problem, tile: DepthwiseBandedTile) -> int:
+    """Registers a thread for the input rows of a block. What is loaded by twos of bytes takes one each at first, and
+    part of an address.
+    """
+    size = problem.itemsize if problem.x_run() * problem.itemsize >= 4 else 5
+    return tile.rows_read(problem) * tile.BLOCK_M * tile.BLOCK_K * size // (4 * _THREADS)
+
+
+def _programs(problem: Problem, tile: DepthwiseBandedTile) -> int:
+    """Programs of one step each."""
+    return tile_count(problem, tile) * problem.geometry.c_out * cdiv(problem.geometry.batch, image_group(problem, tile))
+
+
 def transposed_phase(problem: Problem, target: Target) -> TransposedPhaseTile:
     """As implicit GEMM, half as deep: the taps of a phase are fewer, and found at run time."""
     g, itemsize = problem.geometry, problem.itemsize
@@ -226,6 +278,7 @@ _RULES: dict[str, Callable[[Any, Target], Tile]] = {
         deformable,
         weight_gradient,
         depthwise_weight_gradient,
+        depthwise_banded,
     )
 }
 

@@ -33,6 +33,9 @@ _PROBES: tuple[Workload, ...] = (
 
 _BRIEF = ("narrow_groups_4", "convnext_dw7", "dilated_d4", "decoder_t2d", "dcnv2")
 
+# Kernels that a plan may be forced to and need not choose by itself, each with a flagship that it serves.
+_FORMS = {"depthwise_banded": "mobile_dw5"}
+
 
 def jobs(
     everything: bool = False,
@@ -46,7 +49,7 @@ def jobs(
     """
     subjects = [w for w in workloads.FLAGSHIPS if everything or w.name in _BRIEF]
     subjects += _PROBES if everything else ()
-    return [
+    chosen = [
         job
         for workload in subjects
         for variant in workload.variants(tuple(dtypes) if everything else ("bfloat16",), both_formats=everything)
@@ -56,6 +59,16 @@ def jobs(
         for target in targets
         for job in _jobs(part, problem, KNOWN[target])
     ]
+    forms = [
+        Job(name, problem, default_tile(name, problem, KNOWN[target]), KNOWN[target], f"{workload.name} NCHW (forced)")
+        for name, flagship in _FORMS.items()
+        for workload in workloads.FLAGSHIPS
+        for variant in workload.variants(tuple(dtypes) if everything else ("bfloat16",))
+        for problem in (variant.problem(),)
+        if name in kernels and KERNELS[name].unsuited(problem) is None and (everything or workload.name == flagship)
+        for target in targets
+    ]
+    return chosen + [job for job in forms if job not in chosen]
 
 
 def _jobs(workload: Workload, problem: Problem, target: Target) -> list[Job]:
@@ -93,6 +106,8 @@ def complaints(job: Job, row: Compiled) -> list[str]:
     turned = weight_gradient and row.dtype == "float32"
     if aligned and not turned and row.target != "gfx942" and not row.vector_loads:
         found.append("no 16-byte load of aligned channels")
+    if job.kernel == "depthwise_banded" and job.problem.x_run() * job.problem.itemsize >= 16 and not row.vector_loads:
+        found.append("no 16-byte load of aligned pixels")
     if row.shared_bytes > job.tile.shared_bytes(job.problem):
         found.append(f"takes {row.shared_bytes} bytes of shared memory, more than counted")
     return found

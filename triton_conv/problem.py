@@ -137,6 +137,16 @@ class Problem:
         packed = dense_strides((*shape, *g.kernel[3 - g.rank :]), channels_last=True)
         return replace(self, w_strides=five(packed), weight_view="packed")
 
+    def x_run(self, *steps: int) -> int:
+        """Pixels of a row that lie side by side at an aligned place in the input, for blocks of columns that start at
+        multiples of `steps`; a row holds a whole number of such runs.
+        """
+        return _run(self.x_strides, self.geometry.in_size[2], *steps)
+
+    def y_run(self, *steps: int) -> int:
+        """The same for the output."""
+        return _run(self.y_strides, self.geometry.out_size[2], *steps)
+
     @functools.cached_property
     def weight_flat(self) -> bool:
         """Whether (channel, depth, height, width) of the weight is one contiguous run, as nn.Conv makes it."""
@@ -238,6 +248,11 @@ def _but_channels(strides: Strides) -> Strides:
     """
     n, _, d, h, w = strides
     return n, 0, d, h, w
+
+
+def _run(strides: Strides, width: int, *steps: int) -> int:
+    *others, w = strides
+    return _alignment(*others, width, *steps) if w == 1 else 1
 
 
 def _alignment(*numbers: int) -> int:

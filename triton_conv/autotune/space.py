@@ -30,6 +30,18 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "num_warps": (2, 4, 8),
         "num_stages": (1,),
     },
+    # Warps of eight need products of 128 rows to divide among them.
+    "depthwise_banded": {
+        "BLOCK_M": (64, 128, 256),
+        "BLOCK_T": (16, 32, 64),
+        "BLOCK_K": (32, 64, 128, 256),
+        "ROWS": (1, 2, 4, 8),
+        "FUSED": (1, 2, 4),
+        "STEPS": (1, 2, 4, 8, 16),
+        "RESIDENT": (False, True),
+        "num_warps": (4, 8),
+        "num_stages": (1,),
+    },
     "transposed_phase": _DOT,
     "deformable": _DOT | {"num_stages": (1, 2)},
     # At most 64 splits beyond what fills the machine: partial sums are written and read again.

@@ -6,6 +6,7 @@ from . import (
     common,
     deformable,
     depthwise,
+    depthwise_banded,
     depthwise_weight_gradient,
     grouped_packed,
     implicit_gemm,
@@ -24,6 +25,7 @@ KERNELS: dict[str, Kernel] = {
         deformable,
         weight_gradient,
         depthwise_weight_gradient,
+        depthwise_banded,
     )
 }
 
