@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import BANDED, DEPTHWISE, GEMM, PACKED, PHASE, case
+from cases import BANDED, DEPTHWISE, GEMM, PACKED, PATCH, PHASE, case
 from helpers import DEVICE, DTYPES, channels_last, compare, launches, limit, name_of, random
 from test_deformable import tensors as deformable_tensors
 
@@ -17,6 +17,7 @@ from triton_conv.kernels import KERNELS
 from triton_conv.kernels.deformable import DeformableTile
 from triton_conv.kernels.depthwise import DepthwiseTile
 from triton_conv.kernels.depthwise_banded import DepthwiseBandedTile
+from triton_conv.kernels.depthwise_patch import DepthwisePatchTile
 from triton_conv.kernels.grouped_packed import GroupedPackedTile
 from triton_conv.kernels.implicit_gemm import ImplicitGemmTile
 from triton_conv.kernels.transposed_phase import TransposedPhaseTile
@@ -69,6 +70,16 @@ LAYERS = {
         case("dilated", BANDED, "conv2d", (2, 2, 9, 20), (2, 1, 3, 3), groups=2, padding=4, dilation=(3, 2), stride=2),
         case("multiplier-3", BANDED, "conv2d", (2, 2, 5, 18), (6, 1, 3, 3), groups=2, padding=1, activation="silu"),
         case("many-rows", BANDED, "conv2d", (2, 2, 13, 9), (2, 1, 13, 7), groups=2, padding=(6, 3)),
+    PATCH: [
+        case("conv1d", PATCH, "conv1d", (3, 5, 13), (5, 1, 4), groups=5, padding=((3, 0),), x=channels_last),
+        case(
+            "conv2d", PATCH, "conv2d", (3, 7, 5, 7), (7, 1, 3, 2), groups=7, padding=1, stride=(1, 2), x=channels_last
+        ),
+        case("conv3d", PATCH, "conv3d", (2, 3, 4, 3, 5), (3, 1, 2, 3, 2), groups=3, padding=1, x=channels_last),
+        case(
+            "dilated", PATCH, "conv2d", (2, 5, 9, 7), (5, 1, 3, 3), groups=5, padding=((2, 1), (0, 4)), stride=(2, 1),
+            dilation=(2, 3), activation="silu", x=channels_last,
+        ),
     ],
     PHASE: [
         case("conv1d", PHASE, "conv_transpose1d", (3, 5, 6), (5, 7, 5), stride=3, padding=1),
@@ -104,6 +115,10 @@ TILES = {
             (32, 16, 64, 8, 2, 1, False),
         ]
     ],
+    PATCH: [
+        DepthwisePatchTile(UNROLL=unroll, ROWS=rows, COLS=cols, BLOCK_P=p, BLOCK_C=c)
+        for (rows, cols, p, c), unroll in itertools.product([(1, 4, 16, 4), (2, 8, 4, 16)], (False, True))
+    ],
     PHASE: [TransposedPhaseTile(BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, num_warps=8) for m, n, k in _SIZES],
 }
 DEFORMABLE_TILES = [DeformableTile(BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, num_warps=8) for m, n, k in _SIZES]
@@ -111,8 +126,9 @@ FORMATS = {"contiguous": None, "channels-last": channels_last}
 
 
 def formatted(layer, kernel, layout):
-    """The layer in a memory format; of a kernel for contiguous pixels the weight alone, and so the output."""
-    return replace(layer, x=None if kernel == BANDED else FORMATS[layout], w=FORMATS[layout])
+    """The layer in a memory format; of a kernel that takes one format the weight alone, and so the output."""
+    x = {BANDED: None, PATCH: channels_last}.get(kernel, FORMATS[layout])
+    return replace(layer, x=x, w=FORMATS[layout])
 
 
 def short(tile):

@@ -42,6 +42,16 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "num_warps": (4, 8),
         "num_stages": (1,),
     },
+    # 7 and 14 columns waste nothing of images of 56, 28, 14 and 7.
+    "depthwise_patch": {
+        "UNROLL": (False, True),
+        "ROWS": (1, 2, 4),
+        "COLS": (4, 7, 8, 14, 16),
+        "BLOCK_P": (4, 8, 16, 32),
+        "BLOCK_C": (16, 32, 64, 128),
+        "num_warps": (2, 4),
+        "num_stages": (1,),
+    },
     "transposed_phase": _DOT,
     "deformable": _DOT | {"num_stages": (1, 2)},
     # At most 64 splits beyond what fills the machine: partial sums are written and read again.

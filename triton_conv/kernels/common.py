@@ -41,6 +41,19 @@ def narrow(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def widen(x, DTYPE: tl.constexpr):
+    """x in the dtype of accumulation.
+
+    bfloat16 is moved as bits, of which the compiler then makes one instruction an element; of a conversion one and a
+    half (3 x 3 depthwise: 17.4 instead of 18.3 instructions an output).
+    """
+    if x.dtype == tl.bfloat16:
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True).to(DTYPE)
+    else:
+        return x.to(DTYPE)
+
+
+@triton.jit
 def activate(x, ACTIVATION: tl.constexpr):
     """The fused activation; NaN stays NaN, as in torch."""
     if ACTIVATION == "relu":
@@ -148,6 +161,12 @@ def aligned(offset, VECTOR: tl.constexpr):
 def below(index, limit, VECTOR: tl.constexpr):
     """index < limit for index vectors that start at, and a limit that is, a multiple of VECTOR: one truth a vector."""
     return index // VECTOR < limit // VECTOR
+
+
+@triton.jit
+def within(index, size):
+    """0 <= index < size in one comparison: a negative index is large as an unsigned number."""
+    return tl.cast(index, tl.uint32) < tl.cast(size, tl.uint32)
 
 
 @triton.jit

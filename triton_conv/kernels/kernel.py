@@ -8,7 +8,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import triton.language as tl
@@ -28,7 +28,12 @@ def cdiv(a: int, b: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """Tile parameters of one kernel: sizes are powers of two, and the field names are the kernel's own."""
+    """Tile parameters of one kernel: sizes are powers of two, and the field names are the kernel's own.
+
+    `whole` names the fields that may be any whole number.
+    """
+
+    whole: ClassVar[frozenset[str]] = frozenset({"num_stages"})
 
     num_warps: int = 4
     num_stages: int = 1
@@ -41,7 +46,7 @@ class Tile:
                     raise ConfigError(f"{field.name}: expected true or false, got {value!r}")
             elif type(value) is not int or value < 1:
                 raise ConfigError(f"{field.name}: expected a positive integer, got {value!r}")
-            elif field.name != "num_stages" and value not in _POWERS:
+            elif field.name not in self.whole and value not in _POWERS:
                 raise ConfigError(f"{field.name}: expected a power of two of at most 4096, got {value!r}")
         if self.num_warps > 16 or self.num_stages > 8:
             raise ConfigError(f"at most 16 warps and 8 stages, got {self.num_warps} and {self.num_stages}")
