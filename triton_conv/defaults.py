@@ -159,7 +159,7 @@ def deformable(problem: DeformProblem, target: Target) -> DeformableTile:
     g, itemsize = problem.geometry, problem.itemsize
     num_warps = warps(target, _THREADS)
     if itemsize == 8:
-        return DeformableTile(BLOCK_M=16, BLOCK_N=16, BLOCK_K=16, num_warps=num_warps, num_stages=1)
+        return DeformableTile(BLOCK_M=32, BLOCK_N=16, BLOCK_K=16, num_warps=num_warps, num_stages=1)
     # Four corners of a tile are in flight; narrow loads (NCHW) have an address in registers for each element.
     narrow = problem.x_vector(problem.segment) * itemsize < 8
     return DeformableTile(
@@ -225,16 +225,17 @@ def depthwise_weight_gradient(problem: WeightGradientProblem, target: Target) ->
 
 
 def deformable_input_gradient(problem: DeformInputGradientProblem, target: Target) -> DeformableInputGradientTile:
-    """64 pixels by 64 channels: the product, the corners and the addresses of the atomics share the registers."""
+    """64 pixels by 32 channels: the product, a corner and the addresses of the atomics share the registers."""
     g, itemsize = problem.geometry, problem.itemsize
     num_warps = warps(target, _THREADS)
     if itemsize == 8:
-        return DeformableInputGradientTile(BLOCK_M=16, BLOCK_N=16, BLOCK_K=16, num_warps=num_warps, num_stages=1)
-    narrow = problem.x_vector(problem.segment) * itemsize < 8
+        return DeformableInputGradientTile(BLOCK_M=32, BLOCK_N=16, BLOCK_K=16, num_warps=num_warps, num_stages=1)
+    # On sm_100 the shallower tile is compiled for more blocks at once, and spills.
+    depth = 128 if target.arch == "sm_100" else 64
     return DeformableInputGradientTile(
         BLOCK_M=64,
-        BLOCK_N=power_of_two(problem.segment, 16, 32 if narrow else 64),
-        BLOCK_K=power_of_two(g.c_out_group, 16, 64 // itemsize),
+        BLOCK_N=power_of_two(problem.segment, 16, 32),
+        BLOCK_K=power_of_two(g.c_out_group, 16, depth // itemsize),
         num_warps=num_warps,
         num_stages=1,
     )

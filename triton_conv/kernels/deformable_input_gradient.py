@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
 
@@ -12,7 +13,6 @@ from .common import (
     aligned,
     along_pixels,
     below,
-    corner_rows,
     corner_tile,
     dot,
     interpolate,
@@ -23,13 +23,6 @@ from .common import (
     wide,
 )
 from .kernel import Kernel, Tile, cdiv, deform_arguments, dot_shared_bytes, geometry_arguments
-
-
-@triton.jit
-def corner_sum(x_base, row, column, dcol, mask_channel, PIXELS_LAST: tl.constexpr):
-    """Sum over a tile's channels of dcol times the input at one corner: one number a pixel."""
-    tile = corner_tile(x_base, row, column, mask_channel, PIXELS_LAST).to(dcol.dtype)
-    return tl.sum(tile * dcol, axis=0 if PIXELS_LAST else 1)
 
 
 @triton.jit
@@ -117,16 +110,13 @@ def deformable_input_gradient_kernel(
         scale = tap_group(mask_pixel, group, stride_mc, mask_m, ACC_DTYPE)
     else:
         scale = mask_m.to(ACC_DTYPE)
-    row00, row01, row10, row11 = corner_rows(image * stride_xn, y0, y1, x0, x1, stride_xh, stride_xw, X_VECTOR)
-    dx00, dx01, dx10, dx11 = corner_rows(image * stride_dxn, y0, y1, x0, x1, stride_dxh, stride_dxw, DX_VECTOR)
     y_row = tl.multiple_of(image * stride_yn + h_o * stride_yh + w_o * stride_yw, Y_VECTOR)
     unit = 1.0
     if NEED_INPUT and FIXED_POINT:
         unit = tl.load(scale_ptr, mask=batch > 0, other=0.0)
-    sum00 = tl.zeros((BLOCK_M,), dtype=ACC_DTYPE)
-    sum01 = tl.zeros((BLOCK_M,), dtype=ACC_DTYPE)
-    sum10 = tl.zeros((BLOCK_M,), dtype=ACC_DTYPE)
-    sum11 = tl.zeros((BLOCK_M,), dtype=ACC_DTYPE)
+    doffset_y = tl.zeros((BLOCK_M,), dtype=ACC_DTYPE)
+    doffset_x = tl.zeros((BLOCK_M,), dtype=ACC_DTYPE)
+    dmask = tl.zeros((BLOCK_M,), dtype=ACC_DTYPE)
 
     for part in range(channels_per_offset // segment):
         c_first = tl.cast(offset_group, tl.int64) * channels_per_offset + part * segment
@@ -152,33 +142,39 @@ def deformable_input_gradient_kernel(
                 )  # [BLOCK_K, BLOCK_N]
                 acc = dot(dy_tile, w_tile, acc, PRECISION)
             dcol = tl.trans(acc) if PIXELS_LAST else acc
-            if NEED_OFFSET or NEED_MASK:
-                mask_x = below(channel, segment, X_VECTOR)
-                column = channel * stride_xc
-                sum00 += corner_sum(x_base, row00, column, dcol, mask_x, PIXELS_LAST)
-                sum01 += corner_sum(x_base, row01, column, dcol, mask_x, PIXELS_LAST)
-                sum10 += corner_sum(x_base, row10, column, dcol, mask_x, PIXELS_LAST)
-                sum11 += corner_sum(x_base, row11, column, dcol, mask_x, PIXELS_LAST)
-            if NEED_INPUT:
-                mask_dx = below(channel, segment, DX_VECTOR)
-                column = channel * stride_dxc
-                dx_base = dx_ptr + first * stride_dxn + aligned(c_first * stride_dxc, DX_VECTOR)
-                scatter(dx_base, dx00, column, dcol, scale * up * left, mask_dx, unit, FIXED_POINT, PIXELS_LAST)
-                scatter(dx_base, dx01, column, dcol, scale * up * right, mask_dx, unit, FIXED_POINT, PIXELS_LAST)
-                scatter(dx_base, dx10, column, dcol, scale * down * left, mask_dx, unit, FIXED_POINT, PIXELS_LAST)
-                scatter(dx_base, dx11, column, dcol, scale * down * right, mask_dx, unit, FIXED_POINT, PIXELS_LAST)
+            mask_x = below(channel, segment, X_VECTOR)
+            mask_dx = below(channel, segment, DX_VECTOR)
+            # One corner after the other: all four at once would take more registers than there are.
+            for corner in range(4):
+                y_corner = tl.where(corner < 2, y0, y1)
+                x_corner = tl.where(corner % 2 == 0, x0, x1)
+                weight_y = tl.where(corner < 2, up, down)
+                weight_x = tl.where(corner % 2 == 0, left, right)
+                if NEED_OFFSET or NEED_MASK:
+                    row = tl.multiple_of(image * stride_xn + y_corner * stride_xh + x_corner * stride_xw, X_VECTOR)
+                    tile = corner_tile(x_base, row, channel * stride_xc, mask_x, PIXELS_LAST).to(ACC_DTYPE)
+                    total = tl.sum(tile * dcol, axis=0 if PIXELS_LAST else 1)
+                    doffset_y += tl.where(corner < 2, -up_inside, down_inside) * weight_x * total
+                    doffset_x += tl.where(corner % 2 == 0, -left_inside, right_inside) * weight_y * total
+                    dmask += weight_y * weight_x * total
+                if NEED_INPUT:
+                    row = tl.multiple_of(
+                        image * stride_dxn + y_corner * stride_dxh + x_corner * stride_dxw, DX_VECTOR
+                    )
+                    dx_base = dx_ptr + first * stride_dxn + aligned(c_first * stride_dxc, DX_VECTOR)
+                    scatter(
+                        dx_base, row, channel * stride_dxc, dcol, scale * weight_y * weight_x, mask_dx, unit,
+                        FIXED_POINT, PIXELS_LAST,
+                    )  # fmt: skip
 
     if NEED_OFFSET:
         doffset_pixel = doffset_ptr + first * stride_don + image * stride_don + h_o * stride_doh + w_o * stride_dow
-        slope_y = down_inside * (left * sum10 + right * sum11) - up_inside * (left * sum00 + right * sum01)
-        slope_x = right_inside * (up * sum01 + down * sum11) - left_inside * (up * sum00 + down * sum10)
         storage = doffset_ptr.dtype.element_ty
-        tl.store(doffset_pixel + 2 * group * stride_doc, narrow(scale * slope_y, storage), mask=mask_m)
-        tl.store(doffset_pixel + (2 * group + 1) * stride_doc, narrow(scale * slope_x, storage), mask=mask_m)
+        tl.store(doffset_pixel + 2 * group * stride_doc, narrow(scale * doffset_y, storage), mask=mask_m)
+        tl.store(doffset_pixel + (2 * group + 1) * stride_doc, narrow(scale * doffset_x, storage), mask=mask_m)
     if NEED_MASK:
         dmask_pixel = dmask_ptr + first * stride_dmn + image * stride_dmn + h_o * stride_dmh + w_o * stride_dmw
-        sample = up * (left * sum00 + right * sum01) + down * (left * sum10 + right * sum11)
-        tl.store(dmask_pixel + group * stride_dmc, narrow(sample, dmask_ptr.dtype.element_ty), mask=mask_m)
+        tl.store(dmask_pixel + group * stride_dmc, narrow(dmask, dmask_ptr.dtype.element_ty), mask=mask_m)
 
 
 @dataclass(frozen=True)
@@ -191,8 +187,9 @@ class DeformableInputGradientTile(Tile):
 
     def shared_bytes(self, problem: Problem) -> int:
         operands = dot_shared_bytes(self.BLOCK_M, self.BLOCK_N, self.BLOCK_K, self.num_stages, problem.itemsize)
-        # The product changes its layout for the gather, padded against bank conflicts.
-        return max(operands, self.BLOCK_M * (self.BLOCK_N + 4) * problem.accumulator_bytes)
+        # The product changes its layout for the gather and, in the dtype of the atomics, for the scatter.
+        widest = 8 if problem.operand("dx_ptr") == torch.int64 else problem.accumulator_bytes
+        return max(operands, self.BLOCK_M * self.BLOCK_N * widest)
 
     def accumulator_values(self) -> int:
         # Beside the product two tiles of corners are alive.
