@@ -30,7 +30,13 @@ from .target import Target
 
 SECONDS_PER_COMPILE = 60.0
 
-_POINTER = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
+_POINTER = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.int64: "*i64",
+}
 _VECTOR_LOAD = {
     "ptx": re.compile(r"ld\.global\S*\.v4\.[bu]32|ld\.global\S*\.v2\.[bu]64|cp\.async\.c\S+ [^;]*?, 0x10\b"),
     "amdgcn": re.compile(r"(?:global|buffer)_load_(?:dwordx4|b128)"),
@@ -111,11 +117,10 @@ def signature(kernel: Kernel, problem: Problem, tile: Tile) -> tuple[dict[str, s
     types: dict[str, str] = {}
     constants: dict[str, Any] = {}
     attributes: dict[Any, Any] = {}
-    operands = dict(zip(kernel.pointers, kernel.operands(problem), strict=True))
     for index, parameter in enumerate(kernel.function.params):
         name = parameter.name
-        if name in operands:
-            dtype = operands[name]
+        if name in kernel.pointers:
+            dtype = problem.operand(name)
             if dtype is None:
                 types[name], constants[name] = "constexpr", None
             else:

@@ -13,13 +13,21 @@ from . import configs
 from .defaults import default_tile
 from .errors import PlanError
 from .kernels import KERNELS, Kernel, Tile, launch
-from .problem import DeformProblem, Problem, WeightGradientProblem, dense_strides, five
+from .problem import (
+    DeformInputGradientProblem,
+    DeformProblem,
+    DeformWeightGradientProblem,
+    Problem,
+    WeightGradientProblem,
+)
 from .target import Target
 
 # Problems with other operands than a plain convolution have kernels of their own.
 _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
     DeformProblem: ("it has offsets", ("deformable",)),
     WeightGradientProblem: ("it is a weight gradient", ("weight_gradient", "depthwise_weight_gradient")),
+    DeformWeightGradientProblem: ("it has offsets", ("deformable_weight_gradient",)),
+    DeformInputGradientProblem: ("it is the gradient of what is sampled", ("deformable_input_gradient",)),
 }
 
 
@@ -84,6 +92,10 @@ class Plan:
 def family(problem: Problem) -> tuple[tuple[str, ...], str]:
     """The kernels of a problem's kind, the preferred form first and the one that takes all of them last; and why."""
     g = problem.geometry
+    if isinstance(problem, DeformWeightGradientProblem):
+        return ("deformable_weight_gradient",), "it is a sum over pixels of samples at offsets"
+    if isinstance(problem, DeformInputGradientProblem):
+        return ("deformable_input_gradient",), "it scatters to where samples came from"
     # One input channel and many outputs is a product over the taps, worth a tensor core.
     direct = not g.transposed and g.c_in_group == 1 and (g.groups > 1 or g.c_out < 8)
     if isinstance(problem, WeightGradientProblem):
@@ -93,7 +105,11 @@ def family(problem: Problem) -> tuple[tuple[str, ...], str]:
     if g.transposed:
         return ("transposed_phase",), f"it is transposed: {g.phases} output phases, no inserted zeros"
     if direct:
-        return ("depthwise",), f"one input channel a group, multiplier {g.c_out_group}"
+        return (
+            "depthwise_banded",
+            "depthwise_patch",
+            "depthwise",
+        ), f"one input channel a group, multiplier {g.c_out_group}"
     widest = max(g.c_in_group, g.c_out_group)
     if g.groups > 1 and g.c_in_group > 0 and widest <= 32:
         return ("grouped_packed",), f"groups of at most {widest} channels: several fill one tile"
@@ -135,10 +151,6 @@ def plan(problem: Problem, target: Target, kernel: str | None = None, tile: Tile
         if unsuited:
             raise PlanError(f"kernel: {kernel} cannot run {problem.describe()}: {unsuited}")
     chosen, picked, source, passed = _choose_tile(suited, problem, target, tile)
-    out_shape, out_strides = problem.geometry.out_shape, problem.y_strides
-    if isinstance(problem, WeightGradientProblem):
-        out_shape = problem.partial_shape
-        out_strides = five(dense_strides(out_shape, channels_last=False))
     return Plan(
         problem=problem,
         target=target,
@@ -149,8 +161,8 @@ def plan(problem: Problem, target: Target, kernel: str | None = None, tile: Tile
         notes=(*notes, *passed),
         grid=chosen.grid(problem, picked),
         values=chosen.values(problem, picked),
-        out_shape=out_shape,
-        out_strides=(*out_strides[:2], *out_strides[5 - problem.geometry.rank :]),
+        out_shape=problem.result_shape,
+        out_strides=problem.result_strides,
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from . import dispatch, workloads
 from .aot import Compiled, Job
 from .defaults import default_tile
 from .kernels import KERNELS
-from .problem import Problem
+from .problem import DeformInputGradientProblem, Problem
 from .target import KNOWN, Target
 from .workloads import Workload
 
@@ -31,10 +32,9 @@ _PROBES: tuple[Workload, ...] = (
     ),
 )  # fmt: skip
 
-_BRIEF = ("narrow_groups_4", "convnext_dw7", "dilated_d4", "decoder_t2d", "dcnv2")
+_SUFFIXES = {"forward": "", "input gradient": " dx", "weight gradient": " dw"}
 
-# Kernels that a plan may be forced to and need not choose by itself, each with a flagship that it serves.
-_FORMS = {"depthwise_banded": "mobile_dw5"}
+_BRIEF = ("narrow_groups_4", "convnext_dw7", "dilated_d4", "decoder_t2d", "dcnv2")
 
 
 def jobs(
@@ -49,39 +49,37 @@ def jobs(
     """
     subjects = [w for w in workloads.FLAGSHIPS if everything or w.name in _BRIEF]
     subjects += _PROBES if everything else ()
-    chosen = [
+    return [
         job
         for workload in subjects
         for variant in workload.variants(tuple(dtypes) if everything else ("bfloat16",), both_formats=everything)
         for part in variant.parts()
-        for problem in [part.problem()]
-        if dispatch.choose_kernel(problem)[0].name in kernels
+        for problem in _problems(part)
         for target in targets
         for job in _jobs(part, problem, KNOWN[target])
+        if job.kernel in kernels
     ]
-    forms = [
-        Job(name, problem, default_tile(name, problem, KNOWN[target]), KNOWN[target], f"{workload.name} NCHW (forced)")
-        for name, flagship in _FORMS.items()
-        for workload in workloads.FLAGSHIPS
-        for variant in workload.variants(tuple(dtypes) if everything else ("bfloat16",))
-        for problem in (variant.problem(),)
-        if name in kernels and KERNELS[name].unsuited(problem) is None and (everything or workload.name == flagship)
-        for target in targets
-    ]
-    return chosen + [job for job in forms if job not in chosen]
+
+
+def _problems(workload: Workload) -> list[Problem]:
+    """The workload's problem, and the one that it is in a deterministic run."""
+    problem = workload.problem()
+    if isinstance(problem, DeformInputGradientProblem):
+        return [problem, replace(problem, fixed_point=True)]
+    return [problem]
 
 
 def _jobs(workload: Workload, problem: Problem, target: Target) -> list[Job]:
+    """The tile that a plan would use, and the default of every form that could."""
     made = dispatch.plan(problem, target)
-    tiles = {made.tile: made.source}
-    if made.source != "analytic default":
-        tiles.setdefault(default_tile(made.kernel.name, problem, target), "analytic default")
-    label = f"{workload.name} {'NHWC' if workload.channels_last else 'NCHW'}"
-    label += {"forward": "", "input gradient": " dx", "weight gradient": " dw"}[workload.part]
-    return [
-        Job(made.kernel.name, problem, tile, target, label + ("" if source == "analytic default" else f" ({source})"))
-        for tile, source in tiles.items()
-    ]
+    tiles = {(made.kernel.name, made.tile): "" if made.source == "analytic default" else f" ({made.source})"}
+    for kernel in dispatch.forms(problem)[0]:
+        tile = default_tile(kernel.name, problem, target)
+        if tile.unfit(problem, target) is None:
+            tiles.setdefault((kernel.name, tile), " (default)")
+    label = f"{workload.name} {'NHWC' if workload.channels_last else 'NCHW'}{_SUFFIXES[workload.part]}"
+    label += " fixed" if getattr(problem, "fixed_point", False) else ""
+    return [Job(name, problem, tile, target, label + note) for (name, tile), note in tiles.items()]
 
 
 def complaints(job: Job, row: Compiled) -> list[str]:

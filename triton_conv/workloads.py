@@ -86,14 +86,9 @@ class Workload:
         """The forward pass that this is a part of the training of."""
         return replace(self, part=FORWARD)
 
-    @property
-    def differentiable(self) -> bool:
-        """Whether its gradients can be computed."""
-        return not self.offset_groups
-
     def parts(self) -> list[Workload]:
         """The convolutions of a training step with this layer."""
-        return [replace(self, part=part) for part in (PARTS if self.differentiable else (FORWARD,))]
+        return [replace(self, part=part) for part in PARTS]
 
     def call(self, tensors: Mapping[str, Any]) -> torch.Tensor:
         """Runs the public function on such tensors."""
@@ -137,12 +132,13 @@ def differentiated(forward: Call, tensors: Mapping[str, Any], part: str) -> Call
     """
     if part == FORWARD:
         return lambda: forward(tensors)
-    name = "input" if part == INPUT_GRADIENT else "weight"
-    leaf = tensors[name].detach().requires_grad_()
+    # The gradients of offset and mask come with the input's.
+    names = ("input", "offset", "mask") if part == INPUT_GRADIENT else ("weight",)
+    leaves = {name: tensors[name].detach().requires_grad_() for name in names if name in tensors}
     with torch.enable_grad():
-        output = forward({**tensors, name: leaf})
+        output = forward({**tensors, **leaves})
     grad = torch.empty_like(output).copy_(output_gradient(output.shape, output.dtype, output.device))
-    return lambda: torch.autograd.grad(output, leaf, grad, retain_graph=True)[0]
+    return lambda: torch.autograd.grad(output, tuple(leaves.values()), grad, retain_graph=True)[0]
 
 
 def output_gradient(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from . import (
     common,
     deformable,
+    deformable_input_gradient,
+    deformable_weight_gradient,
     depthwise,
     depthwise_banded,
     depthwise_patch,
@@ -28,6 +30,8 @@ KERNELS: dict[str, Kernel] = {
         weight_gradient,
         depthwise_weight_gradient,
         depthwise_banded,
+        deformable_input_gradient,
+        deformable_weight_gradient,
     )
 }
 

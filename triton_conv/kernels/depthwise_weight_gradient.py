@@ -147,5 +147,4 @@ KERNEL = Kernel(
     unsuited=_unsuited,
     safe_tile=DepthwiseWeightGradientTile(num_warps=4, num_stages=1, BLOCK_M=32, BLOCK_C=16),
     pointers=("x_ptr", "dy_ptr", "dw_ptr"),
-    sums=("dw_ptr",),
 )

@@ -176,5 +176,4 @@ KERNEL = Kernel(
     unsuited=_unsuited,
     safe_tile=WeightGradientTile(num_warps=4, num_stages=1, BLOCK_M=32, BLOCK_N=32, BLOCK_K=32, FLAT_N=True),
     pointers=("x_ptr", "dy_ptr", "dw_ptr"),
-    sums=("dw_ptr",),
 )
