@@ -90,7 +90,9 @@ def test_dtypes(id, dtype):
 
 
 @pytest.mark.parametrize("changes", [{"FUSED": 4}, {"RESIDENT": False, "FUSED": 2}, {"ROWS": 8}, {"STEPS": 4}], ids=str)
-@pytest.mark.parametrize("id", ["height-5", "stride-and-dilation", "dilation-over-stride", "dilation-2", "3d-strided"])
+@pytest.mark.parametrize(
+    "id", ["height-5", "stride-and-dilation", "dilation-over-stride", "dilation-2", "3d-strided", "many-images"]
+)
 def test_tiles_of_the_space(id, changes):
     (layer,) = [layer for layer in CASES if layer.id == id]
     arguments = layer.tensors(torch.float32)

@@ -161,8 +161,11 @@ def depthwise_banded(problem: Problem, target: Target) -> DepthwiseBandedTile:
         tile = replace(tile, ROWS=tile.ROWS // 2, FUSED=min(tile.FUSED, tile.ROWS // 2))
     if _registers(problem, tile) > 112:
         tile = replace(tile, RESIDENT=False)
-    # One row of a block is little to wait for at a time.
-    while tile.BLOCK_M < 256 and 2 * _registers(problem, tile) <= 32 and _programs(problem, tile) > 32 * target.sms:
+    # One row of a block is little to wait for at a time, unless its loads are narrow and so many.
+    few = problem.x_run() * itemsize >= 16 and itemsize < 8
+    while few and 2 * _registers(problem, tile) <= 32 and tile.BLOCK_M < 256:
+        if _programs(problem, tile) < 32 * target.sms:
+            break
         tile = replace(tile, BLOCK_M=2 * tile.BLOCK_M)
     # Sixteen programs for a multiprocessor (of a large filter, eight: each takes longer); beyond that, each builds its
     # bands for more images.

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from ..defaults import default_tile
 from ..kernels import KERNELS, Tile
+from ..kernels.depthwise_banded import DepthwiseBandedTile, columns_read
 from ..problem import Problem
 from ..target import Target
 
@@ -100,6 +101,9 @@ def _worthwhile(tile: Tile, problem: Problem) -> bool:
     g, sizes = problem.geometry, tile.sizes()
     channels = max(g.c_in, g.c_out)
     widths = {"BLOCK_M": g.M, "BLOCK_N": max(g.c_out, 64), "BLOCK_K": max(g.K, channels, 16), "BLOCK_C": g.c_out}
+    if isinstance(tile, DepthwiseBandedTile):
+        widths = {"BLOCK_T": max(g.out_size[2], 16), "BLOCK_K": max(columns_read(problem, tile.BLOCK_T), 16)}
+        widths |= {"ROWS": g.out_size[1], "STEPS": max(g.batch, 1), "BLOCK_M": g.M}
     return all(int(str(sizes[name])) < 2 * width for name, width in widths.items() if name in sizes)
 
 
