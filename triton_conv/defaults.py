@@ -189,24 +189,28 @@ def _programs(problem: Problem, tile: DepthwiseBandedTile) -> int:
 
 
 def depthwise_patch(problem: Problem, target: Target) -> DepthwisePatchTile:
-    """A cache line of channels; 64 sums a thread: 4 x 4 outputs, or 8 in a row where a filter has one row or many."""
-    g, itemsize = problem.geometry, problem.itemsize
+    """A cache line of channels, or half of one where that leaves fewer idle; 64 sums a thread of half precision.
+
+    As 4 x 4 outputs where 9 weights stay in registers (3 x 3 on an H100, bfloat16 (64, 192, 56, 56): 63 us, a copy 57);
+    as 8 or 7 in a row of 8 channels where there is one row of taps at a time. Strides read more for each output, so
+    that fewer keep up with memory.
+    """
+    g, line = problem.geometry, 128 // problem.itemsize
     _, h_out, w_out = g.out_size
-    taps = g.kernel[1] * g.kernel[2]
-    block_c = power_of_two(g.c_out, 16 // itemsize, 128 // itemsize)
-    values = 16 // itemsize  # channels a thread: one load of 16 bytes
-    rows, cols = 1, 8
-    if g.kernel[1] > 1 and taps <= 25 and h_out > 1:
-        rows, cols = 4, 4
-        # Measured on an H100, bfloat16 (64, 192, 56, 56): 3 x 3 in 63 us, 5 x 5 in 107 us, where a copy takes 57.
-        values = min(values, 4)
-    elif problem.y_strides[1] == 1 and cdiv(w_out, 7) * 7 < cdiv(w_out, 8) * 8:
-        cols = 7
+    channels = line // 8
+    block_c = min((line, line // 2), key=lambda block: (cdiv(g.c_out, block) * block, -block))
+    unroll = g.kernel[1] * g.kernel[2] <= 9
+    if unroll and h_out > 1:
+        rows, cols, channels = (4 if g.stride[1] == 1 else 2), 4, min(channels, 4)
+    else:
+        rows, cols = 1, (8 if g.stride[2] == 1 and g.kernel[2] <= 9 else 4)
+        if cols == 8 and h_out > 1 and cdiv(w_out, 7) * 7 < cdiv(w_out, 8) * 8:
+            cols = 7
     return DepthwisePatchTile(
-        UNROLL=taps <= 25,
+        UNROLL=unroll,
         ROWS=rows,
         COLS=cols,
-        BLOCK_P=power_of_two(_THREADS * values // block_c, 1, 4096),
+        BLOCK_P=_THREADS * channels // block_c,
         BLOCK_C=block_c,
         num_warps=warps(target, _THREADS),
         # Rows that patches share come from L1, which pipelined loads bypass.

@@ -48,7 +48,7 @@ def weight_at(row, column, i, j, STRIDE_H, STRIDE_W, DIL_H, DIL_W, KH, KW):
 @triton.jit
 def depthwise_patch_kernel(
     x_ptr, w_ptr, b_ptr, y_ptr,
-    batch, c_out, d_in, h_in, w_in, d_out, h_out, w_out,
+    batch, c_out, d_in, h_in, w_in, d_out, h_out, w_out, steps,
     stride_xn, stride_xd, stride_xh, stride_xw,
     stride_wo, stride_wd, stride_wh, stride_ww,
     stride_yn, stride_yc, stride_yd, stride_yh, stride_yw, stride_b,
@@ -57,9 +57,8 @@ def depthwise_patch_kernel(
     PAD_D: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DIL_D: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, ACC_DTYPE: tl.constexpr, INDEX_INT64: tl.constexpr,
-    Y_PIXELS_LAST: tl.constexpr, X_VECTOR: tl.constexpr, Y_VECTOR: tl.constexpr, Y_RUN: tl.constexpr,
-    TAPS_LAST: tl.constexpr, UNROLL: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    X_VECTOR: tl.constexpr, Y_VECTOR: tl.constexpr, Y_RUN: tl.constexpr, ROW_STEPS: tl.constexpr,
+    UNROLL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """y[m, c] = activation(sum_tap x_tap[m, c] w[c, tap] + b[c]), the input's channels contiguous.
 
@@ -73,7 +72,7 @@ def depthwise_patch_kernel(
     49 taps more would not fit.
 
     Counted on compiled code (sm_90, bfloat16, instructions an output, where 39 keep up with the memory of an H100):
-    12 for a causal filter of 4 taps, 22 for 3 x 3, 44 for 5 x 5, 96 for 7 x 7, each with the default tile.
+    12 for a causal filter of 4 taps, 22 for 3 x 3, 52 for 5 x 5, 93 for 7 x 7, each with its default tile.
     Depthwise convolution: Sifre 2014; Chollet, arXiv:1610.02357.
     """
     tiles_c = tl.cdiv(c_out, BLOCK_C)
@@ -121,14 +120,16 @@ def depthwise_patch_kernel(
     for _ in tl.static_range(ROWS * COLS):
         acc += (start,)
 
-    for kd in range(KD):
-        x_plane = x_patch + kd * DIL_D * stride_xd
-        w_plane = w_base + kd * stride_wd
+    # A number of steps known to the compiler is an invitation to unroll them: AMD's did, and spilled.
+    for step in range(steps):
+        kd = step // ROW_STEPS if KD > 1 else 0
         mask_plane = mask_pc
         if RANK >= 3:
             mask_plane = mask_plane & within(d0 + kd * DIL_D, d_in)[:, None]
+        x_plane = x_patch + kd * DIL_D * stride_xd
+        w_plane = w_base + kd * stride_wd
         if UNROLL:
-            weights = load_taps(w_plane, stride_wh, stride_ww, mask_c, ACC_DTYPE, KH, KW, TAPS_LAST, BLOCK_C)
+            weights = load_taps(w_plane, stride_wh, stride_ww, mask_c, ACC_DTYPE, KH, KW, BLOCK_C)
             for h in tl.static_range((ROWS - 1) * STRIDE_H + (KH - 1) * DIL_H + 1):
                 if is_read(h, ROWS, STRIDE_H, DIL_H, KH):
                     mask_row = mask_plane & within(h0 + h, h_in)[:, None]
@@ -137,83 +138,76 @@ def depthwise_patch_kernel(
                         STRIDE_H, STRIDE_W, DIL_H, DIL_W, ROWS, COLS,
                     )  # fmt: skip
         else:
-            # Every row that is read is a multiple of DIL_H, or ROWS is 1: see DepthwisePatchTile.mismatch.
-            for step in range((ROWS - 1) * STRIDE_H // DIL_H + KH):
-                h = step * DIL_H
-                weights = ()
-                for i in tl.static_range(ROWS):
-                    kh = step - i * STRIDE_H // DIL_H
-                    mask_w = mask_c
-                    if ROWS > 1:
-                        mask_w = mask_w & within(kh, KH)
-                    weights += load_taps(
-                        w_plane + kh * stride_wh, stride_wh, stride_ww, mask_w, ACC_DTYPE, 1, KW, TAPS_LAST, BLOCK_C
-                    )
-                mask_row = mask_plane & within(h0 + h, h_in)[:, None]
-                acc = accumulate_row(
-                    acc, weights, x_plane + h * stride_xh, mask_row, w0, w_in, stride_xw, -1, KH, KW,
-                    STRIDE_H, STRIDE_W, DIL_H, DIL_W, ROWS, COLS,
-                )  # fmt: skip
+            row = step % ROW_STEPS
+            weights = ()
+            for i in tl.static_range(ROWS):
+                kh = row - i * STRIDE_H // DIL_H
+                mask_w = mask_c
+                if ROWS > 1:
+                    mask_w = mask_w & within(kh, KH)
+                weights += load_taps(w_plane + kh * stride_wh, stride_wh, stride_ww, mask_w, ACC_DTYPE, 1, KW, BLOCK_C)
+            h = row * DIL_H
+            mask_row = mask_plane & within(h0 + h, h_in)[:, None]
+            acc = accumulate_row(
+                acc, weights, x_plane + h * stride_xh, mask_row, w0, w_in, stride_xw, -1, KH, KW,
+                STRIDE_H, STRIDE_W, DIL_H, DIL_W, ROWS, COLS,
+            )  # fmt: skip
 
     y_base = y_ptr + first * stride_yn + c_first * stride_yc
-    y_corner = image * stride_yn + d_o * stride_yd + h_o * stride_yh + w_o * stride_yw
-    for i in tl.static_range(ROWS):
-        mask_row = mask_p & (h_o + i < h_out)
-        if Y_PIXELS_LAST:
-            # The outputs of a row side by side: a run of memory, the patches of one row of the image a longer one.
-            row = (activate(acc[i * COLS], ACTIVATION),)
-            for j in tl.static_range(1, COLS):
-                row += (activate(acc[i * COLS + j], ACTIVATION),)
-            tile = tl.reshape(tl.permute(interleave(row, COLS, BLOCK_P, BLOCK_C), (0, 2, 1)), (BLOCK_P * COLS, BLOCK_C))
-            column = tl.arange(0, COLS)
-            pixel = (y_corner + i * stride_yh)[:, None] + (column * stride_yw)[None, :]
-            pixel = tl.max_contiguous(tl.multiple_of(tl.reshape(pixel, (BLOCK_P * COLS,)), Y_RUN), Y_RUN)
-            mask_pixel = tl.reshape(mask_row[:, None] & (w_o[:, None] + column[None, :] < w_out), (BLOCK_P * COLS,))
-            store_pixels(y_base, pixel, offs_c * stride_yc, tile, mask_pixel, mask_c, True)
-        else:
+    channel_out = offs_c * stride_yc
+    if Y_RUN > 0:
+        # Rank 1 with pixels contiguous, as torch's outputs are: the outputs of all patches lie side by side, in runs of
+        # Y_RUN that are aligned and have one mask each. Counted in runs, the compiler sees that, and writes vectors.
+        pixels = ()
+        for j in tl.static_range(COLS):
+            pixels += (activate(acc[j], ACTIVATION),)
+        tile = tl.permute(interleave(pixels, COLS, BLOCK_P, BLOCK_C), (0, 2, 1))
+        offs_y = tl.arange(0, BLOCK_P * COLS)
+        if INDEX_INT64:
+            offs_y = offs_y.to(tl.int64)
+        run = tl.cast(pid_p, offs_y.dtype) * (BLOCK_P * COLS // Y_RUN) + offs_y // Y_RUN
+        runs = patches_w * (COLS // Y_RUN)
+        pixel = (run // runs - first).to(offs_y.dtype) * stride_yn + (run % runs * Y_RUN + offs_y % Y_RUN)
+        mask_y = (run // runs < batch) & (run % runs < w_out // Y_RUN)
+        tile = tl.reshape(tile, (BLOCK_P * COLS, BLOCK_C))
+        store_pixels(y_base, tl.multiple_of(pixel, Y_RUN), channel_out, tile, mask_y, mask_c, True)
+    else:
+        y_corner = image * stride_yn + d_o * stride_yd + h_o * stride_yh + w_o * stride_yw
+        for i in tl.static_range(ROWS):
+            mask_row = mask_p & (h_o + i < h_out)
             for j in tl.static_range(COLS):
                 pixel = tl.multiple_of(y_corner + (i * stride_yh + j * stride_yw), Y_VECTOR)
-                mask_pixel = mask_row & (w_o + j < w_out)
                 tile = activate(acc[i * COLS + j], ACTIVATION)
-                store_pixels(y_base, pixel, offs_c * stride_yc, tile, mask_pixel, mask_c, False)
+                store_pixels(y_base, pixel, channel_out, tile, mask_row & (w_o + j < w_out), mask_c, False)
 
 
 @triton.jit
 def load_taps(
     w_base, stride_wh, stride_ww, mask_c,
-    ACC_DTYPE: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, TAPS_LAST: tl.constexpr, BLOCK_C: tl.constexpr,
+    ACC_DTYPE: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """The weights of KH x KW taps from `w_base` on, a tuple of [1, BLOCK_C] vectors.
 
-    Where the taps of a channel lie side by side (TAPS_LAST), a vector of one tap would be loaded two bytes at a time
-    and touch a line of L1 for each pair of channels. A tile of all taps is loaded along the lines instead, and split:
-    one exchange through shared memory.
+    A filter's taps lie side by side, so that a vector of one tap would be loaded two bytes at a time and touch a line
+    of L1 for each pair of channels. A tile of all taps is loaded along the lines instead, and split: one exchange
+    through shared memory.
     """
+    SIZE: tl.constexpr = triton.next_power_of_2(KH * KW)
+    tap = tl.arange(0, SIZE)
+    offset = tap // KW * stride_wh + tap % KW * stride_ww
+    mask = mask_c[:, None] & (tap < KH * KW)[None, :]
+    parts = (tl.load(w_base[:, None] + offset[None, :], mask=mask, other=0.0),)  # [BLOCK_C, SIZE]
+    for level in tl.static_range(8):
+        if 2**level < SIZE:
+            even, odd = (), ()
+            for i in tl.static_range(2**level):
+                pair = tl.split(tl.reshape(parts[i], (BLOCK_C, SIZE // 2 ** (level + 1), 2)))
+                even += (pair[0],)
+                odd += (pair[1],)
+            parts = even + odd
     weights = ()
-    if TAPS_LAST:
-        SIZE: tl.constexpr = triton.next_power_of_2(KH * KW)
-        tap = tl.arange(0, SIZE)
-        parts = (
-            tl.load(
-                w_base[:, None] + (tap // KW * stride_wh + tap % KW * stride_ww)[None, :],
-                mask=mask_c[:, None] & (tap < KH * KW)[None, :],
-                other=0.0,
-            ),
-        )
-        for level in tl.static_range(8):
-            if 2**level < SIZE:
-                even, odd = (), ()
-                for i in tl.static_range(2**level):
-                    pair = tl.split(tl.reshape(parts[i], (BLOCK_C, SIZE // 2 ** (level + 1), 2)))
-                    even += (pair[0],)
-                    odd += (pair[1],)
-                parts = even + odd
-        for i in tl.static_range(KH * KW):
-            weights += (widen(tl.reshape(parts[i], (1, BLOCK_C)), ACC_DTYPE),)
-    else:
-        for i in tl.static_range(KH * KW):
-            tap = tl.load(w_base + (i // KW * stride_wh + i % KW * stride_ww), mask=mask_c, other=0.0)
-            weights += (widen(tap, ACC_DTYPE)[None, :],)
+    for i in tl.static_range(KH * KW):
+        weights += (widen(tl.reshape(parts[i], (1, BLOCK_C)), ACC_DTYPE),)
     return weights
 
 
@@ -267,13 +261,18 @@ class DepthwisePatchTile(Tile):
     BLOCK_P: int = 8
     BLOCK_C: int = 64
 
+    def row_steps(self, problem: Problem) -> int:
+        """Steps that the rows of a patch's input take, for a plane of the filter."""
+        g = problem.geometry
+        # Every row that is read is a multiple of the dilation, or there is one row of outputs: see `mismatch`.
+        return 1 if self.UNROLL else (self.ROWS - 1) * g.stride[1] // g.dilation[1] + g.kernel[1]
+
     def shared_bytes(self, problem: Problem) -> int:
         g = problem.geometry
-        rows = g.kernel[1] if self.UNROLL else 1
-        taps = 1 << max(rows * g.kernel[2] - 1, 0).bit_length()
-        # The exchange of the weights; of a row of outputs, where they are written along the pixels.
-        outputs = self.BLOCK_P * self.COLS * self.BLOCK_C if _y_pixels_last(problem) else 0
-        return max(self.BLOCK_C * taps * problem.itemsize, outputs * problem.itemsize)
+        taps = g.kernel[2] * (g.kernel[1] if self.UNROLL else 1)
+        # The exchange of the weights and, where outputs are written along the pixels, of those.
+        outputs = self.BLOCK_P * self.COLS if _y_run(problem, self) else 0
+        return self.BLOCK_C * problem.itemsize * max(1 << (taps - 1).bit_length(), outputs)
 
     def accumulator_values(self) -> int:
         # Besides the sums, one more tile of inputs.
@@ -283,7 +282,7 @@ class DepthwisePatchTile(Tile):
         g = problem.geometry
         if not self.UNROLL and self.ROWS > 1 and g.stride[1] % g.dilation[1]:
             return f"{self.ROWS} rows of outputs share no input at stride {g.stride[1]} and dilation {g.dilation[1]}"
-        if _y_pixels_last(problem) and self.COLS & (self.COLS - 1):
+        if _y_run(problem, self) and self.COLS & (self.COLS - 1):
             return f"{self.COLS} columns of outputs are no vector along the pixels"
         return None
 
@@ -301,8 +300,15 @@ class DepthwisePatchTile(Tile):
         return None
 
 
-def _y_pixels_last(problem: Problem) -> bool:
-    return problem.y_strides[1] != 1
+def _y_run(problem: Problem, tile: DepthwisePatchTile) -> int:
+    """Outputs of a patch that lie side by side at an aligned place, where pixels are contiguous; else 0.
+
+    Of rank 1 alone: torch has no channels_last of rank 1, and makes outputs of higher ranks channels_last.
+    """
+    n, c, *_, w = problem.y_strides
+    if problem.geometry.rank > 1 or w != 1 or c == 1:
+        return 0
+    return math.gcd(tile.COLS, n, c, problem.geometry.out_size[2])
 
 
 def _grid(problem: Problem, tile: DepthwisePatchTile) -> int:
@@ -314,17 +320,17 @@ def _grid(problem: Problem, tile: DepthwisePatchTile) -> int:
 
 def _arguments(problem: Problem, tile: DepthwisePatchTile) -> dict[str, object]:
     g = problem.geometry
-    n, c, d, h, w = problem.y_strides
+    row_steps = tile.row_steps(problem)
     return (
         geometry_arguments(problem, tile.BLOCK_P * tile.ROWS * tile.COLS)
         | tile.sizes()
         | dict(
             c_out=g.c_out,
+            steps=g.kernel[0] * row_steps,
+            ROW_STEPS=row_steps,
             X_VECTOR=problem.x_vector(g.c_out, tile.BLOCK_C),
             Y_VECTOR=problem.y_vector(g.c_out, tile.BLOCK_C),
-            Y_PIXELS_LAST=_y_pixels_last(problem),
-            Y_RUN=math.gcd(tile.COLS, n, c, d, h) if w == 1 else 1,
-            TAPS_LAST=problem.w_strides[0] != 1,
+            Y_RUN=_y_run(problem, tile),
         )
     )
 
