@@ -34,7 +34,7 @@ _PROBES: tuple[Workload, ...] = (
 
 _SUFFIXES = {"forward": "", "input gradient": " dx", "weight gradient": " dw"}
 
-_BRIEF = ("narrow_groups_4", "convnext_dw7", "dilated_d4", "decoder_t2d", "dcnv2")
+_BRIEF = ("narrow_groups_4", "mobile_dw5", "convnext_dw7", "dilated_d4", "decoder_t2d", "dcnv2")
 
 
 def jobs(

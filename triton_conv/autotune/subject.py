@@ -13,6 +13,7 @@ from .. import dispatch
 from .. import target as targets
 from ..dispatch import Plan
 from ..errors import WorkloadError
+from ..problem import DeformInputGradientProblem
 from ..workloads import WEIGHT_GRADIENT, Workload, differentiated
 from .expected import expect
 
@@ -24,6 +25,8 @@ class Subject:
         self.workload = workload
         tensors = workload.tensors(device)
         made, operands = _default_launch(differentiated(workload.call, tensors, workload.part))
+        if isinstance(made.problem, DeformInputGradientProblem):
+            raise WorkloadError("workload: the input gradient of a deformable convolution cannot be tuned yet")
         assert operands[-1] is not None
         self.problem, self.target = made.problem, targets.of_device(device)
         self._inputs, self._output = operands[:-1], operands[-1]
