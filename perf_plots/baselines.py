@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triton_conv.geometry import ConvGeometry
-from triton_conv.workloads import Workload
+from triton_conv.workloads import Workload, differentiated
 
 Call = Callable[[], Tensor]
 
@@ -53,12 +53,12 @@ def build(workload: Workload, tensors: Mapping[str, Any]) -> dict[str, Baseline]
     memory format and in the other one.
     """
     makers: dict[str, Callable[[], Baseline]] = {}
-    geometry = workload.problem().geometry
+    geometry = workload.layer.problem().geometry
     if workload.offset_groups:
         makers["cudnn"] = lambda: Baseline(absent="cuDNN has no deformable convolution")
-        makers["torchvision"] = lambda: _torchvision(tensors, None)
+        makers["torchvision"] = lambda: _torchvision(workload.part, tensors, None)
         if workload.dtype == "bfloat16":
-            makers["torchvision float16"] = lambda: _torchvision(tensors, torch.float16)
+            makers["torchvision float16"] = lambda: _torchvision(workload.part, tensors, torch.float16)
     else:
         makers["cudnn"] = lambda: _torch(workload, geometry, tensors, workload.channels_last)
         makers["cudnn other format"] = lambda: (
@@ -106,18 +106,22 @@ def _torch(workload: Workload, g: ConvGeometry, tensors: Mapping[str, Any], chan
         arguments[name] = _formatted(arguments[name], channels_last)
     pads = g.padding[3 - g.rank :]
     if mode == "zeros" and all(before == after for before, after in pads):
-        return Baseline(lambda: function(**arguments))
-    x = arguments.pop("input")
+        return Baseline(differentiated(lambda tensors: function(**tensors), arguments, workload.part))
     if mode == "zeros" and all(before >= after for before, after in pads):
         arguments["padding"] = tuple(before for before, _ in pads)
         window: tuple[Any, ...] = (..., *(slice(0, size) for size in g.out_size[3 - g.rank :]))
         note = "padded alike before and after, the surplus outputs sliced off as a view"
-        return Baseline(lambda: function(x, **arguments)[window], note=note)
+        call = differentiated(lambda tensors: function(**tensors)[window], arguments, workload.part)
+        return Baseline(call, note=note)
     arguments["padding"] = 0
     flat = [p for pair in reversed(pads) for p in pair]
     pad_mode = "constant" if mode == "zeros" else mode
     note = "torch.nn.functional.pad is timed: torch cannot do without"
-    return Baseline(lambda: function(F.pad(x, flat, mode=pad_mode), **arguments), note=note)
+
+    def padded(tensors: Mapping[str, Any]) -> Tensor:
+        return function(**{**tensors, "input": F.pad(tensors["input"], flat, mode=pad_mode)})
+
+    return Baseline(differentiated(padded, arguments, workload.part), note=note)
 
 
 def _forced(kernel: str, make: Callable[[], Baseline]) -> Baseline:
@@ -137,7 +141,7 @@ def _forced(kernel: str, make: Callable[[], Baseline]) -> Baseline:
     return Baseline(forced, note=f"torch.backends.cudnn.depthwise_kernel = {kernel!r}")
 
 
-def _torchvision(tensors: Mapping[str, Any], dtype: torch.dtype | None) -> Baseline:
+def _torchvision(part: str, tensors: Mapping[str, Any], dtype: torch.dtype | None) -> Baseline:
     try:
         from torchvision.ops import deform_conv2d
     except Exception as error:  # a torchvision built for another torch fails in many ways
@@ -148,7 +152,8 @@ def _torchvision(tensors: Mapping[str, Any], dtype: torch.dtype | None) -> Basel
         for name, value in tensors.items()
     }  # fmt: skip
     note = "contiguous, the only format it reads without a copy"
-    return Baseline(lambda: deform_conv2d(**arguments), note=note + ("; cast beforehand" if dtype else ""))
+    call = differentiated(lambda tensors: deform_conv2d(**tensors), arguments, part)
+    return Baseline(call, note=note + ("; cast beforehand" if dtype else ""))
 
 
 def _standard(workload: Workload, g: ConvGeometry, tensors: Mapping[str, Any], channels_last: bool) -> Baseline:
@@ -177,7 +182,9 @@ def _standard(workload: Workload, g: ConvGeometry, tensors: Mapping[str, Any], c
     stride, padding = dense.stride[3 - g.rank :], tuple(before for before, _ in pads)
     if workload.offset_groups:
         notes.append("the offsets are not read")
-    return Baseline(lambda: function(x, weight, stride=stride, padding=padding), note="; ".join(notes))
+    operands = {"input": x, "weight": weight, "stride": stride, "padding": padding}
+    call = differentiated(lambda tensors: function(**tensors), operands, workload.part)
+    return Baseline(call, note="; ".join(notes))
 
 
 def _memory(device: torch.device) -> int:

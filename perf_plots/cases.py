@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from triton_conv.workloads import FLAGSHIPS, KINDS, Workload
+from triton_conv.workloads import FLAGSHIPS, FORWARD, INPUT_GRADIENT, KINDS, WEIGHT_GRADIENT, Workload
 
 KIND_TITLES = {
     "grouped": "Grouped convolution",
@@ -16,6 +16,11 @@ KIND_TITLES = {
 def flagships() -> list[Workload]:
     """The first tier: every flagship in the dtype and memory format that its origin uses."""
     return list(FLAGSHIPS)
+
+
+def gradients() -> list[Workload]:
+    """Both gradients of every flagship that has them."""
+    return [part for workload in FLAGSHIPS for part in workload.parts()[1:]]
 
 
 def variants() -> list[Workload]:
@@ -38,9 +43,14 @@ def rehearsal() -> list[Workload]:
     return found
 
 
+def label(workload: Workload) -> str:
+    """The name of the layer, and which gradient."""
+    return workload.name + {FORWARD: "", INPUT_GRADIENT: " dx", WEIGHT_GRADIENT: " dw"}[workload.part]
+
+
 def describe(workload: Workload) -> str:
     """The shapes in a few readable words, leaving out what has its default value."""
-    g = workload.problem().geometry
+    g = workload.layer.problem().geometry
 
     def each(values: tuple[int, ...]) -> str:
         shown = values[3 - g.rank :]
@@ -60,4 +70,6 @@ def describe(workload: Workload) -> str:
     dtype = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}[workload.dtype]
     letters = "DHW"[3 - g.rank :] if g.rank > 1 else "L"
     parts.append(f"{dtype} N{letters}C" if workload.channels_last else f"{dtype} NC{letters}")
+    if workload.part != FORWARD:
+        parts.append(workload.part)
     return " ".join(parts)

@@ -8,7 +8,7 @@ from pathlib import Path
 from triton_conv.workloads import KINDS, NOT_SERVED
 
 from . import computed, measured
-from .cases import flagships
+from .cases import flagships, gradients
 from .floors import DATASHEET
 from .record import COMPUTED, MEASURED, REHEARSED
 from .store import DeviceResults, load
@@ -48,16 +48,22 @@ def draw_device(device: DeviceResults, out: Path, say: Say) -> list[Path]:
     say(f"\n{device.title}: {MEASURED if device.measured else REHEARSED}")
     for line in measured_table(device.records):
         say(line)
-    first = {workload.title for workload in flagships()}
-    paths = measured.overview(flagships(), device, out / "overview")
+    titles = {record.workload.title for record in device.records}
+    shown = {workload.title for workload in flagships() + gradients()}
+    paths = measured.overview("forward", flagships(), device, out / "overview")
+    if any(workload.title in titles for workload in gradients()):
+        paths += measured.overview("gradients", gradients(), device, out / "overview_gradients")
     for kind in KINDS:
         workloads = [workload for workload in flagships() if workload.kind == kind]
         records = [record for record in device.records if record.workload.kind == kind]
-        if any(record.workload.title in first for record in records):
-            paths += measured.kind_figure(kind, workloads, device, out / kind)
+        if any(workload.title in titles for workload in workloads):
+            paths += measured.kind_figure(kind, "Forward pass", workloads, device, out / kind)
         else:
             paths += computed.kind_figure(kind, workloads, out / kind, missing=f"No result on {device.title} yet")
-        others = [record for record in records if record.workload.title not in first]
+        backward = [workload for workload in gradients() if workload.kind == kind]
+        if any(workload.title in titles for workload in backward):
+            paths += measured.kind_figure(kind, "Gradients", backward, device, out / f"{kind}_gradients")
+        others = [record for record in records if record.workload.title not in shown]
         if others:
             paths += measured.variants_figure(kind, others, device, out / f"{kind}_variants")
     return paths

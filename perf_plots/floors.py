@@ -50,7 +50,8 @@ class Work:
 
     @classmethod
     def of(cls, workload: Workload) -> Work:
-        problem = workload.problem()
+        # A gradient multiplies the same numbers, and reads and writes tensors of the same three shapes.
+        problem = workload.layer.problem()
         dense = problem.geometry.dense()
         return cls(
             flops=problem.geometry.flops,

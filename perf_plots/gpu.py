@@ -24,9 +24,9 @@ from .budget import Budget, BudgetError
 if TYPE_CHECKING:
     from .stages import Run
 
-STAGE_NAMES = ("environment", "tests", "ceilings", "benchmark", "tuning", "retime", "variants", "figures")
+STAGE_NAMES = ("environment", "tests", "ceilings", "tuning", "benchmark", "gradients", "variants", "figures")
 _NO_GPU, _STOPPED = 2, 3
-_REHEARSAL_BUDGET, _LEAST_RESTART, _MOST_RESTARTS = 55.0, 30.0, 5
+_REHEARSAL_BUDGET, _LEAST_RESTART, _MOST_RESTARTS = 100.0, 30.0, 5
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,14 +91,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _forget(work: Path) -> None:
     """Removes what a run writes, and nothing else that may lie in the folder."""
+    from .state import ARCHIVE, STATE, SUMMARY, TESTS, TRIALS, TUNING
+
     for name in ("results", "autotune_configs", "figures"):
         shutil.rmtree(work / name, ignore_errors=True)
-    for name in ("run.json", "tuning.json", "tests.txt", "nvidia-smi.txt", "results.tar.gz", "summary.txt"):
+    for name in (STATE, TUNING, TRIALS, TESTS, ARCHIVE, SUMMARY, "nvidia-smi.txt"):
         (work / name).unlink(missing_ok=True)
 
 
 def _run(run: Run, budget: Budget, names: list[str], options: argparse.Namespace) -> int:
-    from .stages import STAGES, DeviceLostError
+    from triton_conv.autotune.measure import DeviceLostError
+
+    from .stages import STAGES
     from .state import save_stage
     from .summary import failed, summarise
 

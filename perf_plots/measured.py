@@ -6,7 +6,7 @@ from pathlib import Path
 
 from triton_conv.workloads import Workload
 
-from .cases import KIND_TITLES, describe
+from .cases import KIND_TITLES, describe, label
 from .overview import Line, draw_marks
 from .record import MEASURED, OURS, REHEARSED, Record
 from .rows import Chart, Point, Row
@@ -48,13 +48,14 @@ def footer(records: list[Record]) -> str:
     )
 
 
-def kind_figure(kind: str, workloads: list[Workload], results: DeviceResults, stem: Path) -> list[Path]:
-    """Every case of a kind; one without a result says so in its row."""
+def kind_figure(kind: str, what: str, workloads: list[Workload], results: DeviceResults, stem: Path) -> list[Path]:
+    """Every case of a kind in `what`, forward pass or gradients; one without a result says so in its row."""
     found = results.by_title()
     records = [found[workload.title] for workload in workloads if workload.title in found]
-    chart = Chart(KIND_TITLES[kind], f"Forward pass on {results.title}", badge(results), footer(records))
+    chart = Chart(KIND_TITLES[kind], f"{what} on {results.title}", badge(results), footer(records))
     rows = [
-        _row(found[w.title]) if w.title in found else Row(w.name, describe(w), "not measured", GREY) for w in workloads
+        _row(found[w.title]) if w.title in found else Row(label(w), describe(w), "not measured", GREY)
+        for w in workloads
     ]
     return draw_rows(chart, rows, stem)
 
@@ -73,7 +74,7 @@ def variants_figure(kind: str, records: list[Record], results: DeviceResults, st
 def _row(record: Record) -> Row:
     workload = record.workload
     if record.ours_us is None:
-        return Row(workload.name, describe(workload), f"FAILED, no time: {record.error[:70]}", VERMILLION)
+        return Row(label(workload), describe(workload), f"FAILED, no time: {record.error[:70]}", VERMILLION)
     points = [Point(MARKS[OURS], record.ours_us, record.contestants[OURS].interval_us)]
     for name, mark in MARKS.items():
         contestant = record.contestants.get(name)
@@ -87,7 +88,7 @@ def _row(record: Record) -> Row:
     notes = "; ".join(f"absent: {' and '.join(names)} ({why})" for why, names in reasons.items())
     losing = any((speedup := record.speedup(standard)) and speedup < 0.995 for standard in (False, True))
     return Row(
-        workload.name, describe(workload), _verdict(record), VERMILLION if losing else BLACK, tuple(points), notes
+        label(workload), describe(workload), _verdict(record), VERMILLION if losing else BLACK, tuple(points), notes
     )
 
 
@@ -108,7 +109,7 @@ def _verdict(record: Record) -> str:
     return " · ".join(parts)
 
 
-def overview(workloads: list[Workload], results: DeviceResults, stem: Path) -> list[Path]:
+def overview(what: str, workloads: list[Workload], results: DeviceResults, stem: Path) -> list[Path]:
     """Speed-ups over the fastest other library and the standard convolution, worst first; what has none comes last."""
     found = results.by_title()
     records = [found[workload.title] for workload in workloads if workload.title in found]
@@ -116,13 +117,13 @@ def overview(workloads: list[Workload], results: DeviceResults, stem: Path) -> l
     for workload in workloads:
         record = found.get(workload.title)
         if record is None:
-            lines.append(Line(workload.name, (None, None), "not measured", GREY))
+            lines.append(Line(label(workload), (None, None), "not measured", GREY))
         elif record.ours_us is None:
-            lines.append(Line(workload.name, (None, None), "FAILED, no time", VERMILLION))
+            lines.append(Line(label(workload), (None, None), "FAILED, no time", VERMILLION))
         else:
-            lines.append(Line(workload.name, (record.speedup(False), record.speedup(True))))
+            lines.append(Line(label(workload), (record.speedup(False), record.speedup(True))))
     chart = Chart(
-        "Speed-up of triton_conv",
+        f"Speed-up of triton_conv: {what}",
         f"{results.title}; shaded: slower than the other",
         badge(results),
         footer(records or list(results.records)),

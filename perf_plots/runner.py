@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from triton_conv import configs
+from triton_conv.autotune.expected import Expected, expect
 from triton_conv.autotune.measure import Timer
 from triton_conv.dispatch import Plan, plan
 from triton_conv.target import of_device
-from triton_conv.workloads import Workload
+from triton_conv.workloads import Workload, differentiated
 
 from .baselines import Baseline, build, fastest_algorithms, reason
-from .check import Expected, check, expect
+from .check import check
 from .floors import Limits, Work
 from .provenance import provenance
 from .record import OURS, STANDARD, Contestant, Record, ResultError, read, write
@@ -36,7 +37,7 @@ class Bench:
     timer: Timer
     folder: Path
     limits: Limits
-    seconds: float = 8.0
+    seconds: float = 4.0
     seed: int = 0
 
 
@@ -97,10 +98,7 @@ def _checked_and_timed(record: Record, made: Plan, bench: Bench) -> Record:
     tensors = workload.tensors(bench.device, bench.seed)
     expected = expect(workload, made.problem, tensors)
     record = replace(record, tolerance=expected.tolerance, checked=expected.description)
-
-    def ours() -> Tensor:
-        return workload.call(tensors)
-
+    ours = differentiated(workload.call, tensors, workload.part)
     record = replace(record, relative_error=check(ours, expected))
     with fastest_algorithms():
         entrants = [_Entrant(OURS, ours, _seconds(ours, bench.device), record.relative_error)]
@@ -164,15 +162,3 @@ def _seconds(call: Callable[[], Tensor], device: torch.device) -> float:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def usable(device: torch.device) -> bool:
-    """Whether the device still answers: after an illegal access every further call of this process fails."""
-    if device.type != "cuda":
-        return True
-    try:
-        torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()
-        return True
-    except RuntimeError:
-        return False

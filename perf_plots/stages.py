@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from triton_conv import ops
-from triton_conv.autotune.measure import CudaTimer, RehearsalTimer, Timer
+from triton_conv.autotune.measure import CudaTimer, DeviceLostError, RehearsalTimer, Timer, usable
 from triton_conv.target import of_device
 from triton_conv.workloads import Workload
 
@@ -25,19 +25,15 @@ from .budget import Deadline
 from .floors import Limits
 from .provenance import ROOT, output, provenance, source_hash
 from .record import CEILINGS, refuse_rehearsal, write_json
-from .runner import Bench, finished, run_case, usable
-from .state import TESTS, TUNING, load_json, load_state
+from .runner import Bench, finished, run_case
+from .state import TESTS, TRIALS, TUNING, load_state
 from .store import device_folder, load, read_ceilings
 
 Report = dict[str, Any]
 
-_REHEARSAL_TUNING = 0.5
+_REHEARSAL_TUNING = 6.0
 # Files of tests that say nothing new on a device.
 _NO_DEVICE = ("cli", "configs", "errors", "geometry", "inspect", "perf_gpu", "perf_plots", "structure", "tune")
-
-
-class DeviceLostError(RuntimeError):
-    """The device no longer answers this process, as after an illegal access: a new process must go on."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +53,10 @@ class Run:
     @property
     def flagships(self) -> list[Workload]:
         return cases.rehearsal() if self.rehearse else cases.flagships()
+
+    @property
+    def gradients(self) -> list[Workload]:
+        return cases.rehearsal()[0].parts()[1:] if self.rehearse else cases.gradients()
 
     @property
     def variants(self) -> list[Workload]:
@@ -127,6 +127,11 @@ def benchmark(run: Run, deadline: Deadline) -> Report:
     return _benchmark(run, deadline, run.flagships)
 
 
+def gradients(run: Run, deadline: Deadline) -> Report:
+    """Both gradients of the flagships."""
+    return _benchmark(run, deadline, run.gradients)
+
+
 def variants(run: Run, deadline: Deadline) -> Report:
     """The second tier, with what time is left."""
     return _benchmark(run, deadline, run.variants)
@@ -159,28 +164,18 @@ def _factors(speedup: Callable[[bool], float | None]) -> str:
 
 
 def tuning(run: Run, deadline: Deadline) -> Report:
-    """Tunes the flagships, those that stand worst first; not again for the same code."""
+    """Tunes the flagships, both gradients included, those that stand worst first; trials of the same code are kept."""
     from triton_conv.autotune.tune import tune
 
-    code, path = source_hash("triton_conv"), run.out / TUNING
-    before = load_json(path)
-    outcomes: Report = before["outcomes"] if before.get("source") == code else {}
-    todo = [workload for workload in sorted(run.flagships, key=_standing(run)) if workload.title not in outcomes]
-    folder = run.out / "autotune_configs"
-    for index, workload in enumerate(todo):
-        if deadline.passed:
-            break
-        # What one workload leaves unused goes to those after it.
-        seconds = min(deadline.left / (len(todo) - index), _REHEARSAL_TUNING if run.rehearse else math.inf)
-        timer = run.timer()
-        for outcome in tune([workload], seconds=seconds, device=run.device, timer=timer, folder=folder, report=run.say):
-            outcomes[outcome.workload] = _plain(asdict(outcome))
-        write_json(path, {"source": code, "provenance": provenance(run.device), "outcomes": outcomes})
-        if not usable(run.device):
-            raise DeviceLostError(f"the device does not answer after tuning {workload.title}")
-    left = sum(workload.title not in outcomes for workload in todo)
-    run.say(f"{len(outcomes)} workloads tuned, {left} left for want of time")
-    return {"tuned": len(outcomes), "left": left}
+    workloads = sorted(run.flagships + run.gradients, key=_standing(run))
+    seconds = min(deadline.left, _REHEARSAL_TUNING) if run.rehearse else deadline.left
+    outcomes = tune(
+        workloads, seconds=seconds, device=run.device, timer=run.timer(), folder=run.out / "autotune_configs",
+        journal=run.out / TRIALS, report=run.say,
+    )  # fmt: skip
+    found = {outcome.workload: _plain(asdict(outcome)) for outcome in outcomes}
+    write_json(run.out / TUNING, {"provenance": provenance(run.device), "outcomes": found})
+    return {"tuned": len(found), "trials": sum(outcome.trials for outcome in outcomes)}
 
 
 def _standing(run: Run) -> Callable[[Workload], float]:
@@ -217,10 +212,10 @@ STAGES: dict[str, tuple[float, Callable[[Run, Deadline], Report]]] = {
     "environment": (0.01, environment),
     "tests": (0.22, tests),
     "ceilings": (0.03, measure_ceilings),
-    "benchmark": (0.37, benchmark),
-    "tuning": (0.25, tuning),
-    "retime": (0.06, benchmark),
-    "variants": (0.05, variants),
+    "tuning": (0.44, tuning),
+    "benchmark": (0.14, benchmark),
+    "gradients": (0.14, gradients),
+    "variants": (0.02, variants),
     "figures": (0.01, figures),
 }
-"""Share of the budget and function, in order. `retime` runs the flagships whose tile the tuning changed."""
+"""Share of the budget and function, in order."""

@@ -10,8 +10,9 @@ from typing import Any
 
 from .record import write_bytes, write_json
 
-_STATE = "run.json"
+STATE = "run.json"
 ARCHIVE, SUMMARY, TESTS, TUNING = "results.tar.gz", "summary.txt", "tests.txt", "tuning.json"
+TRIALS = "trials.jsonl"
 
 
 def load_json(path: Path) -> dict[str, Any]:
@@ -25,12 +26,12 @@ def load_json(path: Path) -> dict[str, Any]:
 
 def load_state(out: Path) -> dict[str, Any]:
     """By stage, what it reported."""
-    return load_json(out / _STATE)
+    return load_json(out / STATE)
 
 
 def save_stage(out: Path, stage: str, report: dict[str, Any]) -> None:
     """Replaces one stage's report."""
-    write_json(out / _STATE, load_state(out) | {stage: report})
+    write_json(out / STATE, load_state(out) | {stage: report})
 
 
 def bundle(out: Path, folder: Path, summary: list[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import ceilings
-from .cases import flagships
+from .cases import flagships, gradients
 from .record import REHEARSED, Record, ResultError
 from .state import TUNING, load_json, load_state
 from .store import DeviceResults, load, read_ceilings
@@ -90,7 +90,7 @@ def _device(device: DeviceResults, folder: Path) -> list[str]:
             if found is None
             else f"ceilings: {ceilings.describe(found)}"
         ]
-    titles = {workload.title for workload in flagships()}
+    titles = {workload.title for workload in flagships() + gradients()}
     timed = [record for record in device.records if record.ours_us is not None]
     lines += measured_table(_worst_first([record for record in timed if record.workload.title in titles]))
     others = _worst_first([record for record in timed if record.workload.title not in titles])

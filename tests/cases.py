@@ -5,6 +5,8 @@ import itertools
 from helpers import Case, channels_last, expanded, permuted, shifted, sliced
 
 GEMM, PACKED, DEPTHWISE, PHASE = "implicit_gemm", "grouped_packed", "depthwise", "transposed_phase"
+BANDED = "depthwise_banded"
+PATCH = "depthwise_patch"
 
 
 def case(id, kernel, function, input, weight, bias=True, x=None, w=None, **arguments):

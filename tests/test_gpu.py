@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES, DEPTHWISE, GEMM, PACKED, PHASE, case
+from cases import CASES, DEPTHWISE, GEMM, PACKED, PATCH, PHASE, case
 from helpers import DTYPES, channels_last, check, compare, limit, name_of, random
 from test_tiles import LAYERS, run
 
@@ -67,7 +67,7 @@ def test_flagships_in_single_and_double_precision(workload):
     [pytest.param(layer, kernel, id=f"{kernel}-{layer.id}") for kernel, layers in LAYERS.items() for layer in layers],
 )
 def test_default_tiles(layer, kernel, dtype, layout):
-    arguments = replace(layer, x=FORMATS[layout]).tensors(dtype)
+    arguments = replace(layer, x=FORMATS[layout] or layer.x).tensors(dtype)
     made = tc.plan(getattr(tc, layer.function), **arguments)
     run(layer.function, arguments, kernel, default_tile(kernel, made.problem, made.target))
 
@@ -77,6 +77,7 @@ WIDE = {
     GEMM: case("dense", GEMM, "conv2d", (3, 200, 33, 31), (136, 200, 3, 3), padding=1),
     PACKED: case("grouped", PACKED, "conv2d", (3, 168, 33, 31), (168, 8, 3, 3), groups=21, padding=1),
     DEPTHWISE: case("depthwise", DEPTHWISE, "conv2d", (3, 104, 33, 31), (104, 1, 5, 5), groups=104, padding=2),
+    PATCH: case("patch", PATCH, "conv2d", (3, 104, 33, 31), (104, 1, 5, 5), groups=104, padding=2, x=channels_last),
     PHASE: case("transposed", PHASE, "conv_transpose2d", (3, 200, 17, 15), (200, 136, 4, 4), stride=2, padding=1),
 }
 
@@ -87,7 +88,7 @@ WIDE = {
 @pytest.mark.parametrize("kernel", WIDE)
 def test_every_tile_that_tuning_may_try(kernel, dtype, layout):
     # A wrong tile can compile and be fast: some compilers have made such code of some tiles.
-    layer = replace(WIDE[kernel], x=FORMATS[layout])
+    layer = replace(WIDE[kernel], x=FORMATS[layout] or WIDE[kernel].x)
     arguments = layer.tensors(dtype)
     made = tc.plan(getattr(tc, layer.function), **arguments)
     expected = reference(layer.function, arguments)

@@ -12,13 +12,15 @@ import resource
 
 import pytest
 import torch
-from helpers import DEVICE, check, random
+from helpers import DEVICE, channels_last, check, launches, random
 from test_deformable import tensors as deformable_tensors
+from test_tiles import run
 
 import triton_conv as tc
 from triton_conv import dispatch
 from triton_conv.geometry import ConvGeometry
 from triton_conv.kernels import launch
+from triton_conv.kernels.depthwise_patch import DepthwisePatchTile
 from triton_conv.problem import DeformProblem, Problem, dense_strides, five
 
 LIMIT = 2**31
@@ -105,6 +107,19 @@ def test_bias(layer, spread):
     function, arguments = arguments_of(layer)
     arguments["bias"] = spread(arguments["bias"], 0, 2**30 + 16)
     check(function, arguments, layer.split("-")[0])
+
+
+@pytest.mark.parametrize("dim", [0, 2, 3], ids=["batch", "row", "column"])
+@pytest.mark.parametrize("stride", STRIDES)
+@pytest.mark.parametrize("name", ["input", "weight"])
+def test_depthwise_patch(name, stride, dim, spread):
+    arguments = {"input": channels_last(random((3, 4, 3, 4), torch.float16)), "weight": random((4, 1, 3, 3)).half()}
+    # Three steps of the weight's would leave the storage.
+    arguments[name] = spread(arguments[name], dim, STRIDES[stride] if name == "input" else 2**30 + 16)
+    for unroll in (False, True):
+        launches.clear()
+        tile = DepthwisePatchTile(UNROLL=unroll, ROWS=2, COLS=4, BLOCK_P=4, BLOCK_C=4)
+        run("conv2d", arguments | {"groups": 4, "padding": 1}, "depthwise_patch", tile)
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2], ids=["batch", "channel", "row"])

@@ -20,7 +20,9 @@ from perf_plots.floors import DATASHEET
 from perf_plots.record import OURS, read
 from perf_plots.summary import LINES
 from triton_conv import dispatch
-from triton_conv.autotune.measure import RehearsalTimer
+from triton_conv.autotune import expected as expected_values
+from triton_conv.autotune.expected import Expected
+from triton_conv.autotune.measure import DeviceLostError, RehearsalTimer
 from triton_conv.workloads import find
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 def run(*arguments, **environment):
     return subprocess.run(
         [sys.executable, "-m", "perf_plots.gpu", *map(str, arguments)],
-        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=120,
+        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 
@@ -185,7 +187,7 @@ def test_a_wrong_kernel_gets_no_time(bench, small, monkeypatch):
 
 def test_a_race_is_an_error():
     results = iter([torch.ones(4), torch.ones(4) + 1e-7])
-    expected = check.Expected(((slice(0, 1), torch.ones(1)),), "", 1e-3)
+    expected = Expected(((slice(0, 1), torch.ones(1)),), "", 1e-3)
     with pytest.raises(check.CheckError, match="race"):
         check.check(lambda: next(results), expected)
 
@@ -194,17 +196,17 @@ def test_a_race_is_an_error():
 def test_a_reference_too_large_for_the_memory_is_taken_of_the_outermost_channels(name, monkeypatch):
     workload = find(name)[0].shrunk()
     tensors, problem = workload.tensors("cpu"), workload.problem()
-    whole = check.expect(workload, problem, tensors)
-    compute, channels = check.reference, problem.geometry.c_in
+    whole = expected_values.expect(workload, problem, tensors)
+    compute, channels = expected_values.reference, problem.geometry.c_in
 
     def scarce(function, arguments):
         if arguments["input"].shape[1] == channels:
             raise torch.OutOfMemoryError("no memory for the whole image")
         return compute(function, arguments)
 
-    monkeypatch.setattr(check, "reference", scarce)
-    monkeypatch.setattr(check, "_FEW_CHANNELS", 1)
-    ends = check.expect(workload, problem, tensors)
+    monkeypatch.setattr(expected_values, "reference", scarce)
+    monkeypatch.setattr(expected_values, "_FEW_CHANNELS", 1)
+    ends = expected_values.expect(workload, problem, tensors)
     assert "outermost 1 channels" in ends.description
     result = torch.full(problem.geometry.out_shape, float("inf"), dtype=torch.float64)
     result[0], result[-1] = whole.parts[0][1][0], whole.parts[-1][1][0]
@@ -260,7 +262,7 @@ def test_every_standard_convolution_has_our_shape(workload):
 
 def test_a_lost_device_goes_on_in_a_new_process(tmp_path, monkeypatch):
     def lose(run, deadline):
-        raise stages.DeviceLostError("gone")
+        raise DeviceLostError("gone")
 
     class ReplacedError(Exception):
         pass

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import DEPTHWISE, GEMM, PACKED, PHASE, case
+from cases import BANDED, DEPTHWISE, GEMM, PACKED, PATCH, PHASE, case
 from helpers import DEVICE, DTYPES, channels_last, compare, launches, limit, name_of, random
 from test_deformable import tensors as deformable_tensors
 
@@ -16,6 +16,8 @@ from triton_conv.errors import PlanError
 from triton_conv.kernels import KERNELS
 from triton_conv.kernels.deformable import DeformableTile
 from triton_conv.kernels.depthwise import DepthwiseTile
+from triton_conv.kernels.depthwise_banded import DepthwiseBandedTile
+from triton_conv.kernels.depthwise_patch import DepthwisePatchTile
 from triton_conv.kernels.grouped_packed import GroupedPackedTile
 from triton_conv.kernels.implicit_gemm import ImplicitGemmTile
 from triton_conv.kernels.transposed_phase import TransposedPhaseTile
@@ -61,6 +63,25 @@ LAYERS = {
         case("multiplier-3", DEPTHWISE, "conv2d", (2, 5, 4, 5), (15, 1, 3, 3), groups=5, padding=1, activation="silu"),
         case("border", DEPTHWISE, "conv2d", (2, 5, 4, 5), (5, 1, 3, 3), groups=5, padding=2, padding_mode="replicate"),
     ],
+    BANDED: [
+        case("conv1d", BANDED, "conv1d", (3, 3, 37), (3, 1, 4), groups=3, padding=((3, 0),)),
+        case("conv2d", BANDED, "conv2d", (3, 3, 6, 24), (3, 1, 3, 5), groups=3, padding=((1, 2), (2, 1)), stride=2),
+        case("conv3d", BANDED, "conv3d", (2, 2, 4, 3, 16), (2, 1, 2, 3, 3), groups=2, padding=1, stride=(2, 1, 1)),
+        case("dilated", BANDED, "conv2d", (2, 2, 9, 20), (2, 1, 3, 3), groups=2, padding=4, dilation=(3, 2), stride=2),
+        case("multiplier-3", BANDED, "conv2d", (2, 2, 5, 18), (6, 1, 3, 3), groups=2, padding=1, activation="silu"),
+        case("many-rows", BANDED, "conv2d", (2, 2, 13, 9), (2, 1, 13, 7), groups=2, padding=(6, 3)),
+    ],
+    PATCH: [
+        case("conv1d", PATCH, "conv1d", (3, 5, 13), (5, 1, 4), groups=5, padding=((3, 0),), x=channels_last),
+        case(
+            "conv2d", PATCH, "conv2d", (3, 7, 5, 7), (7, 1, 3, 2), groups=7, padding=1, stride=(1, 2), x=channels_last
+        ),
+        case("conv3d", PATCH, "conv3d", (2, 3, 4, 3, 5), (3, 1, 2, 3, 2), groups=3, padding=1, x=channels_last),
+        case(
+            "dilated", PATCH, "conv2d", (2, 5, 9, 7), (5, 1, 3, 3), groups=5, padding=((2, 1), (0, 4)), stride=(2, 1),
+            dilation=(2, 3), activation="silu", x=channels_last,
+        ),
+    ],
     PHASE: [
         case("conv1d", PHASE, "conv_transpose1d", (3, 5, 6), (5, 7, 5), stride=3, padding=1),
         case("conv2d", PHASE, "conv_transpose2d", (2, 19, 3, 4), (19, 21, 3, 3), stride=2, padding=1, output_padding=1),
@@ -85,10 +106,30 @@ TILES = {
         DepthwiseTile(BLOCK_M=m, BLOCK_C=c, UNROLL=unroll)
         for (m, c), unroll in itertools.product([(16, 4), (256, 1), (64, 64)], (False, True))
     ],
+    BANDED: [
+        DepthwiseBandedTile(BLOCK_M=m, BLOCK_T=t, BLOCK_K=k, ROWS=rows, FUSED=fused, STEPS=steps, RESIDENT=resident)
+        for m, t, k, rows, fused, steps, resident in [
+            (16, 16, 64, 1, 1, 1, False),
+            (16, 32, 128, 2, 2, 2, True),
+            (64, 16, 64, 4, 1, 1, True),
+            (32, 16, 64, 4, 2, 2, True),
+            (32, 16, 64, 8, 2, 1, False),
+        ]
+    ],
+    PATCH: [
+        DepthwisePatchTile(UNROLL=unroll, ROWS=rows, COLS=cols, BLOCK_P=p, BLOCK_C=c)
+        for (rows, cols, p, c), unroll in itertools.product([(1, 4, 16, 4), (2, 8, 4, 16)], (False, True))
+    ],
     PHASE: [TransposedPhaseTile(BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, num_warps=8) for m, n, k in _SIZES],
 }
 DEFORMABLE_TILES = [DeformableTile(BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, num_warps=8) for m, n, k in _SIZES]
 FORMATS = {"contiguous": None, "channels-last": channels_last}
+
+
+def formatted(layer, kernel, layout):
+    """The layer in a memory format; of a kernel that takes one format the weight alone, and so the output."""
+    x = {BANDED: None, PATCH: channels_last}.get(kernel, FORMATS[layout])
+    return replace(layer, x=x, w=FORMATS[layout])
 
 
 def short(tile):
@@ -107,7 +148,7 @@ FORCED = [
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize(("layer", "kernel", "tile"), FORCED)
 def test_forced(layer, kernel, tile, layout):
-    run(layer.function, replace(layer, x=FORMATS[layout], w=FORMATS[layout]).tensors(torch.float32), kernel, tile)
+    run(layer.function, formatted(layer, kernel, layout).tensors(torch.float32), kernel, tile)
 
 
 @pytest.mark.parametrize("layout", FORMATS)
@@ -135,7 +176,7 @@ def test_safe_tile_deformable(dtype):
 @pytest.mark.parametrize(("layer", "kernel"), EACH)
 def test_default_tile_of_a_gpu(layer, kernel, dtype, layout):
     # The interpreter's own default differs; what a GPU would run has to be right too.
-    arguments = replace(layer, x=FORMATS[layout]).tensors(dtype)
+    arguments = formatted(layer, kernel, layout).tensors(dtype)
     problem = tc.plan(getattr(tc, layer.function), **arguments).problem
     run(layer.function, arguments, kernel, default_tile(kernel, problem, KNOWN["sm_90"]))
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import math
 import os
 import pickle
+import queue
 import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,7 +30,13 @@ from .target import Target
 
 SECONDS_PER_COMPILE = 60.0
 
-_POINTER = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
+_POINTER = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.int64: "*i64",
+}
 _VECTOR_LOAD = {
     "ptx": re.compile(r"ld\.global\S*\.v4\.[bu]32|ld\.global\S*\.v2\.[bu]64|cp\.async\.c\S+ [^;]*?, 0x10\b"),
     "amdgcn": re.compile(r"(?:global|buffer)_load_(?:dwordx4|b128)"),
@@ -48,6 +55,30 @@ class Job:
     tile: Tile
     target: Target
     label: str = ""
+
+    def run(self) -> Compiled:
+        """Does the job in this process, which must not interpret kernels."""
+        return compile_here(self)
+
+    def blank(self) -> Compiled:
+        """What is known of the result beforehand."""
+        dtype = str(self.problem.dtype).removeprefix("torch.")
+        return Compiled(self.kernel, self.target.arch, dtype, str(self.tile), self.label)
+
+
+class WarmJob(Job):
+    """Compiles for the device at hand as a launch would, into Triton's cache, where the launch then finds it."""
+
+    def run(self) -> Compiled:
+        kernel = KERNELS[self.kernel]
+        try:
+            kernel.function.warmup(
+                *kernel.operands(self.problem), grid=(1,), **kernel.values(self.problem, self.tile),
+                num_warps=self.tile.num_warps, num_stages=self.tile.num_stages,
+            )  # fmt: skip
+        except Exception as error:  # the compiler raises its own, and LLVM's, kinds of exception
+            return _replace(self.blank(), error=_reason(error))
+        return self.blank()
 
 
 @dataclass(frozen=True)
@@ -89,10 +120,11 @@ def signature(kernel: Kernel, problem: Problem, tile: Tile) -> tuple[dict[str, s
     for index, parameter in enumerate(kernel.function.params):
         name = parameter.name
         if name in kernel.pointers:
-            if (name == "b_ptr" and not problem.has_bias) or (name == "mask_ptr" and not values.get("HAS_MASK")):
+            dtype = problem.operand(name)
+            if dtype is None:
                 types[name], constants[name] = "constexpr", None
             else:
-                types[name] = _POINTER[problem.dtype]
+                types[name] = _POINTER[dtype]
                 attributes[(index,)] = [["tt.divisibility", 16]]
             continue
         value = values[name]
@@ -108,18 +140,18 @@ def signature(kernel: Kernel, problem: Problem, tile: Tile) -> tuple[dict[str, s
 
 def compile_here(job: Job) -> Compiled:
     """Compiles in this process (which must not interpret kernels); compiler errors come back in `error`."""
-    blank = Compiled(
-        job.kernel, job.target.arch, str(job.problem.dtype).removeprefix("torch."), str(job.tile), job.label
-    )
-    kernel = KERNELS[job.kernel]
-    log = io.StringIO()
+    blank, kernel, log = job.blank(), KERNELS[job.kernel], io.StringIO()
     try:
         with contextlib.redirect_stdout(log):
             binary = _compile(kernel, job)
     except Exception as error:  # the compiler raises its own, and LLVM's, kinds of exception
-        text = str(error).strip() or type(error).__name__
-        return _replace(blank, error=f"{type(error).__name__}: {text.splitlines()[0][:300]}")
+        return _replace(blank, error=_reason(error))
     return _read(blank, binary, log.getvalue(), job)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return f"{type(error).__name__}: {text.splitlines()[0][:300]}"
 
 
 def _replace(row: Compiled, **changes: Any) -> Compiled:
@@ -189,7 +221,7 @@ def occupancy(target: Target, warps: int, registers: int, shared: int) -> float:
 
 
 class _Worker:
-    """A process that compiles jobs one after the other; killed when a job takes too long, and started anew."""
+    """A process that does jobs one after the other; killed when a job takes too long, and started anew."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -204,11 +236,10 @@ class _Worker:
             process.stdin.flush()
             result: Compiled = pickle.load(process.stdout)
             return result
-        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+        except (EOFError, BrokenPipeError, ValueError, pickle.UnpicklingError):
             code = self.close()
             reason = f"no result within {seconds:g} s" if not timer.is_alive() else f"the compiler died ({code})"
-            dtype = str(job.problem.dtype).removeprefix("torch.")
-            return Compiled(job.kernel, job.target.arch, dtype, str(job.tile), job.label, error=reason)
+            return _replace(job.blank(), error=reason)
         finally:
             timer.cancel()
 
@@ -224,41 +255,82 @@ class _Worker:
             env=environment,
         )
 
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+
     def close(self) -> int | None:
         """Ends the process, if there is one, and returns its exit code."""
         process, self._process = self._process, None
         if process is None:
             return None
         assert process.stdin and process.stdout
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError, ValueError):
             process.stdin.close()
         process.stdout.close()
         return process.wait()
+
+
+class Pool:
+    """Processes that work off jobs, the lowest priority number first; results come in the order they are ready.
+
+    Processes, not threads: a compiler can abort or hang, and takes only its own process along.
+    """
+
+    def __init__(self, processes: int | None = None, seconds: float = SECONDS_PER_COMPILE) -> None:
+        self._jobs: queue.PriorityQueue[tuple[tuple[int, ...], int, Any, Job | None]] = queue.PriorityQueue()
+        self._results: queue.Queue[tuple[Any, Compiled]] = queue.Queue()
+        self._seconds, self._serial, self._stopped = seconds, itertools.count(), False
+        self.waiting = 0
+        """Jobs whose results have not been taken yet."""
+        count = max(1, processes or len(os.sched_getaffinity(0)))
+        self._workers = [_Worker() for _ in range(count)]
+        self._threads = [threading.Thread(target=self._work, args=(w,), daemon=True) for w in self._workers]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, key: Any, job: Job, priority: tuple[int, ...] = ()) -> None:
+        """Queues a job; its result will carry `key`."""
+        self.waiting += 1
+        self._jobs.put((priority, next(self._serial), key, job))
+
+    def take(self, seconds: float | None = None) -> tuple[Any, Compiled]:
+        """The next result; raises `queue.Empty` if none comes within `seconds`."""
+        result = self._results.get(timeout=seconds)
+        self.waiting -= 1
+        return result
+
+    def _work(self, worker: _Worker) -> None:
+        while True:
+            *_, key, job = self._jobs.get()
+            if job is None or self._stopped:
+                return
+            self._results.put((key, worker.run(job, self._seconds)))
+
+    def close(self) -> None:
+        """Ends all processes; jobs under way are killed, queued ones forgotten."""
+        self._stopped = True
+        for worker in self._workers:
+            worker.kill()
+        for _ in self._threads:
+            self._jobs.put(((-1,), next(self._serial), None, None))
+        for thread, worker in zip(self._threads, self._workers, strict=True):
+            thread.join()
+            worker.close()
 
 
 def compile_all(
     jobs: Iterable[Job], processes: int | None = None, seconds: float = SECONDS_PER_COMPILE
 ) -> Iterator[tuple[int, Compiled]]:
     """Compiles every job, in parallel processes, and yields (index, result) as they come."""
-    count = max(1, processes or len(os.sched_getaffinity(0)))
-    workers: list[_Worker] = []
-    local = threading.local()
-
-    def run(job: Job) -> Compiled:
-        if not hasattr(local, "worker"):
-            local.worker = _Worker()
-            workers.append(local.worker)
-        result: Compiled = local.worker.run(job, seconds)
-        return result
-
+    pool = Pool(processes, seconds)
     try:
-        with ThreadPoolExecutor(count) as pool:
-            futures = {pool.submit(run, job): index for index, job in enumerate(jobs)}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
+        for index, job in enumerate(jobs):
+            pool.submit(index, job)
+        while pool.waiting:
+            yield pool.take()
     finally:
-        for worker in workers:
-            worker.close()
+        pool.close()
 
 
 def serve() -> None:
@@ -270,5 +342,5 @@ def serve() -> None:
             job = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        pickle.dump(compile_here(job), channel)
+        pickle.dump(job.run(), channel)
         channel.flush()

@@ -145,6 +145,7 @@ def shipped_folder() -> Path:
 
 
 FOLDERS = (("user tuned", user_folder), ("shipped exact", shipped_folder))
+SOURCES = tuple(source for source, _ in FOLDERS)
 
 
 @functools.cache

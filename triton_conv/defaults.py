@@ -13,14 +13,24 @@ from typing import Any
 
 from .kernels import Tile
 from .kernels.deformable import DeformableTile
+from .kernels.deformable_input_gradient import DeformableInputGradientTile
+from .kernels.deformable_weight_gradient import DeformableWeightGradientTile
 from .kernels.depthwise import DepthwiseTile
+from .kernels.depthwise_banded import DepthwiseBandedTile, columns_read, image_group, tile_count
+from .kernels.depthwise_patch import DepthwisePatchTile
 from .kernels.depthwise_weight_gradient import DepthwiseWeightGradientTile
 from .kernels.grouped_packed import GroupedPackedTile
 from .kernels.implicit_gemm import ImplicitGemmTile
 from .kernels.kernel import cdiv
 from .kernels.transposed_phase import TransposedPhaseTile
 from .kernels.weight_gradient import WeightGradientTile
-from .problem import DeformProblem, Problem, WeightGradientProblem
+from .problem import (
+    DeformInputGradientProblem,
+    DeformProblem,
+    DeformWeightGradientProblem,
+    Problem,
+    WeightGradientProblem,
+)
 from .target import Target
 
 # Programs a multiprocessor should have before larger tiles pay: below it, smaller tiles fill the machine better.
@@ -124,6 +134,90 @@ def depthwise(problem: Problem, target: Target) -> DepthwiseTile:
     )
 
 
+def depthwise_banded(problem: Problem, target: Target) -> DepthwiseBandedTile:
+    """Blocks as wide as reads the fewest columns an output, and up to four rows of them, two a product."""
+    g, itemsize = problem.geometry, problem.itemsize
+    widths = [w for w in (16, 32, 64) if w <= power_of_two(g.out_size[2], 16, 64)]
+    depths = {w: power_of_two(columns_read(problem, w), 16, 4096) for w in widths}
+    block_t = min(widths, key=lambda w: depths[w] / w)
+    resident = g.kernel[0] * g.kernel[1] <= 9 and itemsize < 8
+    rows = power_of_two(g.out_size[1], 1, 4 if itemsize < 8 else 1)
+    tile = DepthwiseBandedTile(
+        # wgmma takes no fewer than 64 rows; float64 has no such unit.
+        BLOCK_M=64 if itemsize < 8 else 16,
+        BLOCK_T=block_t,
+        BLOCK_K=depths[block_t],
+        ROWS=rows,
+        FUSED=min(rows, 2) if resident else 1,
+        RESIDENT=resident,
+        num_warps=warps(target, _THREADS),
+        num_stages=1,
+    )
+    # All input rows of a block are in flight together, of a second depth too: of 255 registers a thread 112 for one.
+    depths_read = min(g.kernel[0], 2)
+    while tile.ROWS > 1 and (
+        _registers(problem, tile) > 112 // depths_read or tile.shared_bytes(problem) > target.shared_bytes
+    ):
+        tile = replace(tile, ROWS=tile.ROWS // 2, FUSED=min(tile.FUSED, tile.ROWS // 2))
+    if _registers(problem, tile) > 112:
+        tile = replace(tile, RESIDENT=False)
+    # One row of a block is little to wait for at a time, unless its loads are narrow and so many.
+    few = problem.x_run() * itemsize >= 16 and itemsize < 8
+    while few and 2 * _registers(problem, tile) <= 32 and tile.BLOCK_M < 256:
+        if _programs(problem, tile) < 32 * target.sms:
+            break
+        tile = replace(tile, BLOCK_M=2 * tile.BLOCK_M)
+    # Sixteen programs for a multiprocessor (of a large filter, eight: each takes longer); beyond that, each builds its
+    # bands for more images.
+    groups = cdiv(g.batch, image_group(problem, tile))
+    enough = (16 if tile.RESIDENT else 8) * target.sms
+    steps = max(min(groups, _programs(problem, tile) // enough, 64), 1)
+    return replace(tile, STEPS=1 << steps.bit_length() - 1)
+
+
+def _registers(problem: Problem, tile: DepthwiseBandedTile) -> int:
+    """Registers a thread for the input rows of a block. What is loaded by twos of bytes takes one each at first, and
+    part of an address.
+    """
+    size = problem.itemsize if problem.x_run() * problem.itemsize >= 4 else 5
+    return tile.rows_read(problem) * tile.BLOCK_M * tile.BLOCK_K * size // (4 * _THREADS)
+
+
+def _programs(problem: Problem, tile: DepthwiseBandedTile) -> int:
+    """Programs of one step each."""
+    return tile_count(problem, tile) * problem.geometry.c_out * cdiv(problem.geometry.batch, image_group(problem, tile))
+
+
+def depthwise_patch(problem: Problem, target: Target) -> DepthwisePatchTile:
+    """A cache line of channels, or half of one where that leaves fewer idle; 64 sums a thread of half precision.
+
+    As 4 x 4 outputs where 9 weights stay in registers (3 x 3 on an H100, bfloat16 (64, 192, 56, 56): 63 us, a copy 57);
+    as 8 or 7 in a row of 8 channels where there is one row of taps at a time. Strides read more for each output, so
+    that fewer keep up with memory.
+    """
+    g, line = problem.geometry, 128 // problem.itemsize
+    _, h_out, w_out = g.out_size
+    channels = line // 8
+    block_c = min((line, line // 2), key=lambda block: (cdiv(g.c_out, block) * block, -block))
+    unroll = g.kernel[1] * g.kernel[2] <= 9
+    if unroll and h_out > 1:
+        rows, cols, channels = (4 if g.stride[1] == 1 else 2), 4, min(channels, 4)
+    else:
+        rows, cols = 1, (8 if g.stride[2] == 1 and g.kernel[2] <= 9 else 4)
+        if cols == 8 and h_out > 1 and cdiv(w_out, 7) * 7 < cdiv(w_out, 8) * 8:
+            cols = 7
+    return DepthwisePatchTile(
+        UNROLL=unroll,
+        ROWS=rows,
+        COLS=cols,
+        BLOCK_P=_THREADS * channels // block_c,
+        BLOCK_C=block_c,
+        num_warps=warps(target, _THREADS),
+        # Rows that patches share come from L1, which pipelined loads bypass.
+        num_stages=1,
+    )
+
+
 def transposed_phase(problem: Problem, target: Target) -> TransposedPhaseTile:
     """As implicit GEMM, half as deep: the taps of a phase are fewer, and found at run time."""
     g, itemsize = problem.geometry, problem.itemsize
@@ -151,7 +245,7 @@ def deformable(problem: DeformProblem, target: Target) -> DeformableTile:
     g, itemsize = problem.geometry, problem.itemsize
     num_warps = warps(target, _THREADS)
     if itemsize == 8:
-        return DeformableTile(BLOCK_M=16, BLOCK_N=16, BLOCK_K=16, num_warps=num_warps, num_stages=1)
+        return DeformableTile(BLOCK_M=32, BLOCK_N=16, BLOCK_K=16, num_warps=num_warps, num_stages=1)
     # Four corners of a tile are in flight; narrow loads (NCHW) have an address in registers for each element.
     narrow = problem.x_vector(problem.segment) * itemsize < 8
     return DeformableTile(
@@ -171,7 +265,7 @@ def _splits(programs: int, block: int, problem: WeightGradientProblem, target: T
     g = problem.geometry
     wanted = cdiv(2 * target.sms, max(programs, 1))
     reads = problem.itemsize * (g.batch * g.c_in * g.in_pixels + g.M * g.c_out)
-    partial = problem.accumulator_bytes * max(math.prod(problem.partial_shape), 1)
+    partial = problem.accumulator_bytes * max(math.prod(problem.result_shape), 1)
     most = min(wanted, g.M // (8 * block), reads // (10 * partial), 1024)
     return 1 << max(most, 1).bit_length() - 1
 
@@ -216,16 +310,57 @@ def depthwise_weight_gradient(problem: WeightGradientProblem, target: Target) ->
     )
 
 
+def deformable_input_gradient(problem: DeformInputGradientProblem, target: Target) -> DeformableInputGradientTile:
+    """64 pixels by 32 channels: the product, a corner and the addresses of the atomics share the registers."""
+    g, itemsize = problem.geometry, problem.itemsize
+    num_warps = warps(target, _THREADS)
+    if itemsize == 8:
+        return DeformableInputGradientTile(BLOCK_M=32, BLOCK_N=16, BLOCK_K=16, num_warps=num_warps, num_stages=1)
+    # On sm_100 the shallower tile is compiled for more blocks at once, and spills.
+    depth = 128 if target.arch == "sm_100" else 64
+    return DeformableInputGradientTile(
+        BLOCK_M=64,
+        BLOCK_N=power_of_two(problem.segment, 16, 32),
+        BLOCK_K=power_of_two(g.c_out_group, 16, depth // itemsize),
+        num_warps=num_warps,
+        num_stages=1,
+    )
+
+
+def deformable_weight_gradient(problem: DeformWeightGradientProblem, target: Target) -> DeformableWeightGradientTile:
+    """Up to 128 output channels: every further block of them samples anew."""
+    g, itemsize = problem.geometry, problem.itemsize
+    narrow = problem.x_vector(problem.segment) * itemsize < 8
+    most = 16 if itemsize == 8 else 64 if narrow else 128
+    # wgmma takes no fewer than 64 rows.
+    block_m = power_of_two(g.c_out_group, 64 if itemsize == 2 else 16, most)
+    block_n = power_of_two(problem.segment, 16, 16 if itemsize == 8 else 32)
+    block_k = 16 if itemsize == 8 else 32
+    tiles_n = g.c_in_group // problem.segment * cdiv(problem.segment, block_n) * g.taps
+    return DeformableWeightGradientTile(
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_K=block_k,
+        SPLITS=_splits(tiles_n * cdiv(g.c_out_group, block_m) * g.groups, block_k, problem, target),
+        num_warps=warps(target, _THREADS),
+        num_stages=1,
+    )
+
+
 _RULES: dict[str, Callable[[Any, Target], Tile]] = {
     rule.__name__: rule
     for rule in (
         implicit_gemm,
         grouped_packed,
         depthwise,
+        depthwise_patch,
         transposed_phase,
         deformable,
         weight_gradient,
         depthwise_weight_gradient,
+        depthwise_banded,
+        deformable_input_gradient,
+        deformable_weight_gradient,
     )
 }
 
@@ -235,7 +370,9 @@ def default_tile(kernel: str, problem: Problem, target: Target) -> Tile:
     tile = _RULES[kernel](problem, target)
     if target.interpreted:
         # The interpreter pays about a millisecond for a step of a program, whatever the size of the step.
-        along = "BLOCK_K" if kernel == "weight_gradient" else "BLOCK_M"
+        along = {
+            "weight_gradient": "BLOCK_K", "deformable_weight_gradient": "BLOCK_K", "depthwise_patch": "BLOCK_P"
+        }.get(kernel, "BLOCK_M")  # fmt: skip
         pixels = cdiv(problem.geometry.M, problem.geometry.phases)
         tile = replace(tile, **{along: power_of_two(pixels, 16, 4096)})  # type: ignore[arg-type]
     return tile

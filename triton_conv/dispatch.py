@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +13,27 @@ from . import configs
 from .defaults import default_tile
 from .errors import PlanError
 from .kernels import KERNELS, Kernel, Tile, launch
-from .problem import DeformProblem, Problem, WeightGradientProblem, dense_strides, five
+from .problem import (
+    DeformInputGradientProblem,
+    DeformProblem,
+    DeformWeightGradientProblem,
+    Problem,
+    WeightGradientProblem,
+)
 from .target import Target
 
 # Problems with other operands than a plain convolution have kernels of their own.
 _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
     DeformProblem: ("it has offsets", ("deformable",)),
     WeightGradientProblem: ("it is a weight gradient", ("weight_gradient", "depthwise_weight_gradient")),
+    DeformWeightGradientProblem: ("it has offsets", ("deformable_weight_gradient",)),
+    DeformInputGradientProblem: ("it is the gradient of what is sampled", ("deformable_input_gradient",)),
 }
+
+
+Watcher = Callable[["Plan", tuple[torch.Tensor | None, ...]], None]
+watchers: list[Watcher] = []
+"""Called before every launch, with the plan and its operands: how the tuner comes by the operands of a gradient."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +56,21 @@ class Plan:
     out_shape: tuple[int, ...]
     out_strides: tuple[int, ...]
 
+    def arranged(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight as the kernel reads it, which see `Problem.weight_view`: a copy, a view, or the tensor itself."""
+        view, rank = self.problem.weight_view, self.problem.geometry.rank
+        if view == "packed":
+            strides = (*self.problem.w_strides[:2], *self.problem.w_strides[5 - rank :])
+            return torch.empty_strided(weight.shape, strides, dtype=weight.dtype, device=weight.device).copy_(weight)
+        if view == "flipped":
+            last: tuple[Any, ...] = (..., *(slice(-1, None),) * rank)
+            return weight[last]
+        return weight
+
     def launch(self, *tensors: torch.Tensor | None) -> None:
         """Runs the kernel on tensors in the order of `kernel.pointers`; allocates nothing."""
+        for watcher in watchers:
+            watcher(self, tensors)
         launch(self.kernel, self.grid, self.tile, self.values, *tensors)
 
     def __str__(self) -> str:
@@ -62,24 +89,47 @@ class Plan:
         return "\n".join(lines)
 
 
-def choose_kernel(problem: Problem) -> tuple[Kernel, str]:
-    """The kernel for a problem, and the reason."""
+def family(problem: Problem) -> tuple[tuple[str, ...], str]:
+    """The kernels of a problem's kind, the preferred form first and the one that takes all of them last; and why."""
     g = problem.geometry
+    if isinstance(problem, DeformWeightGradientProblem):
+        return ("deformable_weight_gradient",), "it is a sum over pixels of samples at offsets"
+    if isinstance(problem, DeformInputGradientProblem):
+        return ("deformable_input_gradient",), "it scatters to where samples came from"
     # One input channel and many outputs is a product over the taps, worth a tensor core.
     direct = not g.transposed and g.c_in_group == 1 and (g.groups > 1 or g.c_out < 8)
     if isinstance(problem, WeightGradientProblem):
-        name = "depthwise_weight_gradient" if direct else "weight_gradient"
-        return KERNELS[name], "it is a sum over pixels"
+        return ("depthwise_weight_gradient" if direct else "weight_gradient",), "it is a sum over pixels"
     if isinstance(problem, DeformProblem):
-        return KERNELS["deformable"], "it samples the input at offsets"
+        return ("deformable",), "it samples the input at offsets"
     if g.transposed:
-        return KERNELS["transposed_phase"], f"it is transposed: {g.phases} output phases, no inserted zeros"
+        return ("transposed_phase",), f"it is transposed: {g.phases} output phases, no inserted zeros"
     if direct:
-        return KERNELS["depthwise"], f"one input channel a group, multiplier {g.c_out_group}"
+        return (
+            "depthwise_banded",
+            "depthwise_patch",
+            "depthwise",
+        ), f"one input channel a group, multiplier {g.c_out_group}"
     widest = max(g.c_in_group, g.c_out_group)
     if g.groups > 1 and g.c_in_group > 0 and widest <= 32:
-        return KERNELS["grouped_packed"], f"groups of at most {widest} channels: several fill one tile"
-    return KERNELS["implicit_gemm"], "a product over channels and taps"
+        return ("grouped_packed",), f"groups of at most {widest} channels: several fill one tile"
+    return ("implicit_gemm",), "a product over channels and taps"
+
+
+def forms(problem: Problem) -> tuple[list[Kernel], list[str]]:
+    """The kernels that can run a problem, preferred first, and why each other one of its kind cannot."""
+    suited, notes = [], []
+    for name in family(problem)[0]:
+        if reason := KERNELS[name].unsuited(problem):
+            notes.append(f"not {name}: {reason}")
+        else:
+            suited.append(KERNELS[name])
+    return suited, notes
+
+
+def choose_kernel(problem: Problem) -> tuple[Kernel, str]:
+    """The preferred kernel for a problem, and the reason."""
+    return forms(problem)[0][0], family(problem)[1]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -89,22 +139,18 @@ def plan(problem: Problem, target: Target, kernel: str | None = None, tile: Tile
     Raises `PlanError` if a forced kernel or tile cannot run the problem, naming the reason.
     """
     if kernel is None:
-        chosen, reason = choose_kernel(problem)
+        (suited, notes), reason = forms(problem), family(problem)[1]
     else:
         if kernel not in KERNELS:
             raise PlanError(f"kernel: {kernel!r} is not known; choose one of {', '.join(KERNELS)}")
-        chosen, reason = KERNELS[kernel], "forced"
-        unsuited = chosen.unsuited(problem)
-        reason_apart, family = _APART.get(type(problem), ("", (kernel,)))
-        if unsuited is None and kernel not in family:
+        suited, notes, reason = [KERNELS[kernel]], [], "forced"
+        unsuited = KERNELS[kernel].unsuited(problem)
+        reason_apart, apart = _APART.get(type(problem), ("", (kernel,)))
+        if unsuited is None and kernel not in apart:
             unsuited = reason_apart
         if unsuited:
             raise PlanError(f"kernel: {kernel} cannot run {problem.describe()}: {unsuited}")
-    picked, source, notes = _choose_tile(chosen, problem, target, tile)
-    out_shape, out_strides = problem.geometry.out_shape, problem.y_strides
-    if isinstance(problem, WeightGradientProblem):
-        out_shape = problem.partial_shape
-        out_strides = five(dense_strides(out_shape, channels_last=False))
+    chosen, picked, source, passed = _choose_tile(suited, problem, target, tile)
     return Plan(
         problem=problem,
         target=target,
@@ -112,32 +158,42 @@ def plan(problem: Problem, target: Target, kernel: str | None = None, tile: Tile
         tile=picked,
         source=source,
         reason=reason,
-        notes=tuple(notes),
+        notes=(*notes, *passed),
         grid=chosen.grid(problem, picked),
         values=chosen.values(problem, picked),
-        out_shape=out_shape,
-        out_strides=(*out_strides[:2], *out_strides[5 - problem.geometry.rank :]),
+        out_shape=problem.result_shape,
+        out_strides=problem.result_strides,
     )
 
 
-def _choose_tile(kernel: Kernel, problem: Problem, target: Target, forced: Tile | None) -> tuple[Tile, str, list[str]]:
+def _choose_tile(
+    suited: list[Kernel], problem: Problem, target: Target, forced: Tile | None
+) -> tuple[Kernel, Tile, str, list[str]]:
+    """The first (kernel, tile) that fits: measured ones, the fastest first, then defaults, then safe tiles."""
     if forced is not None:
+        kernel = suited[0]
         if not isinstance(forced, kernel.tile_type):
             raise PlanError(f"tile: {kernel.name} takes {kernel.tile_type.__name__}, got {type(forced).__name__}")
         if reason := forced.unfit(problem, target):
             raise PlanError(f"tile: {forced} cannot run {problem.describe()} on {target.arch}: {reason}")
-        return forced, "forced", []
-    candidates: list[tuple[Tile, str]] = []
+        return kernel, forced, "forced", []
+    measured: dict[str, list[tuple[float, Kernel, Tile]]] = {}
     key = problem.describe()
-    for source, entries in configs.entries(kernel.name, target):
-        if key in entries:
-            candidates.append((entries[key].tile, source))
-    candidates.append((default_tile(kernel.name, problem, target), "analytic default"))
-    candidates.append((kernel.safe_tile, "safe"))
+    for kernel in suited:
+        for source, entries in configs.entries(kernel.name, target):
+            if key in entries:
+                measured.setdefault(source, []).append((entries[key].time_us, kernel, entries[key].tile))
+    candidates = [
+        (kernel, tile, source)
+        for source in configs.SOURCES
+        for _, kernel, tile in sorted(measured.get(source, []), key=lambda found: found[0])
+    ]
+    candidates += [(kernel, default_tile(kernel.name, problem, target), "analytic default") for kernel in suited]
+    candidates += [(kernel, kernel.safe_tile, "safe") for kernel in reversed(suited)]
     notes: list[str] = []
-    for tile, source in candidates:
+    for kernel, tile, source in candidates:
         reason = tile.unfit(problem, target)
         if reason is None:
-            return tile, source, notes
-        notes.append(f"passed over {source} ({tile}): {reason}")
-    raise PlanError(f"no tile of {kernel.name} fits {key} on {target.arch}: {'; '.join(notes)}")
+            return kernel, tile, source, notes
+        notes.append(f"passed over {source} of {kernel.name} ({tile}): {reason}")
+    raise PlanError(f"no tile fits {key} on {target.arch}: {'; '.join(notes)}")

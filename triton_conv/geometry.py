@@ -274,6 +274,21 @@ class ConvGeometry:
             output_padding=(0, 0, 0),
         )
 
+    def flipped(self) -> ConvGeometry | None:
+        """The forward convolution with flipped filters that a transposed one of stride 1 is, or None if there is none:
+        more padding than the kernel reaches would become negative.
+        """
+        if self.stride != (1, 1, 1):
+            return None
+        reach = [extent - 1 for extent in self.extent]
+        pads = [
+            (r - before, r - after + extra)
+            for r, (before, after), extra in zip(reach, self.padding, self.output_padding, strict=True)
+        ]
+        if any(p < 0 for pair in pads for p in pair):
+            return None
+        return replace(self, padding=(pads[0], pads[1], pads[2]), transposed=False, output_padding=(0, 0, 0))
+
     def describe(self) -> str:
         """One readable line, also the key of stored configurations: every number the result depends on."""
         letters = "dhw"[3 - self.rank :]

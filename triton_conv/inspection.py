@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from . import dispatch, workloads
 from .aot import Compiled, Job
 from .defaults import default_tile
 from .kernels import KERNELS
-from .problem import Problem
+from .problem import DeformInputGradientProblem, Problem
 from .target import KNOWN, Target
 from .workloads import Workload
 
@@ -31,7 +32,9 @@ _PROBES: tuple[Workload, ...] = (
     ),
 )  # fmt: skip
 
-_BRIEF = ("narrow_groups_4", "convnext_dw7", "dilated_d4", "decoder_t2d", "dcnv2")
+_SUFFIXES = {"forward": "", "input gradient": " dx", "weight gradient": " dw"}
+
+_BRIEF = ("narrow_groups_4", "mobile_dw5", "convnext_dw7", "dilated_d4", "decoder_t2d", "dcnv2")
 
 
 def jobs(
@@ -50,24 +53,33 @@ def jobs(
         job
         for workload in subjects
         for variant in workload.variants(tuple(dtypes) if everything else ("bfloat16",), both_formats=everything)
-        for pass_, problem in variant.problems().items()
-        if dispatch.choose_kernel(problem)[0].name in kernels
+        for part in variant.parts()
+        for problem in _problems(part)
         for target in targets
-        for job in _jobs(variant, pass_, problem, KNOWN[target])
+        for job in _jobs(part, problem, KNOWN[target])
+        if job.kernel in kernels
     ]
 
 
-def _jobs(workload: Workload, pass_: str, problem: Problem, target: Target) -> list[Job]:
+def _problems(workload: Workload) -> list[Problem]:
+    """The workload's problem, and the one that it is in a deterministic run."""
+    problem = workload.problem()
+    if isinstance(problem, DeformInputGradientProblem):
+        return [problem, replace(problem, fixed_point=True)]
+    return [problem]
+
+
+def _jobs(workload: Workload, problem: Problem, target: Target) -> list[Job]:
+    """The tile that a plan would use, and the default of every form that could."""
     made = dispatch.plan(problem, target)
-    tiles = {made.tile: made.source}
-    if made.source != "analytic default":
-        tiles.setdefault(default_tile(made.kernel.name, problem, target), "analytic default")
-    label = f"{workload.name} {'NHWC' if workload.channels_last else 'NCHW'}"
-    label += {"forward": "", "input gradient": " dx", "weight gradient": " dw"}[pass_]
-    return [
-        Job(made.kernel.name, problem, tile, target, label + ("" if source == "analytic default" else f" ({source})"))
-        for tile, source in tiles.items()
-    ]
+    tiles = {(made.kernel.name, made.tile): "" if made.source == "analytic default" else f" ({made.source})"}
+    for kernel in dispatch.forms(problem)[0]:
+        tile = default_tile(kernel.name, problem, target)
+        if tile.unfit(problem, target) is None:
+            tiles.setdefault((kernel.name, tile), " (default)")
+    label = f"{workload.name} {'NHWC' if workload.channels_last else 'NCHW'}{_SUFFIXES[workload.part]}"
+    label += " fixed" if getattr(problem, "fixed_point", False) else ""
+    return [Job(name, problem, tile, target, label + note) for (name, tile), note in tiles.items()]
 
 
 def complaints(job: Job, row: Compiled) -> list[str]:
@@ -92,6 +104,8 @@ def complaints(job: Job, row: Compiled) -> list[str]:
     turned = weight_gradient and row.dtype == "float32"
     if aligned and not turned and row.target != "gfx942" and not row.vector_loads:
         found.append("no 16-byte load of aligned channels")
+    if job.kernel == "depthwise_banded" and job.problem.x_run() * job.problem.itemsize >= 16 and not row.vector_loads:
+        found.append("no 16-byte load of aligned pixels")
     if row.shared_bytes > job.tile.shared_bytes(job.problem):
         found.append(f"takes {row.shared_bytes} bytes of shared memory, more than counted")
     return found

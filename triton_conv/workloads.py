@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,12 @@ from .problem import Problem, dense_strides
 from .recording import record
 
 KINDS = ("grouped", "depthwise", "dilated", "transposed", "deformable")
+FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = PARTS = ("forward", "input gradient", "weight gradient")
+"""The convolutions of a training step."""
+
+Call = Callable[[Mapping[str, Any]], torch.Tensor]
+
+_SUFFIXES = {FORWARD: "", INPUT_GRADIENT: "-dx", WEIGHT_GRADIENT: "-dw"}
 
 
 @dataclass(frozen=True)
@@ -38,11 +44,12 @@ class Workload:
     offset_groups: int = 0
     mask: bool = False
     origin: str = ""
+    part: str = FORWARD
 
     @property
     def title(self) -> str:
-        """Name, dtype and memory format: unique among the variants of a workload."""
-        return f"{self.name}-{self.dtype}-{'nhwc' if self.channels_last else 'nchw'}"
+        """Name, dtype, memory format, and which gradient if it is one: unique among the variants of a workload."""
+        return f"{self.name}-{self.dtype}-{'nhwc' if self.channels_last else 'nchw'}{_SUFFIXES[self.part]}"
 
     def tensors(self, device: str | torch.device, seed: int = 0) -> dict[str, Any]:
         """All arguments of the call, tensors drawn anew from `seed`; on "meta", without data.
@@ -67,21 +74,21 @@ class Workload:
         return tensors | dict(self.arguments)
 
     def problem(self) -> Problem:
-        """What planning sees of the call, without allocating it."""
-        return functional.plan(getattr(functional, self.function), **self.tensors("meta")).problem
-
-    def problems(self) -> dict[str, Problem]:
-        """The problems of a training step: "forward" and, where they can be computed, both gradients."""
+        """What planning sees of the convolution, without allocating it."""
         tensors = self.tensors("meta")
-        trained = {name: tensors[name].requires_grad_() for name in ("input", "weight")}
-        found = record(lambda: self.call(tensors))
-        if self.offset_groups:
-            return {"forward": found[0]}
-        output = self.call(tensors)
-        gradients = record(lambda: output.backward(torch.empty_like(output), inputs=list(trained.values())))
-        # Before both gradients, a smooth activation has the forward pass computed anew.
-        names = ("forward", "input gradient", "weight gradient")
-        return dict(zip(names, (*found, *gradients[-2:]), strict=True))
+        if self.part == FORWARD:
+            return functional.plan(getattr(functional, self.function), **tensors).problem
+        # Before a gradient, a smooth activation has the forward pass computed anew.
+        return record(differentiated(self.call, tensors, self.part))[-1]
+
+    @property
+    def layer(self) -> Workload:
+        """The forward pass that this is a part of the training of."""
+        return replace(self, part=FORWARD)
+
+    def parts(self) -> list[Workload]:
+        """The convolutions of a training step with this layer."""
+        return [replace(self, part=part) for part in PARTS]
 
     def call(self, tensors: Mapping[str, Any]) -> torch.Tensor:
         """Runs the public function on such tensors."""
@@ -116,6 +123,29 @@ class Workload:
             weight=(outer, inner, *kernel),
             arguments=arguments,
         )
+
+
+def differentiated(forward: Call, tensors: Mapping[str, Any], part: str) -> Callable[[], torch.Tensor]:
+    """One part of a training step as a call without arguments: `forward` of the tensors, or one gradient of it.
+
+    The graph is built here, once.
+    """
+    if part == FORWARD:
+        return lambda: forward(tensors)
+    # The gradients of offset and mask come with the input's.
+    names = ("input", "offset", "mask") if part == INPUT_GRADIENT else ("weight",)
+    leaves = {name: tensors[name].detach().requires_grad_() for name in names if name in tensors}
+    with torch.enable_grad():
+        output = forward({**tensors, **leaves})
+    grad = torch.empty_like(output).copy_(output_gradient(output.shape, output.dtype, output.device))
+    return lambda: torch.autograd.grad(output, tuple(leaves.values()), grad, retain_graph=True)[0]
+
+
+def output_gradient(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """The gradient of a layer's output that its own gradients are computed from: the same for everyone who asks."""
+    if device.type == "meta":
+        return torch.empty(*shape, dtype=dtype, device=device)
+    return torch.randn(*shape, dtype=dtype, device=device, generator=torch.Generator(device).manual_seed(1))
 
 
 def _strides(shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:

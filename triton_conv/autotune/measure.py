@@ -43,13 +43,28 @@ class Timing:
 _HEAD_START = 1_000_000
 
 
+class DeviceLostError(RuntimeError):
+    """The device no longer answers this process, as after an illegal access: a new process must go on."""
+
+
+def usable(device: torch.device) -> bool:
+    """Whether the device still answers: after an illegal access every further call of this process fails."""
+    if device.type != "cuda":
+        return True
+    try:
+        torch.cuda.synchronize(device)
+        return True
+    except RuntimeError:
+        return False
+
+
 class Timer(Protocol):
     """Measures contestants in turn."""
 
     measured: bool
 
-    def rounds(self, calls: Mapping[str, Call], count: int) -> dict[str, Timing]:
-        """Times every call once a round, `count` rounds, and returns the samples by name."""
+    def rounds(self, calls: Mapping[str, Call], count: int, warmup: int = 3) -> dict[str, Timing]:
+        """Times every call once a round, `count` rounds after `warmup` untimed runs; the samples by name."""
         ...
 
 
@@ -58,14 +73,13 @@ class CudaTimer:
 
     measured = True
 
-    def __init__(self, device: torch.device | str = "cuda", warmup: int = 3) -> None:
-        self._warmup = warmup
+    def __init__(self, device: torch.device | str = "cuda") -> None:
         cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 64 * 2**20)
         self._flush = torch.empty(2 * cache, dtype=torch.int8, device=device)
 
-    def rounds(self, calls: Mapping[str, Call], count: int) -> dict[str, Timing]:
+    def rounds(self, calls: Mapping[str, Call], count: int, warmup: int = 3) -> dict[str, Timing]:
         for call in calls.values():
-            for _ in range(self._warmup):
+            for _ in range(warmup):
                 call()
         torch.cuda.synchronize()
         pending: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in calls}
@@ -91,7 +105,7 @@ class RehearsalTimer:
     def __init__(self) -> None:
         self._calls = 0
 
-    def rounds(self, calls: Mapping[str, Call], count: int) -> dict[str, Timing]:
+    def rounds(self, calls: Mapping[str, Call], count: int, warmup: int = 3) -> dict[str, Timing]:
         timings = {}
         for name, call in calls.items():
             call()

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from ..defaults import default_tile
 from ..kernels import KERNELS, Tile
+from ..kernels.depthwise_banded import DepthwiseBandedTile, columns_read
 from ..problem import Problem
 from ..target import Target
 
@@ -30,6 +31,28 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "num_warps": (2, 4, 8),
         "num_stages": (1,),
     },
+    # Warps of eight need products of 128 rows to divide among them.
+    "depthwise_banded": {
+        "BLOCK_M": (64, 128, 256),
+        "BLOCK_T": (16, 32, 64),
+        "BLOCK_K": (32, 64, 128, 256),
+        "ROWS": (1, 2, 4, 8),
+        "FUSED": (1, 2, 4),
+        "STEPS": (1, 2, 4, 8, 16),
+        "RESIDENT": (False, True),
+        "num_warps": (4, 8),
+        "num_stages": (1,),
+    },
+    # 7 and 14 columns waste nothing of images of 56, 28, 14 and 7.
+    "depthwise_patch": {
+        "UNROLL": (False, True),
+        "ROWS": (1, 2, 4),
+        "COLS": (4, 7, 8, 14, 16),
+        "BLOCK_P": (4, 8, 16, 32),
+        "BLOCK_C": (16, 32, 64, 128),
+        "num_warps": (2, 4),
+        "num_stages": (1,),
+    },
     "transposed_phase": _DOT,
     "deformable": _DOT | {"num_stages": (1, 2)},
     # At most 64 splits beyond what fills the machine: partial sums are written and read again.
@@ -42,6 +65,8 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "num_warps": (2, 4, 8),
         "num_stages": (1,),
     },
+    "deformable_input_gradient": _DOT | {"BLOCK_N": (16, 32, 64, 128), "num_stages": (1, 2)},
+    "deformable_weight_gradient": _DOT | {"SPLITS": (1, 4, 16, 64), "num_stages": (1, 2)},
 }
 """Values of each tile parameter, by kernel. A missing value was left out for a reason stated here or by `unfit`."""
 
@@ -62,11 +87,23 @@ def candidates(kernel: str, problem: Problem, target: Target) -> list[Tile]:
     return sorted(tiles, key=lambda tile: (tiles[tile], tuple(tile.asdict().values())))
 
 
+def neighbours(tile: Tile, tiles: Sequence[Tile]) -> list[Tile]:
+    """Those of `tiles` that differ from `tile` in one parameter, by at most two steps or doublings."""
+    return [other for other in tiles if 0 < _distance(tile, other) <= 2 and _differences(tile, other) == 1]
+
+
+def _differences(tile: Tile, other: Tile) -> int:
+    return sum(a != b for a, b in zip(tile.asdict().values(), other.asdict().values(), strict=True))
+
+
 def _worthwhile(tile: Tile, problem: Problem) -> bool:
     """Whether no block is more than twice as large as the dimension it covers."""
     g, sizes = problem.geometry, tile.sizes()
     channels = max(g.c_in, g.c_out)
     widths = {"BLOCK_M": g.M, "BLOCK_N": max(g.c_out, 64), "BLOCK_K": max(g.K, channels, 16), "BLOCK_C": g.c_out}
+    if isinstance(tile, DepthwiseBandedTile):
+        widths = {"BLOCK_T": max(g.out_size[2], 16), "BLOCK_K": max(columns_read(problem, tile.BLOCK_T), 16)}
+        widths |= {"ROWS": g.out_size[1], "STEPS": max(g.batch, 1), "BLOCK_M": g.M}
     return all(int(str(sizes[name])) < 2 * width for name, width in widths.items() if name in sizes)
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 from . import (
     common,
     deformable,
+    deformable_input_gradient,
+    deformable_weight_gradient,
     depthwise,
+    depthwise_banded,
+    depthwise_patch,
     depthwise_weight_gradient,
     grouped_packed,
     implicit_gemm,
@@ -20,10 +24,14 @@ KERNELS: dict[str, Kernel] = {
         implicit_gemm,
         grouped_packed,
         depthwise,
+        depthwise_patch,
         transposed_phase,
         deformable,
         weight_gradient,
         depthwise_weight_gradient,
+        depthwise_banded,
+        deformable_input_gradient,
+        deformable_weight_gradient,
     )
 }
 

@@ -8,7 +8,18 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem
-from .common import aligned, below, dot, epilogue, load_pixels, store_pixels, tap_offset, tile_pixels, wide
+from .common import (
+    LAST_IS_FASTEST,
+    aligned,
+    below,
+    dot,
+    epilogue,
+    load_pixels,
+    store_pixels,
+    tap_offset,
+    tile_pixels,
+    wide,
+)
 from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
 
 
@@ -82,7 +93,7 @@ def implicit_gemm_kernel(
             else:
                 w_row = channel * stride_wi + kd * stride_wd + kh * stride_wh + kw * stride_ww
             # Each (pixel, k) pair has its own tap: offset and mask are whole tiles, [BLOCK_K, BLOCK_M] or transposed.
-            if PIXELS_LAST:
+            if PIXELS_LAST and LAST_IS_FASTEST:
                 offset, inside = tap_offset(
                     pixel_offset[None, :], d0[None, :], h0[None, :], w0[None, :],
                     (kd * DIL_D)[:, None], (kh * DIL_H)[:, None], (kw * DIL_W)[:, None],

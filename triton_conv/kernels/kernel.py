@@ -8,13 +8,13 @@ import inspect
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import triton.language as tl
 
 from ..errors import ConfigError
-from ..problem import Problem
+from ..problem import DeformProblem, Problem
 from ..target import Target
 
 _ACCUMULATOR = {torch.float64: tl.float64}
@@ -28,7 +28,12 @@ def cdiv(a: int, b: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """Tile parameters of one kernel: sizes are powers of two, and the field names are the kernel's own."""
+    """Tile parameters of one kernel: sizes are powers of two, and the field names are the kernel's own.
+
+    `whole` names the fields that may be any whole number.
+    """
+
+    whole: ClassVar[frozenset[str]] = frozenset({"num_stages"})
 
     num_warps: int = 4
     num_stages: int = 1
@@ -41,7 +46,7 @@ class Tile:
                     raise ConfigError(f"{field.name}: expected true or false, got {value!r}")
             elif type(value) is not int or value < 1:
                 raise ConfigError(f"{field.name}: expected a positive integer, got {value!r}")
-            elif field.name != "num_stages" and value not in _POWERS:
+            elif field.name not in self.whole and value not in _POWERS:
                 raise ConfigError(f"{field.name}: expected a power of two of at most 4096, got {value!r}")
         if self.num_warps > 16 or self.num_stages > 8:
             raise ConfigError(f"at most 16 warps and 8 stages, got {self.num_warps} and {self.num_stages}")
@@ -104,6 +109,10 @@ class Kernel:
         """Names of the kernel's parameters, in order."""
         return tuple(inspect.signature(self.function.fn).parameters)
 
+    def operands(self, problem: Problem) -> tuple[torch.dtype | None, ...]:
+        """The dtype of each pointer's tensor, None for one that this problem does not have."""
+        return tuple(problem.operand(name) for name in self.pointers)
+
     def values(self, problem: Problem, tile: Tile) -> dict[str, object]:
         """Every parameter that is not a pointer, by name; computed once a plan."""
         known = self.arguments(problem, tile)
@@ -146,6 +155,24 @@ def geometry_arguments(problem: Problem, block_m: int) -> dict[str, object]:
         PIXELS_LAST=problem.pixels_last,
         Y_PIXELS_LAST=problem.y_strides[1] != 1 or g.c_out == 1,
     )
+
+
+def deform_arguments(problem: DeformProblem) -> dict[str, object]:
+    """The further arguments of every kernel that samples at offsets."""
+    g = problem.geometry
+    arguments: dict[str, object] = dict(
+        c_in_group=g.c_in_group,
+        c_out_group=g.c_out_group,
+        groups=g.groups,
+        segment=problem.segment,
+        segments=g.c_in_group // problem.segment,
+        channels_per_offset=g.c_in // problem.offset_groups,
+        offset_groups=problem.offset_groups,
+        HAS_MASK=problem.has_mask,
+    )
+    for prefix, strides in (("o", problem.offset_strides), ("m", problem.mask_strides or (0, 0, 0, 0))):
+        arguments |= {f"stride_{prefix}{axis}": s for axis, s in zip("nchw", strides, strict=True)}
+    return arguments
 
 
 def dot_shared_bytes(block_m: int, block_n: int, block_k: int, stages: int, itemsize: int) -> int:

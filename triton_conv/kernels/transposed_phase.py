@@ -83,9 +83,10 @@ def transposed_phase_kernel(
     taps_h = tl.cdiv(KH - kh0, PERIOD_H)
     taps_w = tl.cdiv(KW - kw0, PERIOD_W)
     has_tap = (taps_d > 0) & (taps_h > 0) & (taps_w > 0)
+    taps_d = tl.maximum(taps_d, 1)
     taps_h = tl.maximum(taps_h, 1)
     taps_w = tl.maximum(taps_w, 1)
-    taps = tl.maximum(taps_d, 1) * taps_h * taps_w
+    taps = taps_d * taps_h * taps_w
     d0 = (phase_d + PAD_D - kd0 * DIL_D) // STRIDE_D + t_d
     h0 = (phase_h + PAD_H - kh0 * DIL_H) // STRIDE_H + t_h
     w0 = (phase_w + PAD_W - kw0 * DIL_W) // STRIDE_W + t_w
@@ -111,13 +112,15 @@ def transposed_phase_kernel(
     w_column = (offs_n % c_out_group if GROUPS_PER_TILE > 1 else offs_n) * stride_wi
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC_DTYPE)
-    for step in range(tl.maximum(tl.cdiv(slab_in, BLOCK_K) * taps, 1)):
-        tap = step % taps
-        channel = step // taps * BLOCK_K + offs_k
+    # Counted up rather than divided out of the step: a phase's taps are known at run time, and each of three divisions
+    # by such a number would be a call, in a loop that waits for it.
+    jd = 0
+    jh = 0
+    jw = 0
+    block = 0
+    for _ in range(tl.maximum(tl.cdiv(slab_in, BLOCK_K) * taps, 1)):
+        channel = block * BLOCK_K + offs_k
         mask_k = below(channel, tl.minimum(slab_in, c_in - c_first), X_VECTOR)
-        jd = tap // (taps_h * taps_w)
-        jh = tap // taps_w % taps_h
-        jw = tap % taps_w
         offset, inside = tap_offset(
             pixel_offset, d0, h0, w0, -jd * HOP_D, -jh * HOP_H, -jw * HOP_W,
             d_in, h_in, w_in, stride_xd, stride_xh, stride_xw, "zeros", RANK,
@@ -133,6 +136,16 @@ def transposed_phase_kernel(
             mask_w = mask_w & ((channel // c_in_group)[:, None] == (offs_n // c_out_group)[None, :])
         w_tile = tl.load(w_base + w_row[:, None] + w_column[None, :], mask=mask_w, other=0.0)  # [BLOCK_K, BLOCK_N]
         acc = dot(x_tile, w_tile, acc, PRECISION)
+        jw += 1
+        row_done = jw == taps_w
+        jw = tl.where(row_done, 0, jw)
+        jh = tl.where(row_done, jh + 1, jh)
+        plane_done = jh == taps_h
+        jh = tl.where(plane_done, 0, jh)
+        jd = tl.where(plane_done, jd + 1, jd)
+        all_done = jd == taps_d
+        jd = tl.where(all_done, 0, jd)
+        block = tl.where(all_done, block + 1, block)
 
     acc = epilogue(acc, b_ptr, stride_b, n_first + offs_n, mask_n, HAS_BIAS, ACTIVATION)
     d_o = phase_d + t_d * STRIDE_D

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem, WeightGradientProblem
-from .common import aligned, below, dot, load_pixels, tap_offset, tile_pixels, wide
+from .common import LAST_IS_FASTEST, aligned, below, dot, load_pixels, tap_offset, tile_pixels, wide
 from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
 
 
@@ -82,7 +82,7 @@ def weight_gradient_kernel(
         pixel_offset = d0 * stride_xd + h0 * stride_xh + w0 * stride_xw
         x_base = x_group + first * stride_xn
         if FLAT_N:
-            if PIXELS_LAST:
+            if PIXELS_LAST and LAST_IS_FASTEST:
                 offset, inside = tap_offset(
                     pixel_offset[None, :], d0[None, :], h0[None, :], w0[None, :], dd[:, None], dh[:, None], dw[:, None],
                     d_in, h_in, w_in, stride_xd, stride_xh, stride_xw, PADDING_MODE, RANK,

@@ -1,0 +1,104 @@
+"""Which candidates to try, and in which order: an opening of likely ones, then the neighbours of the best so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..dispatch import forms
+from ..kernels import KERNELS, Tile
+from ..problem import Problem
+from ..target import Target
+from .space import candidates, neighbours
+
+_OPENING, _LIKELY, _ROUND, _LEADERS = 40, 20, 32, 3
+# Microseconds for loads to come back from L2 or beyond, and bytes a microsecond that L2 gives one multiprocessor.
+_LATENCY, _L2_RATE = 0.7, 40e3
+# FLOP a microsecond of one multiprocessor's matrix units, by bytes of an operand; orders of magnitude are enough here.
+_MATRIX_RATE = {2: 6e6, 4: 3e6, 8: 0.4e6}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A kernel of the kind, with a tile."""
+
+    kernel: str
+    tile: Tile
+
+    def __str__(self) -> str:
+        return f"{self.kernel} {self.tile}"
+
+
+class Search:
+    """The candidates of one problem, round by round; `times` holds what was measured, in microseconds."""
+
+    def __init__(self, problem: Problem, target: Target) -> None:
+        self._problem, self._target = problem, target
+        self._spaces = {kernel.name: candidates(kernel.name, problem, target) for kernel in forms(problem)[0]}
+        self.defaults = [Candidate(name, tiles[0]) for name, tiles in self._spaces.items() if tiles]
+        self.times: dict[Candidate, float] = {}
+        self._given: set[Candidate] = set()
+
+    def known(self, candidate: Candidate, time_us: float | None = None) -> None:
+        """Takes note of an earlier trial, which is not given out again."""
+        self._given.add(candidate)
+        if time_us is not None:
+            self.times[candidate] = time_us
+
+    def round(self) -> list[Candidate]:
+        """The next candidates to try; empty when none is left."""
+        found = self._neighbours() if self.times else self._opening()
+        if len(found) < _ROUND // 4:
+            found += self._spread(_ROUND - len(found), set(found) | self._given)
+        self._given |= set(found)
+        return found
+
+    def _opening(self) -> list[Candidate]:
+        likely = []
+        for name, tiles in self._spaces.items():
+            if (cost := _cost(name, self._problem, self._target)) is not None:
+                likely += [Candidate(name, tile) for tile in sorted(tiles, key=cost)[:_LIKELY]]
+        first = [candidate for candidate in dict.fromkeys(self.defaults + likely) if candidate not in self._given]
+        return first + self._spread(_OPENING - len(likely), set(first) | self._given)
+
+    def _spread(self, count: int, known: set[Candidate]) -> list[Candidate]:
+        """Evenly from every form's candidates in the order of their distance from the default."""
+        found = []
+        for name, tiles in self._spaces.items():
+            left = [candidate for tile in tiles if (candidate := Candidate(name, tile)) not in known]
+            step = max(1, math.ceil(len(left) / max(1, count // len(self._spaces))))
+            found += left[::step]
+        return found
+
+    def _neighbours(self) -> list[Candidate]:
+        found: dict[Candidate, None] = {}
+        for leader in sorted(self.times, key=lambda candidate: self.times[candidate])[:_LEADERS]:
+            for tile in neighbours(leader.tile, self._spaces[leader.kernel]):
+                candidate = Candidate(leader.kernel, tile)
+                if candidate not in self._given:
+                    found[candidate] = None
+        return list(found)[:_ROUND]
+
+
+def _cost(name: str, problem: Problem, target: Target) -> Callable[[Tile], float] | None:
+    """Microseconds that a tile of a matrix product would take by count, to rank by; None for other kernels."""
+    kernel, g = KERNELS[name], problem.geometry
+    if not {"BLOCK_M", "BLOCK_N", "BLOCK_K"} <= set(kernel.safe_tile.sizes()):
+        return None
+
+    def cost(tile: Tile) -> float:
+        m, n, k = (int(str(tile.sizes()[f"BLOCK_{axis}"])) for axis in "MNK")
+        programs = kernel.grid(problem, tile)
+        products = 2 * g.flops if g.taps * g.c_in_group < k else g.flops
+        steps = max(1.0, products / (2 * m * n * k) / programs)
+        # Wide tiles of eight warps keep the matrix units fed; narrow ones wait for shared memory.
+        fed = min(1.0, 0.4 + 0.3 * n / 128 + 0.3 * m / 128)
+        matrix = 2 * m * n * k / (_MATRIX_RATE[problem.itemsize] * fed)
+        loads = (m + n) * k * problem.itemsize / _L2_RATE
+        resident = max(1, min(target.shared_bytes // max(tile.shared_bytes(problem), 1), 16 // tile.num_warps))
+        waves = math.ceil(programs / (target.sms * resident))
+        latency = _LATENCY / tile.num_stages
+        return waves * steps * max(resident * matrix, resident * loads, latency)
+
+    return cost
