@@ -1,7 +1,8 @@
 """The public functions: torch's and torchvision's signatures, run by our kernels and no other.
 
 Each one normalises its arguments and calls one op. Tensors are `(N, C, *size)` or unbatched `(C, *size)`, of dtype
-float16, bfloat16, float32 or float64, in any strides; products are accumulated in float32 (float64 for float64).
+float16, bfloat16, float32 or float64, in any strides. Products are accumulated in float32 (float64 for float64); those
+of float32 are rounded to tf32 first where `torch.backends.cudnn.conv.fp32_precision` is "tf32", torch's default.
 """
 
 from __future__ import annotations
@@ -211,11 +212,13 @@ def conv2d(
         weight: `(c_out, c_in/groups, KH, KW)`, same dtype and device.
         bias: `(c_out,)` or None.
         stride, dilation: one int, or one a dimension.
-        padding: ints likewise, "valid", "same" (stride 1 only), or one (before, after) pair a dimension.
+        padding: ints likewise, "valid", "same" (stride 1 only), or one (before, after) pair a dimension:
+            `((3, 0),)` for a causal `conv1d` of 4 taps.
         groups: divides c_in and c_out.
         padding_mode: "zeros", "reflect", "replicate" or "circular": what lies beyond the border. Folded into the loads;
-            no padded copy is made. Equivalent to `torch.nn.functional.pad(input, ..., mode=padding_mode)` first.
-        activation: None, "relu", "relu6", "gelu" (exact) or "silu", computed on the float32 accumulator.
+            no padded copy is made. Equivalent to `torch.nn.functional.pad(input, ..., mode=padding_mode)` first, and
+            limited as it is: reflect to less than the input's size, circular to the size.
+        activation: None, "relu", "relu6", "gelu" (by erf, not tanh) or "silu", computed on the accumulator.
 
     Returns:
         `(N, c_out, H_out, W_out)`, `H_out = (H + before + after - dilation (KH - 1) - 1) // stride + 1`; channels_last
@@ -298,7 +301,9 @@ def conv_transpose2d(
         `(N, c_out, H_out, W_out)`, `H_out = (H - 1) stride - 2 padding + dilation (KH - 1) + output_padding + 1`.
 
     Raises:
-        As `conv2d`. Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", arXiv:1603.07285.
+        As `conv2d`.
+
+    Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", arXiv:1603.07285.
     """
     return _conv_transpose(2, input, weight, bias, stride, padding, output_padding, groups, dilation, activation)
 
@@ -355,7 +360,9 @@ def deform_conv2d(
     time. Second derivatives are a slow path in torch's own operations, with a column buffer.
 
     Raises:
-        As `conv2d`. Dai et al., arXiv:1703.06211 (v1); Zhu et al., arXiv:1811.11168 (v2).
+        As `conv2d`.
+
+    Dai et al., arXiv:1703.06211 (v1); Zhu et al., arXiv:1811.11168 (v2).
     """
     arguments = _deform_arguments(2, input, offset, weight, bias, stride, padding, dilation, mask)
     return autograd.deform_conv(*arguments)  # type: ignore[no-any-return]
@@ -369,7 +376,9 @@ _KINDS: dict[str, tuple[Callable[..., Plan], Callable[..., tuple[Any, ...]]]] = 
 
 
 def plan(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Plan:
-    """What `function(*args, **kwargs)` would launch, and why, without launching it.
+    """What `function(*args, **kwargs)` would launch, and why, without launching it; raises what the call would.
+
+    The forward pass alone: its gradients have plans of their own. Meta tensors are planned for an H100.
 
     >>> print(tc.plan(tc.conv2d, input, weight, padding=1, groups=64))      # kernel, tile, where the tile came from
     """
