@@ -70,6 +70,7 @@ LAYERS = {
         case("dilated", BANDED, "conv2d", (2, 2, 9, 20), (2, 1, 3, 3), groups=2, padding=4, dilation=(3, 2), stride=2),
         case("multiplier-3", BANDED, "conv2d", (2, 2, 5, 18), (6, 1, 3, 3), groups=2, padding=1, activation="silu"),
         case("many-rows", BANDED, "conv2d", (2, 2, 13, 9), (2, 1, 13, 7), groups=2, padding=(6, 3)),
+    ],
     PATCH: [
         case("conv1d", PATCH, "conv1d", (3, 5, 13), (5, 1, 4), groups=5, padding=((3, 0),), x=channels_last),
         case(

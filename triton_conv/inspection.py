@@ -34,7 +34,7 @@ _PROBES: tuple[Workload, ...] = (
 _BRIEF = ("narrow_groups_4", "convnext_dw7", "dilated_d4", "decoder_t2d", "dcnv2")
 
 # Kernels that a plan may be forced to and need not choose by itself, each with a flagship that it serves.
-_FORMS = {"depthwise_banded": "mobile_dw5"}
+_FORMS = {"depthwise_banded": "mobile_dw5", "depthwise_patch": "convnext_dw7"}
 
 
 def jobs(
@@ -60,10 +60,10 @@ def jobs(
         for job in _jobs(part, problem, KNOWN[target])
     ]
     forms = [
-        Job(name, problem, default_tile(name, problem, KNOWN[target]), KNOWN[target], f"{workload.name} NCHW (forced)")
+        Job(name, problem, default_tile(name, problem, KNOWN[target]), KNOWN[target], f"{_title(variant)} (forced)")
         for name, flagship in _FORMS.items()
         for workload in workloads.FLAGSHIPS
-        for variant in workload.variants(tuple(dtypes) if everything else ("bfloat16",))
+        for variant in workload.variants(tuple(dtypes) if everything else ("bfloat16",), both_formats=everything)
         for problem in (variant.problem(),)
         if name in kernels and KERNELS[name].unsuited(problem) is None and (everything or workload.name == flagship)
         for target in targets
@@ -71,12 +71,16 @@ def jobs(
     return chosen + [job for job in forms if job not in chosen]
 
 
+def _title(workload: Workload) -> str:
+    return f"{workload.name} {'NHWC' if workload.channels_last else 'NCHW'}"
+
+
 def _jobs(workload: Workload, problem: Problem, target: Target) -> list[Job]:
     made = dispatch.plan(problem, target)
     tiles = {made.tile: made.source}
     if made.source != "analytic default":
         tiles.setdefault(default_tile(made.kernel.name, problem, target), "analytic default")
-    label = f"{workload.name} {'NHWC' if workload.channels_last else 'NCHW'}"
+    label = _title(workload)
     label += {"forward": "", "input gradient": " dx", "weight gradient": " dw"}[workload.part]
     return [
         Job(made.kernel.name, problem, tile, target, label + ("" if source == "analytic default" else f" ({source})"))
@@ -104,6 +108,7 @@ def complaints(job: Job, row: Compiled) -> list[str]:
     # Its operands have channels contiguous and pixels along K; Hopper's tf32 products take K contiguous alone, so the
     # compiler turns them around while it copies them, four bytes at a time.
     turned = weight_gradient and row.dtype == "float32"
+    aligned = aligned and job.tile.load_bytes(job.problem, job.target) >= 16
     if aligned and not turned and row.target != "gfx942" and not row.vector_loads:
         found.append("no 16-byte load of aligned channels")
     if job.kernel == "depthwise_banded" and job.problem.x_run() * job.problem.itemsize >= 16 and not row.vector_loads:

@@ -46,9 +46,9 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
     "depthwise_patch": {
         "UNROLL": (False, True),
         "ROWS": (1, 2, 4),
-        "COLS": (4, 7, 8, 14, 16),
-        "BLOCK_P": (4, 8, 16, 32),
-        "BLOCK_C": (16, 32, 64, 128),
+        "COLS": (4, 7, 8, 14),
+        "BLOCK_P": (8, 16, 32),
+        "BLOCK_C": (16, 32, 64),
         "num_warps": (2, 4),
         "num_stages": (1,),
     },
@@ -98,6 +98,8 @@ def _worthwhile(tile: Tile, problem: Problem) -> bool:
     g, sizes = problem.geometry, tile.sizes()
     channels = max(g.c_in, g.c_out)
     widths = {"BLOCK_M": g.M, "BLOCK_N": max(g.c_out, 64), "BLOCK_K": max(g.K, channels, 16), "BLOCK_C": g.c_out}
+    if "COLS" in sizes:
+        widths |= {"ROWS": g.out_size[1], "COLS": g.out_size[2]}
     return all(int(str(sizes[name])) < 2 * width for name, width in widths.items() if name in sizes)
 
 
