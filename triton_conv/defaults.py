@@ -201,7 +201,7 @@ def depthwise_patch(problem: Problem, target: Target) -> DepthwisePatchTile:
     block_c = min((line, line // 2), key=lambda block: (cdiv(g.c_out, block) * block, -block))
     unroll = g.kernel[1] * g.kernel[2] <= 9
     if unroll and h_out > 1:
-        rows, cols, channels = (4 if g.stride[1] == 1 else 2), 4, min(channels, 4)
+        rows, cols, channels = (4 if g.stride[1] == 1 and problem.itemsize < 8 else 2), 4, min(channels, 4)
     else:
         rows, cols = 1, (8 if g.stride[2] == 1 and g.kernel[2] <= 9 else 4)
         if cols == 8 and h_out > 1 and cdiv(w_out, 7) * 7 < cdiv(w_out, 8) * 8:

@@ -102,6 +102,7 @@ def complaints(job: Job, row: Compiled) -> list[str]:
     # Its operands have channels contiguous and pixels along K; Hopper's tf32 products take K contiguous alone, so the
     # compiler turns them around while it copies them, four bytes at a time.
     turned = weight_gradient and row.dtype == "float32"
+    aligned = aligned and job.tile.load_bytes(job.problem, job.target) >= 16
     if aligned and not turned and row.target != "gfx942" and not row.vector_loads:
         found.append("no 16-byte load of aligned channels")
     if job.kernel == "depthwise_banded" and job.problem.x_run() * job.problem.itemsize >= 16 and not row.vector_loads:

@@ -47,9 +47,9 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
     "depthwise_patch": {
         "UNROLL": (False, True),
         "ROWS": (1, 2, 4),
-        "COLS": (4, 7, 8, 14, 16),
-        "BLOCK_P": (4, 8, 16, 32),
-        "BLOCK_C": (16, 32, 64, 128),
+        "COLS": (4, 7, 8, 14),
+        "BLOCK_P": (8, 16, 32),
+        "BLOCK_C": (16, 32, 64),
         "num_warps": (2, 4),
         "num_stages": (1,),
     },
@@ -104,6 +104,8 @@ def _worthwhile(tile: Tile, problem: Problem) -> bool:
     if isinstance(tile, DepthwiseBandedTile):
         widths = {"BLOCK_T": max(g.out_size[2], 16), "BLOCK_K": max(columns_read(problem, tile.BLOCK_T), 16)}
         widths |= {"ROWS": g.out_size[1], "STEPS": max(g.batch, 1), "BLOCK_M": g.M}
+    if "COLS" in sizes:
+        widths |= {"ROWS": g.out_size[1], "COLS": g.out_size[2]}
     return all(int(str(sizes[name])) < 2 * width for name, width in widths.items() if name in sizes)
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -72,7 +71,7 @@ def depthwise_patch_kernel(
     49 taps more would not fit.
 
     Counted on compiled code (sm_90, bfloat16, instructions an output, where 39 keep up with the memory of an H100):
-    12 for a causal filter of 4 taps, 22 for 3 x 3, 52 for 5 x 5, 93 for 7 x 7, each with its default tile.
+    12 for a causal filter of 4 taps, 22 for 3 x 3, 53 for 5 x 5, 94 for 7 x 7, each with its default tile.
     Depthwise convolution: Sifre 2014; Chollet, arXiv:1610.02357.
     """
     tiles_c = tl.cdiv(c_out, BLOCK_C)
@@ -278,6 +277,10 @@ class DepthwisePatchTile(Tile):
         # Besides the sums, one more tile of inputs.
         return self.BLOCK_P * self.BLOCK_C * (self.ROWS * self.COLS + 1)
 
+    def load_bytes(self, problem: Problem, target: Target) -> int:
+        values = self.BLOCK_P * self.BLOCK_C // (self.num_warps * target.warp_size)
+        return min(max(values, 1) * problem.itemsize, 16)
+
     def mismatch(self, problem: Problem) -> str | None:
         g = problem.geometry
         if not self.UNROLL and self.ROWS > 1 and g.stride[1] % g.dilation[1]:
@@ -289,10 +292,9 @@ class DepthwisePatchTile(Tile):
     def unfit(self, problem: Problem, target: Target) -> str | None:
         if reason := super().unfit(problem, target):
             return reason
-        threads = self.num_warps * target.warp_size
+        values = self.BLOCK_P * self.BLOCK_C / (self.num_warps * target.warp_size)
         # A thread's weights are those of the channels that it loads at once: all its patches share them.
-        values = self.BLOCK_P * self.BLOCK_C / threads
-        channels = min(max(values, 1), 16 // problem.itemsize)
+        channels = self.load_bytes(problem, target) // problem.itemsize
         weights = problem.geometry.kernel[2] * (problem.geometry.kernel[1] if self.UNROLL else self.ROWS)
         registers = (values * (self.ROWS * self.COLS + 1) + channels * weights) * problem.accumulator_bytes / 4
         if registers > 216 and not target.interpreted:
@@ -305,10 +307,10 @@ def _y_run(problem: Problem, tile: DepthwisePatchTile) -> int:
 
     Of rank 1 alone: torch has no channels_last of rank 1, and makes outputs of higher ranks channels_last.
     """
-    n, c, *_, w = problem.y_strides
-    if problem.geometry.rank > 1 or w != 1 or c == 1:
+    *_, w = problem.y_strides
+    if problem.geometry.rank > 1 or w != 1 or problem.y_strides[1] == 1:
         return 0
-    return math.gcd(tile.COLS, n, c, problem.geometry.out_size[2])
+    return problem.y_run(tile.COLS)
 
 
 def _grid(problem: Problem, tile: DepthwisePatchTile) -> int:

@@ -59,6 +59,10 @@ class Tile:
         """Numbers that one program accumulates."""
         raise NotImplementedError
 
+    def load_bytes(self, problem: Problem, target: Target) -> int:
+        """Bytes that a thread loads at once where channels are contiguous and aligned."""
+        return 16
+
     def mismatch(self, problem: Problem) -> str | None:
         """Why the tile cannot run this problem anywhere, or None."""
         return None
