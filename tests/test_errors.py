@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import DEVICE, launches, random
+from helpers import DEVICE, launches
 
 import triton_conv as tc
 from triton_conv import errors
@@ -182,7 +182,6 @@ def test_an_error_is_raised_again():
         (errors.PlanError, RuntimeError),
         (errors.ConfigError, ValueError),
         (errors.WorkloadError, ValueError),
-        (errors.GradientError, NotImplementedError),
     ],
 )
 def test_classes(ours, builtin):
@@ -202,13 +201,6 @@ def test_a_cpu_tensor_without_the_interpreter():
     assert "TRITON_INTERPRET=1" in done.stdout
     assert "'cpu'" in done.stdout
     assert ".cuda()" in done.stdout
-
-
-def test_deformable_gradients_are_refused():
-    x, w = random((1, 2, 4, 4)).requires_grad_(), random((2, 2, 3, 3))
-    result = tc.deform_conv2d(x, torch.zeros(1, 18, 2, 2, device=DEVICE), w)
-    with pytest.raises(errors.GradientError, match=r"deform_conv: .*torch.no_grad"):
-        result.sum().backward()
 
 
 def test_plan_wants_a_function_of_ours():

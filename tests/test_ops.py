@@ -8,7 +8,7 @@ from test_deformable import tensors as deformable_tensors
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import triton_conv as tc
-from triton_conv import ops
+from triton_conv import ops, ops_deform
 
 SMALL = CASES["smoke"] + CASES["transposed"] + CASES["empty"] + CASES["strided-views"]
 
@@ -25,8 +25,8 @@ def op_arguments():
         "conv-no-bias": (ops.conv, (x, w, None, *forward[:-2], "reflect", "gelu")),
         "conv-channels-last": (ops.conv, (x.contiguous(memory_format=torch.channels_last), w, b, *forward)),
         "transposed": (ops.conv, (x, random((4, 6, 3, 2)), b, (2, 2), pads, (1, 1), 1, True, (1, 0), "zeros", "silu")),
-        "deform_conv": (ops.deform_conv, (*tensors, *geometry)),
-        "deform_conv-v1": (ops.deform_conv, (tensors[0], tensors[1], None, tensors[3], None, *geometry)),
+        "deform_conv": (ops_deform.deform_conv, (*tensors, *geometry)),
+        "deform_conv-v1": (ops_deform.deform_conv, (tensors[0], tensors[1], None, tensors[3], None, *geometry)),
     }
 
 

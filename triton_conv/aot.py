@@ -29,7 +29,13 @@ from .target import Target
 
 SECONDS_PER_COMPILE = 60.0
 
-_POINTER = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
+_POINTER = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.int64: "*i64",
+}
 _VECTOR_LOAD = {
     "ptx": re.compile(r"ld\.global\S*\.v4\.[bu]32|ld\.global\S*\.v2\.[bu]64|cp\.async\.c\S+ [^;]*?, 0x10\b"),
     "amdgcn": re.compile(r"(?:global|buffer)_load_(?:dwordx4|b128)"),
@@ -89,10 +95,11 @@ def signature(kernel: Kernel, problem: Problem, tile: Tile) -> tuple[dict[str, s
     for index, parameter in enumerate(kernel.function.params):
         name = parameter.name
         if name in kernel.pointers:
-            if (name == "b_ptr" and not problem.has_bias) or (name == "mask_ptr" and not values.get("HAS_MASK")):
+            dtype = problem.operand(name)
+            if dtype is None:
                 types[name], constants[name] = "constexpr", None
             else:
-                types[name] = _POINTER[problem.dtype]
+                types[name] = _POINTER[dtype]
                 attributes[(index,)] = [["tt.divisibility", 16]]
             continue
         value = values[name]

@@ -2,6 +2,7 @@
 
 For y = x * w, a convolution with its transpose *T: dL/dx = dL/dy *T w, and dL/dw is the sum over pixels that the op
 `conv_weight_gradient` computes. Both are bilinear in convolutions again. Only what is asked for is computed.
+Deformable convolution has first derivatives of its own, too; its second ones are torch's.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
-from .errors import GradientError
+from . import ops, ops_deform
+from .reference import deform_conv2d
 
 Pairs = list[tuple[int, int]]
 
@@ -171,18 +172,105 @@ def _weight_gradient_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return grad_input, grad_grad, *(None,) * len(ctx.arguments)
 
 
-def _deform_backward(ctx: Any, *gradients: Tensor) -> Any:
-    raise GradientError(
-        "deform_conv: triton_conv computes no gradients of deformable convolution yet; call it under torch.no_grad(), "
-        "or on tensors that require none"
-    )
+# ---------------------------------------------------------------------------------------------- deformable convolution
+
+
+def _deform_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, _, stride, padding, dilation = inputs
+    ctx.arguments = stride, padding, dilation
+    ctx.save_for_backward(*tensors)
+
+
+def _deform_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    input, offset, mask, weight = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:3]
+    sampled: list[Tensor | None] = [None, None, None]
+    grad_weight = grad_bias = None
+    if any(needed):
+        results = ops_deform.deform_conv_input_gradient(
+            input, offset, mask, weight, grad, *ctx.arguments, needed, torch.are_deterministic_algorithms_enabled()
+        )
+        sampled = [result if need else None for result, need in zip(results, needed, strict=True)]
+    if ctx.needs_input_grad[3]:
+        grad_weight = ops_deform.deform_conv_weight_gradient(
+            input, offset, mask, grad, weight.shape[2:], *ctx.arguments, input.shape[1] // weight.shape[1]
+        )
+    if ctx.needs_input_grad[4]:
+        grad_bias = grad.sum((0, 2, 3))
+    return *sampled, grad_weight, grad_bias, None, None, None
+
+
+# Second derivatives of deformable convolution, and further ones, are rare: they are those of the definition in torch's
+# own operations, with a column buffer, in float32 (float64).
+
+
+def _defined_gradients(
+    tensors: Sequence[Tensor | None], grad_output: Tensor, wanted: Sequence[int], arguments: Sequence[Sequence[int]]
+) -> tuple[Tensor, ...]:
+    """Gradients of the definition for the `wanted` of (input, offset, mask, weight), differentiable themselves."""
+    input, offset, mask, weight = tensors
+    stride, padding, dilation = arguments
+    assert input is not None and offset is not None and weight is not None
+    output = deform_conv2d(input, offset, weight, None, stride, padding[::2], dilation, mask)
+    differentiated = [tensor for index, tensor in enumerate(tensors) if index in wanted and tensor is not None]
+    return torch.autograd.grad(output, differentiated, grad_output, create_graph=True)
+
+
+def _second_derivatives(
+    ctx: Any, tensors: Sequence[Tensor | None], wanted: Sequence[int], cotangents: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Gradients of sum(first derivatives * cotangents) for (input, offset, mask, weight, grad_output)."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views cut off what the tensors have in common: an offset may itself have been computed from the input.
+        leaves = [
+            None if t is None else t.view_as(t) if again and t.requires_grad else t.detach().requires_grad_()
+            for t in tensors
+        ]
+        precise = [None if t is None else t if t.dtype == torch.float64 else t.float() for t in leaves]
+        assert precise[4] is not None
+        first = _defined_gradients(precise[:4], precise[4], wanted, ctx.arguments)
+        present = [leaf for leaf in leaves if leaf is not None]
+        cotangents = [c.to(f.dtype) for c, f in zip(cotangents, first, strict=True)]
+        found = iter(torch.autograd.grad(first, present, cotangents, create_graph=again, allow_unused=True))
+    return [None if leaf is None else next(found) for leaf in leaves]
+
+
+def _deform_input_gradient_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, stride, padding, dilation, needed, _ = inputs
+    ctx.arguments = stride, padding, dilation
+    ctx.wanted = [index for index, need in enumerate(needed) if need]
+    ctx.save_for_backward(*tensors)
+
+
+def _deform_input_gradient_backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+    found = _second_derivatives(ctx, ctx.saved_tensors, ctx.wanted, [gradients[index] for index in ctx.wanted])
+    return *found, *(None,) * 5
+
+
+def _deform_weight_gradient_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, _, stride, padding, dilation, _ = inputs
+    ctx.arguments = stride, padding, dilation
+    ctx.weight_shape = output.shape
+    ctx.save_for_backward(*tensors)
+
+
+def _deform_weight_gradient_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    input, offset, mask, grad_output = ctx.saved_tensors
+    # The gradient of a weight does not depend on the weight.
+    weight = grad.new_zeros(ctx.weight_shape)
+    *found, _, grad_grad = _second_derivatives(ctx, (input, offset, mask, weight, grad_output), [3], [grad])
+    return *found, grad_grad, *(None,) * 5
 
 
 # The ops, now with their gradients.
-conv, deform_conv = ops.conv, ops.deform_conv
+conv, deform_conv = ops.conv, ops_deform.deform_conv
 
-torch.library.register_autograd("triton_conv::conv", _conv_backward, setup_context=_conv_setup)
-torch.library.register_autograd(
-    "triton_conv::conv_weight_gradient", _weight_gradient_backward, setup_context=_weight_gradient_setup
-)
-torch.library.register_autograd("triton_conv::deform_conv", _deform_backward)
+for _name, _backward, _setup in (
+    ("conv", _conv_backward, _conv_setup),
+    ("conv_weight_gradient", _weight_gradient_backward, _weight_gradient_setup),
+    ("deform_conv", _deform_backward, _deform_setup),
+    ("deform_conv_input_gradient", _deform_input_gradient_backward, _deform_input_gradient_setup),
+    ("deform_conv_weight_gradient", _deform_weight_gradient_backward, _deform_weight_gradient_setup),
+):
+    torch.library.register_autograd(f"triton_conv::{_name}", _backward, setup_context=_setup)

@@ -13,6 +13,8 @@ from typing import Any
 
 from .kernels import Tile
 from .kernels.deformable import DeformableTile
+from .kernels.deformable_input_gradient import DeformableInputGradientTile
+from .kernels.deformable_weight_gradient import DeformableWeightGradientTile
 from .kernels.depthwise import DepthwiseTile
 from .kernels.depthwise_weight_gradient import DepthwiseWeightGradientTile
 from .kernels.grouped_packed import GroupedPackedTile
@@ -20,7 +22,13 @@ from .kernels.implicit_gemm import ImplicitGemmTile
 from .kernels.kernel import cdiv
 from .kernels.transposed_phase import TransposedPhaseTile
 from .kernels.weight_gradient import WeightGradientTile
-from .problem import DeformProblem, Problem, WeightGradientProblem
+from .problem import (
+    DeformInputGradientProblem,
+    DeformProblem,
+    DeformWeightGradientProblem,
+    Problem,
+    WeightGradientProblem,
+)
 from .target import Target
 
 # Programs a multiprocessor should have before larger tiles pay: below it, smaller tiles fill the machine better.
@@ -151,7 +159,7 @@ def deformable(problem: DeformProblem, target: Target) -> DeformableTile:
     g, itemsize = problem.geometry, problem.itemsize
     num_warps = warps(target, _THREADS)
     if itemsize == 8:
-        return DeformableTile(BLOCK_M=16, BLOCK_N=16, BLOCK_K=16, num_warps=num_warps, num_stages=1)
+        return DeformableTile(BLOCK_M=32, BLOCK_N=16, BLOCK_K=16, num_warps=num_warps, num_stages=1)
     # Four corners of a tile are in flight; narrow loads (NCHW) have an address in registers for each element.
     narrow = problem.x_vector(problem.segment) * itemsize < 8
     return DeformableTile(
@@ -171,7 +179,7 @@ def _splits(programs: int, block: int, problem: WeightGradientProblem, target: T
     g = problem.geometry
     wanted = cdiv(2 * target.sms, max(programs, 1))
     reads = problem.itemsize * (g.batch * g.c_in * g.in_pixels + g.M * g.c_out)
-    partial = problem.accumulator_bytes * max(math.prod(problem.partial_shape), 1)
+    partial = problem.accumulator_bytes * max(math.prod(problem.result_shape), 1)
     most = min(wanted, g.M // (8 * block), reads // (10 * partial), 1024)
     return 1 << max(most, 1).bit_length() - 1
 
@@ -216,6 +224,43 @@ def depthwise_weight_gradient(problem: WeightGradientProblem, target: Target) ->
     )
 
 
+def deformable_input_gradient(problem: DeformInputGradientProblem, target: Target) -> DeformableInputGradientTile:
+    """64 pixels by 32 channels: the product, a corner and the addresses of the atomics share the registers."""
+    g, itemsize = problem.geometry, problem.itemsize
+    num_warps = warps(target, _THREADS)
+    if itemsize == 8:
+        return DeformableInputGradientTile(BLOCK_M=32, BLOCK_N=16, BLOCK_K=32, num_warps=num_warps, num_stages=1)
+    # On sm_100 the shallower tile is compiled for more blocks at once, and spills.
+    depth = 128 if target.arch == "sm_100" and itemsize == 2 else 64
+    return DeformableInputGradientTile(
+        BLOCK_M=64,
+        BLOCK_N=power_of_two(problem.segment, 16, 32),
+        BLOCK_K=power_of_two(g.c_out_group, 16, depth // itemsize),
+        num_warps=num_warps,
+        num_stages=1,
+    )
+
+
+def deformable_weight_gradient(problem: DeformWeightGradientProblem, target: Target) -> DeformableWeightGradientTile:
+    """Up to 128 output channels: every further block of them samples anew."""
+    g, itemsize = problem.geometry, problem.itemsize
+    narrow = problem.x_vector(problem.segment) * itemsize < 8
+    most = 16 if itemsize == 8 else 64 if narrow else 128
+    # wgmma takes no fewer than 64 rows.
+    block_m = power_of_two(g.c_out_group, 64 if itemsize == 2 else 16, most)
+    block_n = power_of_two(problem.segment, 16, 16 if itemsize == 8 else 32)
+    block_k = 16 if itemsize == 8 else 32
+    tiles_n = g.c_in_group // problem.segment * cdiv(problem.segment, block_n) * g.taps
+    return DeformableWeightGradientTile(
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_K=block_k,
+        SPLITS=_splits(tiles_n * cdiv(g.c_out_group, block_m) * g.groups, block_k, problem, target),
+        num_warps=warps(target, _THREADS),
+        num_stages=1,
+    )
+
+
 _RULES: dict[str, Callable[[Any, Target], Tile]] = {
     rule.__name__: rule
     for rule in (
@@ -226,6 +271,8 @@ _RULES: dict[str, Callable[[Any, Target], Tile]] = {
         deformable,
         weight_gradient,
         depthwise_weight_gradient,
+        deformable_input_gradient,
+        deformable_weight_gradient,
     )
 }
 
@@ -235,7 +282,7 @@ def default_tile(kernel: str, problem: Problem, target: Target) -> Tile:
     tile = _RULES[kernel](problem, target)
     if target.interpreted:
         # The interpreter pays about a millisecond for a step of a program, whatever the size of the step.
-        along = "BLOCK_K" if kernel == "weight_gradient" else "BLOCK_M"
+        along = "BLOCK_K" if kernel in ("weight_gradient", "deformable_weight_gradient") else "BLOCK_M"
         pixels = cdiv(problem.geometry.M, problem.geometry.phases)
         tile = replace(tile, **{along: power_of_two(pixels, 16, 4096)})  # type: ignore[arg-type]
     return tile

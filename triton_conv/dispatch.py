@@ -12,13 +12,21 @@ from . import configs
 from .defaults import default_tile
 from .errors import PlanError
 from .kernels import KERNELS, Kernel, Tile, launch
-from .problem import DeformProblem, Problem, WeightGradientProblem, dense_strides, five
+from .problem import (
+    DeformInputGradientProblem,
+    DeformProblem,
+    DeformWeightGradientProblem,
+    Problem,
+    WeightGradientProblem,
+)
 from .target import Target
 
 # Problems with other operands than a plain convolution have kernels of their own.
 _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
     DeformProblem: ("it has offsets", ("deformable",)),
     WeightGradientProblem: ("it is a weight gradient", ("weight_gradient", "depthwise_weight_gradient")),
+    DeformWeightGradientProblem: ("it has offsets", ("deformable_weight_gradient",)),
+    DeformInputGradientProblem: ("it is the gradient of what is sampled", ("deformable_input_gradient",)),
 }
 
 
@@ -65,6 +73,10 @@ class Plan:
 def choose_kernel(problem: Problem) -> tuple[Kernel, str]:
     """The kernel for a problem, and the reason."""
     g = problem.geometry
+    if isinstance(problem, DeformWeightGradientProblem):
+        return KERNELS["deformable_weight_gradient"], "it is a sum over pixels of samples at offsets"
+    if isinstance(problem, DeformInputGradientProblem):
+        return KERNELS["deformable_input_gradient"], "it scatters to where samples came from"
     # One input channel and many outputs is a product over the taps, worth a tensor core.
     direct = not g.transposed and g.c_in_group == 1 and (g.groups > 1 or g.c_out < 8)
     if isinstance(problem, WeightGradientProblem):
@@ -101,10 +113,6 @@ def plan(problem: Problem, target: Target, kernel: str | None = None, tile: Tile
         if unsuited:
             raise PlanError(f"kernel: {kernel} cannot run {problem.describe()}: {unsuited}")
     picked, source, notes = _choose_tile(chosen, problem, target, tile)
-    out_shape, out_strides = problem.geometry.out_shape, problem.y_strides
-    if isinstance(problem, WeightGradientProblem):
-        out_shape = problem.partial_shape
-        out_strides = five(dense_strides(out_shape, channels_last=False))
     return Plan(
         problem=problem,
         target=target,
@@ -115,8 +123,8 @@ def plan(problem: Problem, target: Target, kernel: str | None = None, tile: Tile
         notes=tuple(notes),
         grid=chosen.grid(problem, picked),
         values=chosen.values(problem, picked),
-        out_shape=out_shape,
-        out_strides=(*out_strides[:2], *out_strides[5 - problem.geometry.rank :]),
+        out_shape=problem.result_shape,
+        out_strides=problem.result_strides,
     )
 
 

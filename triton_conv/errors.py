@@ -45,9 +45,5 @@ class WorkloadError(TritonConvError, ValueError):
     """A workload, kernel or target name is not known."""
 
 
-class GradientError(TritonConvError, NotImplementedError):
-    """A gradient was asked for that the library does not compute."""
-
-
 class ConfigWarning(UserWarning):
     """A configuration file was skipped: broken, of another schema, or written for another device."""

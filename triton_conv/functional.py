@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd, ops
+from . import autograd, ops, ops_deform
 from .dispatch import Plan
 from .errors import ArgumentError, ArgumentTypeError, ArgumentValueError
 from .geometry import ACTIVATIONS
@@ -350,6 +350,10 @@ def deform_conv2d(
     Returns:
         `(N, c_out, H_out, W_out)`. Samples are bilinear, and zero more than a pixel outside the input.
 
+    Gradients of all five tensors sample anew, without a column buffer either. The input's is added up by atomics, in an
+    order that changes, or, under `torch.use_deterministic_algorithms(True)`, in 64-bit fixed point: the same bits every
+    time. Second derivatives are a slow path in torch's own operations, with a column buffer.
+
     Raises:
         As `conv2d`. Dai et al., arXiv:1703.06211 (v1); Zhu et al., arXiv:1811.11168 (v2).
     """
@@ -360,7 +364,7 @@ def deform_conv2d(
 _KINDS: dict[str, tuple[Callable[..., Plan], Callable[..., tuple[Any, ...]]]] = {
     "conv": (ops.plan_conv, _conv_arguments),
     "conv_transpose": (ops.plan_conv, _conv_transpose_arguments),
-    "deform_conv": (ops.plan_deform_conv, _deform_arguments),
+    "deform_conv": (ops_deform.plan_deform_conv, _deform_arguments),
 }
 
 

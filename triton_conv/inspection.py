@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from . import dispatch, workloads
 from .aot import Compiled, Job
 from .defaults import default_tile
 from .kernels import KERNELS
-from .problem import Problem
+from .problem import DeformInputGradientProblem, Problem
 from .target import KNOWN, Target
 from .workloads import Workload
 
@@ -31,6 +32,8 @@ _PROBES: tuple[Workload, ...] = (
     ),
 )  # fmt: skip
 
+_SUFFIXES = {"forward": "", "input gradient": " dx", "fixed input gradient": " dx fixed", "weight gradient": " dw"}
+
 _BRIEF = ("narrow_groups_4", "convnext_dw7", "dilated_d4", "decoder_t2d", "dcnv2")
 
 
@@ -50,11 +53,20 @@ def jobs(
         job
         for workload in subjects
         for variant in workload.variants(tuple(dtypes) if everything else ("bfloat16",), both_formats=everything)
-        for pass_, problem in variant.problems().items()
+        for pass_, problem in _problems(variant).items()
         if dispatch.choose_kernel(problem)[0].name in kernels
         for target in targets
         for job in _jobs(variant, pass_, problem, KNOWN[target])
     ]
+
+
+def _problems(workload: Workload) -> dict[str, Problem]:
+    """The problems of a training step, and those that only a deterministic one has."""
+    problems = workload.problems()
+    sampled = problems["input gradient"]
+    if isinstance(sampled, DeformInputGradientProblem):
+        problems["fixed input gradient"] = replace(sampled, fixed_point=True)
+    return problems
 
 
 def _jobs(workload: Workload, pass_: str, problem: Problem, target: Target) -> list[Job]:
@@ -63,7 +75,7 @@ def _jobs(workload: Workload, pass_: str, problem: Problem, target: Target) -> l
     if made.source != "analytic default":
         tiles.setdefault(default_tile(made.kernel.name, problem, target), "analytic default")
     label = f"{workload.name} {'NHWC' if workload.channels_last else 'NCHW'}"
-    label += {"forward": "", "input gradient": " dx", "weight gradient": " dw"}[pass_]
+    label += _SUFFIXES[pass_]
     return [
         Job(made.kernel.name, problem, tile, target, label + ("" if source == "analytic default" else f" ({source})"))
         for tile, source in tiles.items()

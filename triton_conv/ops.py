@@ -1,15 +1,15 @@
 """The `torch.library` ops: plan, allocate, launch. Arguments arrive normalised from `functional`.
 
-`conv` serves forward and transposed convolution of every rank, `deform_conv` the deformable one, and
-`conv_weight_gradient` the weight gradient of either kind of `conv`. Each has a fake kernel made from the same plan, so
-that shapes and strides are known without running anything. `padding` is flat: before and after for each dimension.
+`conv` serves forward and transposed convolution of every rank, and `conv_weight_gradient` the weight gradient of either
+kind; those of deformable convolution are in `ops_deform`. Each op has a fake kernel made from the same plan, so that
+shapes and strides are known without running anything. `padding` is flat: before and after for each dimension.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,25 +18,37 @@ from . import target as targets
 from .dispatch import Plan, plan
 from .errors import ArgumentError
 from .geometry import ConvGeometry, TensorMeta, check_bias, check_tensors
-from .kernels.depthwise_weight_gradient import DepthwiseWeightGradientTile
-from .kernels.weight_gradient import WeightGradientTile
-from .problem import DeformProblem, Problem, WeightGradientProblem, channels_last_like, dense_strides, five
+from .problem import Problem, WeightGradientProblem, channels_last_like, dense_strides, five
 
 _cudnn: Any = torch.backends.cudnn  # its `conv` is made at run time, unknown to type checkers
 
-_library = torch.library.Library("triton_conv", "DEF")
-_library.define(
+library = torch.library.Library("triton_conv", "DEF")
+library.define(
     "conv(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, "
     "bool transposed, int[] output_padding, str padding_mode, str activation) -> Tensor"
 )
-_library.define(
-    "deform_conv(Tensor input, Tensor offset, Tensor? mask, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
-    "int[] dilation) -> Tensor"
-)
-_library.define(
+library.define(
     "conv_weight_gradient(Tensor input, Tensor grad_output, int[] kernel_size, int[] stride, int[] padding, "
     "int[] dilation, int groups, str padding_mode) -> Tensor"
 )
+
+
+_caches: list[Any] = [plan]
+
+
+def cached(planner: Callable[..., Plan]) -> Callable[..., Plan]:
+    """Plans a call once; a call seen before costs a look-up."""
+    cache = functools.lru_cache(maxsize=4096)(planner)
+    _caches.append(cache)
+    return cache
+
+
+def forget_plans() -> None:
+    """Drops every cached plan, for callers that changed the tile configurations on disk."""
+    from . import configs
+
+    for cache in (*_caches, configs.entries):
+        cache.cache_clear()
 
 
 def conv_precision(dtype: torch.dtype) -> str:
@@ -46,20 +58,17 @@ def conv_precision(dtype: torch.dtype) -> str:
     return "ieee"
 
 
-def _meta(name: str, tensor: torch.Tensor | None) -> TensorMeta | None:
+def meta(name: str, tensor: torch.Tensor | None) -> TensorMeta | None:
+    """What planning sees of a tensor that may be absent."""
     return None if tensor is None else TensorMeta.of(name, tensor)
 
 
-def _pairs(flat: Sequence[int]) -> list[tuple[int, int]]:
+def pairs(flat: Sequence[int]) -> list[tuple[int, int]]:
+    """Flat padding as (before, after) a dimension."""
     return [(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)]
 
 
-def _four(strides: tuple[int, ...]) -> tuple[int, int, int, int]:
-    n, c, h, w = strides
-    return n, c, h, w
-
-
-def _out_strides(shape: tuple[int, ...], input: TensorMeta, weight: TensorMeta) -> tuple[int, ...]:
+def out_strides(shape: tuple[int, ...], input: TensorMeta, weight: TensorMeta) -> tuple[int, ...]:
     """Strides of an output: channels_last if input or weight is, as torch has it.
 
     torch makes a 1-D input contiguous first, but looks at a 1-D weight as if it were an image of height 1.
@@ -87,7 +96,7 @@ def plan_conv(
     return _plan_conv(
         TensorMeta.of("input", input),
         TensorMeta.of("weight", weight),
-        _meta("bias", bias),
+        meta("bias", bias),
         tuple(stride),
         tuple(padding),
         tuple(dilation),
@@ -100,7 +109,7 @@ def plan_conv(
     )
 
 
-@functools.lru_cache(maxsize=4096)
+@cached
 def _plan_conv(
     input: TensorMeta,
     weight: TensorMeta,
@@ -120,7 +129,7 @@ def _plan_conv(
         input.shape,
         weight.shape,
         stride,
-        _pairs(padding),
+        pairs(padding),
         dilation,
         groups,
         transposed=transposed,
@@ -133,99 +142,13 @@ def _plan_conv(
         input.dtype,
         five(input.strides),
         five(weight.strides),
-        five(_out_strides(geometry.out_shape, input, weight)),
+        five(out_strides(geometry.out_shape, input, weight)),
         has_bias=bias is not None,
         stride_b=1 if bias is None else bias.strides[0],
         activation=activation,
         precision=precision,
     )
     return plan(problem, targets.of_device(input.device))
-
-
-def plan_deform_conv(
-    input: torch.Tensor,
-    offset: torch.Tensor,
-    mask: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Plan:
-    """The same for a deformable convolution; the numbers of groups follow from the shapes, as in torchvision."""
-    return _plan_deform_conv(
-        TensorMeta.of("input", input),
-        TensorMeta.of("offset", offset),
-        _meta("mask", mask),
-        TensorMeta.of("weight", weight),
-        _meta("bias", bias),
-        tuple(stride),
-        tuple(padding),
-        tuple(dilation),
-        conv_precision(input.dtype),
-    )
-
-
-@functools.lru_cache(maxsize=4096)
-def _plan_deform_conv(
-    input: TensorMeta,
-    offset: TensorMeta,
-    mask: TensorMeta | None,
-    weight: TensorMeta,
-    bias: TensorMeta | None,
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    precision: str,
-) -> Plan:
-    check_tensors(input, {"weight": weight, "bias": bias}, {"offset": offset, "mask": mask})
-    if weight.shape[1] == 0 or input.shape[1] % weight.shape[1]:
-        raise ArgumentError(
-            f"weight: dimension 1 of weight {list(weight.shape)} must divide the channels of input {list(input.shape)}"
-        )
-    groups = input.shape[1] // weight.shape[1]
-    geometry = ConvGeometry.of(input.shape, weight.shape, stride, _pairs(padding), dilation, groups)
-    check_bias(bias, weight.shape, geometry.c_out)
-    offset_groups = _offset_groups(geometry, input, offset, mask)
-    problem = DeformProblem(
-        geometry,
-        input.dtype,
-        five(input.strides),
-        five(weight.strides),
-        five(_out_strides(geometry.out_shape, input, weight)),
-        has_bias=bias is not None,
-        stride_b=1 if bias is None else bias.strides[0],
-        precision=precision,
-        offset_groups=offset_groups,
-        offset_strides=_four(offset.strides),
-        mask_strides=None if mask is None else _four(mask.strides),
-    )
-    return plan(problem, targets.of_device(input.device))
-
-
-def _offset_groups(geometry: ConvGeometry, input: TensorMeta, offset: TensorMeta, mask: TensorMeta | None) -> int:
-    """The number of offset groups, after checking offset and mask against the geometry."""
-    taps, spatial = geometry.taps, geometry.out_shape[2:]
-    groups = offset.shape[1] // (2 * taps) if len(offset.shape) == 4 else 0
-    expected = (geometry.batch, 2 * max(groups, 1) * taps, *spatial)
-    if groups == 0 or tuple(offset.shape) != expected:
-        raise ArgumentError(
-            f"offset: the shape of the offset tensor at dimension 1 is not valid. It should be a multiple of "
-            f"2 * kernel height * kernel width = {2 * taps}, and the whole shape {list(expected)} for input "
-            f"{list(input.shape)}; got offset {list(offset.shape)}"
-        )
-    if geometry.c_in % groups:
-        raise ArgumentError(
-            f"offset: {groups} offset groups (from shape {list(offset.shape)}) do not divide the channels of input "
-            f"{list(input.shape)}"
-        )
-    expected = (geometry.batch, groups * taps, *spatial)
-    if mask is not None and tuple(mask.shape) != expected:
-        raise ArgumentError(
-            f"mask: mask.shape {list(mask.shape)} is not valid: expected {list(expected)} for offset "
-            f"{list(offset.shape)}"
-        )
-    return groups
 
 
 def plan_conv_weight_gradient(
@@ -252,7 +175,7 @@ def plan_conv_weight_gradient(
     )
 
 
-@functools.lru_cache(maxsize=4096)
+@cached
 def _plan_conv_weight_gradient(
     input: TensorMeta,
     grad_output: TensorMeta,
@@ -267,7 +190,7 @@ def _plan_conv_weight_gradient(
     check_tensors(input, {"grad_output": grad_output})
     weight_shape = (grad_output.shape[1], input.shape[1] // groups, *kernel_size)
     geometry = ConvGeometry.of(
-        input.shape, weight_shape, stride, _pairs(padding), dilation, groups, padding_mode=padding_mode
+        input.shape, weight_shape, stride, pairs(padding), dilation, groups, padding_mode=padding_mode
     )
     if tuple(grad_output.shape) != geometry.out_shape:
         raise ArgumentError(
@@ -285,15 +208,8 @@ def _plan_conv_weight_gradient(
     return plan(problem, targets.of_device(input.device))
 
 
-def forget_plans() -> None:
-    """Drops every cached plan, for callers that changed the tile configurations on disk."""
-    from . import configs
-
-    for cache in (_plan_conv, _plan_deform_conv, _plan_conv_weight_gradient, plan, configs.entries):
-        cache.cache_clear()
-
-
-def _launch(made: Plan, input: torch.Tensor, *tensors: torch.Tensor | None) -> None:
+def launch(made: Plan, input: torch.Tensor, *tensors: torch.Tensor | None) -> None:
+    """Launches a plan on its tensors' device."""
     # Triton launches on the current device, which need not be the tensors'.
     if input.is_cuda and input.get_device() != torch.cuda.current_device():
         with torch.cuda.device(input.device):
@@ -302,57 +218,44 @@ def _launch(made: Plan, input: torch.Tensor, *tensors: torch.Tensor | None) -> N
         made.launch(input, *tensors)
 
 
-def _run(made: Plan, input: torch.Tensor, *tensors: torch.Tensor | None) -> torch.Tensor:
-    output = torch.empty_strided(made.out_shape, made.out_strides, dtype=input.dtype, device=input.device)
+def allocate(
+    shape: Sequence[int], strides: Sequence[int], like: torch.Tensor, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """Memory for a result of these sizes, on the device and in the dtype of `like`."""
+    return torch.empty_strided(shape, strides, dtype=dtype or like.dtype, device=like.device)
+
+
+def run(made: Plan, input: torch.Tensor, *tensors: torch.Tensor | None) -> torch.Tensor:
+    """Allocates the output of a plan and launches it."""
+    output = allocate(made.out_shape, made.out_strides, input)
     if made.grid:
-        _launch(made, input, *tensors, output)
+        launch(made, input, *tensors, output)
     return output
 
 
 def _conv(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *arguments: Any) -> torch.Tensor:
-    return _run(plan_conv(input, weight, bias, *arguments), input, weight, bias)
+    return run(plan_conv(input, weight, bias, *arguments), input, weight, bias)
 
 
-def _deform_conv(
-    input: torch.Tensor,
-    offset: torch.Tensor,
-    mask: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    *arguments: Any,
-) -> torch.Tensor:
-    made = plan_deform_conv(input, offset, mask, weight, bias, *arguments)
-    return _run(made, input, offset, mask, weight, bias)
-
-
-def _conv_weight_gradient(input: torch.Tensor, grad_output: torch.Tensor, *arguments: Any) -> torch.Tensor:
-    made = plan_conv_weight_gradient(input, grad_output, *arguments)
-    assert isinstance(made.tile, (WeightGradientTile, DepthwiseWeightGradientTile))
-    splits = made.tile.SPLITS
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    partial = torch.empty_strided(
-        (splits, *made.out_shape), (math.prod(made.out_shape), *made.out_strides), dtype=dtype, device=input.device
-    )
+def run_partial(made: Plan, input: torch.Tensor, *tensors: torch.Tensor | None) -> torch.Tensor:
+    """Launches a plan whose kernel writes partial sums, and adds them up."""
+    splits = int(made.values["SPLITS"])
+    size = math.prod(made.out_shape)
+    partial = allocate((splits, *made.out_shape), (size, *made.out_strides), input, made.problem.accumulator)
     if made.grid:
-        _launch(made, input, grad_output, partial)
+        launch(made, input, *tensors, partial)
+    else:
+        partial.zero_()
     # Added up in one order, whatever order the programs ran in: the same bits every time.
     return partial[0].to(input.dtype) if splits == 1 else partial.sum(0).to(input.dtype)
 
 
+def _conv_weight_gradient(input: torch.Tensor, grad_output: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    return run_partial(plan_conv_weight_gradient(input, grad_output, *arguments), input, grad_output)
+
+
 def _fake_conv(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *arguments: Any) -> torch.Tensor:
     made = plan_conv(input, weight, bias, *arguments)
-    return input.new_empty_strided(made.out_shape, made.out_strides)
-
-
-def _fake_deform_conv(
-    input: torch.Tensor,
-    offset: torch.Tensor,
-    mask: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    *arguments: Any,
-) -> torch.Tensor:
-    made = plan_deform_conv(input, offset, mask, weight, bias, *arguments)
     return input.new_empty_strided(made.out_shape, made.out_strides)
 
 
@@ -361,15 +264,13 @@ def _fake_conv_weight_gradient(input: torch.Tensor, grad_output: torch.Tensor, *
     return input.new_empty_strided(made.out_shape, made.out_strides)
 
 
-for _name, _implementation, _fake in (
-    ("conv", _conv, _fake_conv),
-    ("deform_conv", _deform_conv, _fake_deform_conv),
-    ("conv_weight_gradient", _conv_weight_gradient, _fake_conv_weight_gradient),
-):
-    for _key in ("CPU", "CUDA"):
-        _library.impl(_name, _implementation, _key)
-    torch.library.register_fake(f"triton_conv::{_name}", _fake, lib=_library)
+def register(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Gives a defined op its implementation and its fake kernel; returns the op."""
+    for key in ("CPU", "CUDA"):
+        library.impl(name, implementation, key)
+    torch.library.register_fake(f"triton_conv::{name}", fake, lib=library)
+    return getattr(torch.ops.triton_conv, name).default
 
-conv = torch.ops.triton_conv.conv.default
-deform_conv = torch.ops.triton_conv.deform_conv.default
-conv_weight_gradient = torch.ops.triton_conv.conv_weight_gradient.default
+
+conv = register("conv", _conv, _fake_conv)
+conv_weight_gradient = register("conv_weight_gradient", _conv_weight_gradient, _fake_conv_weight_gradient)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -78,12 +78,31 @@ class Problem:
 
     @property
     def accumulator_bytes(self) -> int:
-        return 8 if self.dtype == torch.float64 else 4
+        return self.accumulator.itemsize
 
     @property
     def least_bytes(self) -> int:
         """Bytes that must cross device memory: each operand read once, the output written once."""
         return self.geometry.least_bytes(self.itemsize)
+
+    @property
+    def accumulator(self) -> torch.dtype:
+        """Dtype of sums: float32, or float64 for float64."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @property
+    def result_shape(self) -> tuple[int, ...]:
+        """Shape of what the kernel writes."""
+        return self.geometry.out_shape
+
+    @property
+    def result_strides(self) -> tuple[int, ...]:
+        """Strides of what the kernel writes."""
+        return (*self.y_strides[:2], *self.y_strides[5 - self.geometry.rank :])
+
+    def operand(self, pointer: str) -> torch.dtype | None:
+        """Dtype of the tensor behind a kernel's pointer of that name; None if this call has none there."""
+        return None if pointer == "b_ptr" and not self.has_bias else self.dtype
 
     @property
     def pixels_last(self) -> bool:
@@ -161,10 +180,17 @@ class WeightGradientProblem(Problem):
     """
 
     @property
-    def partial_shape(self) -> tuple[int, ...]:
+    def result_shape(self) -> tuple[int, ...]:
         """Shape of one partial sum: that of the weight."""
         g = self.geometry
         return (g.c_out, g.c_in_group, *g.kernel[3 - g.rank :])
+
+    @property
+    def result_strides(self) -> tuple[int, ...]:
+        return dense_strides(self.result_shape, channels_last=False)
+
+    def operand(self, pointer: str) -> torch.dtype | None:
+        return self.accumulator if pointer == "dw_ptr" else super().operand(pointer)
 
     def describe(self) -> str:
         return f"{super().describe()} dw"
@@ -188,24 +214,114 @@ class DeformProblem(Problem):
         per_tap = 3 if self.has_mask else 2
         return super().least_bytes + self.itemsize * g.M * g.taps * self.offset_groups * per_tap
 
+    def operand(self, pointer: str) -> torch.dtype | None:
+        return None if pointer == "mask_ptr" and not self.has_mask else super().operand(pointer)
+
+    @property
+    def offset_shape(self) -> tuple[int, int, int, int]:
+        g = self.geometry
+        return g.batch, 2 * self.offset_groups * g.taps, *g.out_size[1:]
+
+    @property
+    def mask_shape(self) -> tuple[int, int, int, int]:
+        g = self.geometry
+        return g.batch, self.offset_groups * g.taps, *g.out_size[1:]
+
     @property
     def segment(self) -> int:
         """Channels that share a weight group and an offset group, and so are sampled and multiplied together."""
         return math.gcd(self.geometry.c_in_group, self.geometry.c_in // self.offset_groups)
 
-    def wide_index(self, block_m: int) -> bool:
+    def _wide(self, block_m: int, tensors: Iterable[tuple[Sequence[int] | None, Sequence[int]]]) -> bool:
+        """Whether the images that a tile touches pass 2^31 in one of these tensors of (strides, shape)."""
         g = self.geometry
         images = min((block_m - 1) // max(g.out_pixels, 1) + 2, max(g.batch, 1))
-        channels = 2 * self.offset_groups * g.taps
-        spans = [
-            _span(strides, (images, channels, *g.out_size[1:]))
-            for strides in (self.offset_strides, self.mask_strides)
-            if strides is not None
-        ]
-        return super().wide_index(block_m) or max(spans) > INT32_LIMIT
+        spans = [_span(strides, (images, *shape[1:])) for strides, shape in tensors if strides is not None]
+        return max(spans) > INT32_LIMIT
+
+    def wide_index(self, block_m: int) -> bool:
+        layouts = ((self.offset_strides, self.offset_shape), (self.mask_strides, self.mask_shape))
+        return super().wide_index(block_m) or self._wide(block_m, layouts)
 
     def describe(self) -> str:
         return f"{super().describe()} og{self.offset_groups}{'+mask' if self.has_mask else ''}"
+
+
+@dataclass(frozen=True)
+class DeformWeightGradientProblem(DeformProblem, WeightGradientProblem):
+    """The weight gradient of a deformable convolution: a weight gradient whose input is sampled at offsets."""
+
+
+@dataclass(frozen=True)
+class DeformInputGradientProblem(DeformProblem):
+    """The gradients of a deformable convolution's input, offset and mask, as far as they are needed.
+
+    `y_strides` are those of the output's gradient; there is no bias. Results are dense, each in the memory format of
+    the tensor it belongs to. `fixed_point` sums the input's gradient in 64-bit integers, whose sum has no order.
+    """
+
+    need_input: bool = True
+    need_offset: bool = True
+    need_mask: bool = False
+    fixed_point: bool = False
+
+    @property
+    def result_shape(self) -> tuple[int, ...]:
+        """Shape of the input and its gradient; offset and mask come beside it."""
+        g = self.geometry
+        return (g.batch, g.c_in, *g.in_size[1:])
+
+    @property
+    def result_strides(self) -> tuple[int, ...]:
+        n, c, _, h, w = self.x_strides
+        return _dense_like(self.result_shape, (n, c, h, w))
+
+    @property
+    def offset_gradient_strides(self) -> tuple[int, ...]:
+        return _dense_like(self.offset_shape, self.offset_strides)
+
+    @property
+    def mask_gradient_strides(self) -> tuple[int, ...]:
+        return _dense_like(self.mask_shape, self.mask_strides or (0, 0, 0, 0))
+
+    def operand(self, pointer: str) -> torch.dtype | None:
+        if pointer == "dx_ptr":
+            sums = torch.int64 if self.fixed_point else self.accumulator
+            return sums if self.need_input else None
+        if pointer == "scale_ptr":
+            return self.accumulator if self.need_input and self.fixed_point else None
+        absent = (pointer == "doffset_ptr" and not self.need_offset) or (pointer == "dmask_ptr" and not self.need_mask)
+        return None if absent else super().operand(pointer)
+
+    @property
+    def least_bytes(self) -> int:
+        g = self.geometry
+        written = self.need_input * g.batch * g.c_in * g.in_pixels
+        for needed, shape in ((self.need_offset, self.offset_shape), (self.need_mask, self.mask_shape)):
+            written += needed * math.prod(shape)
+        return super().least_bytes + self.itemsize * written
+
+    def wide_index(self, block_m: int) -> bool:
+        layouts = (
+            (self.result_strides, self.result_shape),
+            (self.offset_gradient_strides, self.offset_shape),
+            (self.mask_gradient_strides, self.mask_shape),
+        )
+        return super().wide_index(block_m) or self._wide(block_m, layouts)
+
+    def dx_vector(self, *steps: int) -> int:
+        """Channels that lie side by side at an aligned place in the input's gradient, as `x_vector` has it."""
+        n, c, h, w = self.result_strides
+        return _alignment(n, h, w, *steps) if c == 1 else 1
+
+    def describe(self) -> str:
+        needed = (self.need_input, "dx"), (self.need_offset, "do"), (self.need_mask, "dm")
+        names = "".join(f" {name}" for need, name in needed if need)
+        return f"{super().describe()}{names}{' fixed' if self.fixed_point and self.need_input else ''}"
+
+
+def _dense_like(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    return dense_strides(shape, channels_last_like(shape, strides))
 
 
 def _but_channels(strides: Strides) -> Strides:

@@ -7,14 +7,16 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import ops
+from . import ops, ops_deform
 from .dispatch import Plan
 from .problem import Problem
 
 _PLANNERS: dict[Any, Callable[..., Plan]] = {
     ops.conv: ops.plan_conv,
-    ops.deform_conv: ops.plan_deform_conv,
     ops.conv_weight_gradient: ops.plan_conv_weight_gradient,
+    ops_deform.deform_conv: ops_deform.plan_deform_conv,
+    ops_deform.deform_conv_input_gradient: ops_deform.plan_deform_conv_input_gradient,
+    ops_deform.deform_conv_weight_gradient: ops_deform.plan_deform_conv_weight_gradient,
 }
 
 

@@ -84,10 +84,12 @@ def deform_conv2d(
     x = shift[:, :, :, 1] + (count(w_out) * sw - pw) + ((tap % kw) * dw)[:, None, None]
     image = input.reshape(n, offset_groups, c // offset_groups, h * w)
     columns = 0
-    for corner_y in (y.floor(), y.floor() + 1):
-        for corner_x in (x.floor(), x.floor() + 1):
+    # Floors have no derivative, so that at a whole pixel slopes are those to the right, as in torchvision.
+    down, right = y - y.floor(), x - x.floor()
+    for corner_y, blend_y in ((y.floor(), 1 - down), (y.floor() + 1, down)):
+        for corner_x, blend_x in ((x.floor(), 1 - right), (x.floor() + 1, right)):
             inside = (corner_y >= 0) & (corner_y < h) & (corner_x >= 0) & (corner_x < w)
-            blend = (1 - (y - corner_y).abs()) * (1 - (x - corner_x).abs()) * inside
+            blend = blend_y * blend_x * inside
             if mask is not None:
                 blend = blend * mask.reshape(n, offset_groups, taps, h_out, w_out)
             index = (corner_y.clamp(0, h - 1) * w + corner_x.clamp(0, w - 1)).long()

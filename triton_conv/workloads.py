@@ -71,12 +71,10 @@ class Workload:
         return functional.plan(getattr(functional, self.function), **self.tensors("meta")).problem
 
     def problems(self) -> dict[str, Problem]:
-        """The problems of a training step: "forward" and, where they can be computed, both gradients."""
+        """The problems of a training step: "forward" and both gradients; offset and mask go with the input."""
         tensors = self.tensors("meta")
-        trained = {name: tensors[name].requires_grad_() for name in ("input", "weight")}
+        trained = {name: tensors[name].requires_grad_() for name in tensors if isinstance(tensors[name], torch.Tensor)}
         found = record(lambda: self.call(tensors))
-        if self.offset_groups:
-            return {"forward": found[0]}
         output = self.call(tensors)
         gradients = record(lambda: output.backward(torch.empty_like(output), inputs=list(trained.values())))
         # Before both gradients, a smooth activation has the forward pass computed anew.

@@ -42,6 +42,8 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "num_warps": (2, 4, 8),
         "num_stages": (1,),
     },
+    "deformable_input_gradient": _DOT | {"BLOCK_N": (16, 32, 64, 128), "num_stages": (1, 2)},
+    "deformable_weight_gradient": _DOT | {"SPLITS": (1, 4, 16, 64), "num_stages": (1, 2)},
 }
 """Values of each tile parameter, by kernel. A missing value was left out for a reason stated here or by `unfit`."""
 

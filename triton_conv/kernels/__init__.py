@@ -5,6 +5,8 @@ from __future__ import annotations
 from . import (
     common,
     deformable,
+    deformable_input_gradient,
+    deformable_weight_gradient,
     depthwise,
     depthwise_weight_gradient,
     grouped_packed,
@@ -24,6 +26,8 @@ KERNELS: dict[str, Kernel] = {
         deformable,
         weight_gradient,
         depthwise_weight_gradient,
+        deformable_input_gradient,
+        deformable_weight_gradient,
     )
 }
 

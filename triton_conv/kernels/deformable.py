@@ -8,28 +8,21 @@ import triton
 import triton.language as tl
 
 from ..problem import DeformProblem, Problem
-from .common import aligned, below, dot, epilogue, narrow, store_pixels, tile_pixels, wide
-from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
-
-
-@triton.jit
-def corner(y, x, weight, h_in, w_in):
-    """Address-safe form of one bilinear corner: coordinates clamped into the image, weight zero where they were not."""
-    valid = (y >= 0) & (y < h_in) & (x >= 0) & (x < w_in)
-    y = tl.minimum(tl.maximum(y, 0), h_in - 1)
-    x = tl.minimum(tl.maximum(x, 0), w_in - 1)
-    return y, x, tl.where(valid, weight, 0.0)
-
-
-@triton.jit
-def gather(x_base, row, channel, weight, mask_k, PIXELS_LAST: tl.constexpr):
-    """weight times the samples at one corner: a [BLOCK_M, BLOCK_K] tile, or its transpose for NCHW."""
-    if PIXELS_LAST:
-        tile = tl.load(x_base + channel[:, None] + row[None, :], mask=mask_k[:, None], other=0.0)
-        return tile.to(weight.dtype) * weight[None, :]
-    else:
-        tile = tl.load(x_base + row[:, None] + channel[None, :], mask=mask_k[None, :], other=0.0)
-        return tile.to(weight.dtype) * weight[:, None]
+from .common import (
+    aligned,
+    below,
+    bilinear,
+    corner_rows,
+    dot,
+    epilogue,
+    interpolate,
+    narrow,
+    store_pixels,
+    tap_group,
+    tile_pixels,
+    wide,
+)
+from .kernel import Kernel, Tile, cdiv, deform_arguments, dot_shared_bytes, geometry_arguments
 
 
 @triton.jit
@@ -93,37 +86,15 @@ def deformable_kernel(
         kw = tap % KW
         for part in range(segments):
             group = (c_first + part * segment) // channels_per_offset * (KH * KW) + tap
-            y = tl.load(offset_pixel + 2 * group * stride_oc, mask=mask_m, other=0.0).to(ACC_DTYPE) + (h0 + kh * DIL_H)
-            x = tl.load(offset_pixel + (2 * group + 1) * stride_oc, mask=mask_m, other=0.0).to(ACC_DTYPE) + (
-                w0 + kw * DIL_W
-            )
-            # Beyond one pixel outside every corner is zero: clamping there keeps the conversion to integers defined.
-            y = tl.minimum(tl.maximum(y, -1.0), h_in)
-            x = tl.minimum(tl.maximum(x, -1.0), w_in)
-            y_low = tl.floor(y)
-            x_low = tl.floor(x)
-            down = y - y_low
-            right = x - x_low
-            up = 1.0 - down
-            left = 1.0 - right
+            y = tap_group(offset_pixel, 2 * group, stride_oc, mask_m, ACC_DTYPE) + (h0 + kh * DIL_H)
+            x = tap_group(offset_pixel, 2 * group + 1, stride_oc, mask_m, ACC_DTYPE) + (w0 + kw * DIL_W)
+            y0, y1, up, down, _up_inside, _down_inside = interpolate(y, h_in, INDEX_INT64)
+            x0, x1, left, right, _left_inside, _right_inside = interpolate(x, w_in, INDEX_INT64)
             if HAS_MASK:
-                scale = tl.load(mask_pixel + group * stride_mc, mask=mask_m, other=0.0).to(ACC_DTYPE)
+                scale = tap_group(mask_pixel, group, stride_mc, mask_m, ACC_DTYPE)
                 up *= scale
                 down *= scale
-            y_int = y_low.to(tl.int32)
-            x_int = x_low.to(tl.int32)
-            if INDEX_INT64:
-                y_int = y_int.to(tl.int64)
-                x_int = x_int.to(tl.int64)
-            y0, x0, w00 = corner(y_int, x_int, up * left, h_in, w_in)
-            _, x1, w01 = corner(y_int, x_int + 1, up * right, h_in, w_in)
-            y1, _, w10 = corner(y_int + 1, x_int, down * left, h_in, w_in)
-            _, _, w11 = corner(y_int + 1, x_int + 1, down * right, h_in, w_in)
-            image_row = image * stride_xn
-            row00 = tl.multiple_of(image_row + y0 * stride_xh + x0 * stride_xw, X_VECTOR)
-            row01 = tl.multiple_of(image_row + y0 * stride_xh + x1 * stride_xw, X_VECTOR)
-            row10 = tl.multiple_of(image_row + y1 * stride_xh + x0 * stride_xw, X_VECTOR)
-            row11 = tl.multiple_of(image_row + y1 * stride_xh + x1 * stride_xw, X_VECTOR)
+            row00, row01, row10, row11 = corner_rows(image * stride_xn, y0, y1, x0, x1, stride_xh, stride_xw, X_VECTOR)
             channel_offset = aligned((c_first + part * segment) * stride_xc, X_VECTOR)
             x_base = x_ptr + first * stride_xn + channel_offset
             w_tap = w_base + aligned((part * segment) * stride_wi + kh * stride_wh + kw * stride_ww, W_VECTOR)
@@ -131,10 +102,7 @@ def deformable_kernel(
                 channel = step * BLOCK_K + offs_k
                 mask_k = below(channel, segment, X_VECTOR)
                 column = channel * stride_xc
-                tile = gather(x_base, row00, column, w00, mask_k, PIXELS_LAST)
-                tile += gather(x_base, row01, column, w01, mask_k, PIXELS_LAST)
-                tile += gather(x_base, row10, column, w10, mask_k, PIXELS_LAST)
-                tile += gather(x_base, row11, column, w11, mask_k, PIXELS_LAST)
+                tile = bilinear(x_base, row00, row01, row10, row11, column, up, down, left, right, mask_k, PIXELS_LAST)
                 sample = narrow(tile, x_ptr.dtype.element_ty)
                 if not PIXELS_LAST:
                     sample = tl.trans(sample)  # [BLOCK_K, BLOCK_M]
@@ -173,25 +141,22 @@ def _grid(problem: DeformProblem, tile: DeformableTile) -> int:
 
 
 def _arguments(problem: DeformProblem, tile: DeformableTile) -> dict[str, object]:
-    g = problem.geometry
-    arguments = geometry_arguments(problem, tile.BLOCK_M) | tile.sizes()
-    for prefix, strides in (("o", problem.offset_strides), ("m", problem.mask_strides or (0, 0, 0, 0))):
-        arguments |= {f"stride_{prefix}{axis}": s for axis, s in zip("nchw", strides, strict=True)}
-    return arguments | dict(
-        c_in_group=g.c_in_group,
-        c_out_group=g.c_out_group,
-        segment=problem.segment,
-        segments=g.c_in_group // problem.segment,
-        channels_per_offset=g.c_in // problem.offset_groups,
-        HAS_MASK=problem.has_mask,
-        X_VECTOR=problem.x_vector(problem.segment),
-        W_VECTOR=problem.w_vector(problem.segment),
-        Y_VECTOR=problem.y_vector(g.c_out_group),
+    return (
+        geometry_arguments(problem, tile.BLOCK_M)
+        | deform_arguments(problem)
+        | tile.sizes()
+        | dict(
+            X_VECTOR=problem.x_vector(problem.segment),
+            W_VECTOR=problem.w_vector(problem.segment),
+            Y_VECTOR=problem.y_vector(problem.geometry.c_out_group),
+        )
     )
 
 
 def _unsuited(problem: Problem) -> str | None:
-    return None if isinstance(problem, DeformProblem) else "it has no offsets"
+    if not isinstance(problem, DeformProblem):
+        return "it has no offsets"
+    return None if type(problem) is DeformProblem else "it is a gradient"
 
 
 KERNEL = Kernel(

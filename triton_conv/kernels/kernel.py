@@ -14,7 +14,7 @@ import torch
 import triton.language as tl
 
 from ..errors import ConfigError
-from ..problem import Problem
+from ..problem import DeformProblem, Problem
 from ..target import Target
 
 _ACCUMULATOR = {torch.float64: tl.float64}
@@ -146,6 +146,24 @@ def geometry_arguments(problem: Problem, block_m: int) -> dict[str, object]:
         PIXELS_LAST=problem.pixels_last,
         Y_PIXELS_LAST=problem.y_strides[1] != 1 or g.c_out == 1,
     )
+
+
+def deform_arguments(problem: DeformProblem) -> dict[str, object]:
+    """The further arguments of every kernel that samples at offsets."""
+    g = problem.geometry
+    arguments: dict[str, object] = dict(
+        c_in_group=g.c_in_group,
+        c_out_group=g.c_out_group,
+        groups=g.groups,
+        segment=problem.segment,
+        segments=g.c_in_group // problem.segment,
+        channels_per_offset=g.c_in // problem.offset_groups,
+        offset_groups=problem.offset_groups,
+        HAS_MASK=problem.has_mask,
+    )
+    for prefix, strides in (("o", problem.offset_strides), ("m", problem.mask_strides or (0, 0, 0, 0))):
+        arguments |= {f"stride_{prefix}{axis}": s for axis, s in zip("nchw", strides, strict=True)}
+    return arguments
 
 
 def dot_shared_bytes(block_m: int, block_n: int, block_k: int, stages: int, itemsize: int) -> int:

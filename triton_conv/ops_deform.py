@@ -1,0 +1,371 @@
+"""The `torch.library` ops of deformable convolution: the forward pass, and gradients of what is sampled and of weights.
+
+The numbers of weight and offset groups follow from the shapes, as in torchvision. `padding` is flat, as in `ops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from . import ops
+from . import target as targets
+from .dispatch import Plan, plan
+from .errors import ArgumentError
+from .geometry import ConvGeometry, TensorMeta, check_bias, check_tensors
+from .ops import cached, conv_precision, meta, pairs
+from .problem import DeformInputGradientProblem, DeformProblem, DeformWeightGradientProblem, five
+
+ops.library.define(
+    "deform_conv(Tensor input, Tensor offset, Tensor? mask, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
+    "int[] dilation) -> Tensor"
+)
+ops.library.define(
+    "deform_conv_input_gradient(Tensor input, Tensor offset, Tensor? mask, Tensor weight, Tensor grad_output, "
+    "int[] stride, int[] padding, int[] dilation, bool[] needed, bool deterministic) -> (Tensor, Tensor, Tensor)"
+)
+ops.library.define(
+    "deform_conv_weight_gradient(Tensor input, Tensor offset, Tensor? mask, Tensor grad_output, int[] kernel_size, "
+    "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor"
+)
+
+
+def _geometry(
+    input: TensorMeta,
+    offset: TensorMeta,
+    mask: TensorMeta | None,
+    weight: Sequence[int],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    precision: str,
+) -> tuple[ConvGeometry, dict[str, Any]]:
+    """The geometry of a call, and what a problem takes besides: offset groups and layouts of offset and mask."""
+    if weight[1] == 0 or input.shape[1] % weight[1]:
+        raise ArgumentError(
+            f"weight: dimension 1 of weight {list(weight)} must divide the channels of input {list(input.shape)}"
+        )
+    groups = input.shape[1] // weight[1]
+    geometry = ConvGeometry.of(input.shape, weight, stride, pairs(padding), dilation, groups)
+    fields = dict(
+        precision=precision,
+        offset_groups=_offset_groups(geometry, input, offset, mask),
+        offset_strides=tuple(offset.strides),
+        mask_strides=None if mask is None else tuple(mask.strides),
+    )
+    return geometry, fields
+
+
+def _offset_groups(geometry: ConvGeometry, input: TensorMeta, offset: TensorMeta, mask: TensorMeta | None) -> int:
+    """The number of offset groups, after checking offset and mask against the geometry."""
+    taps, spatial = geometry.taps, geometry.out_shape[2:]
+    groups = offset.shape[1] // (2 * taps) if len(offset.shape) == 4 else 0
+    expected = (geometry.batch, 2 * max(groups, 1) * taps, *spatial)
+    if groups == 0 or tuple(offset.shape) != expected:
+        raise ArgumentError(
+            f"offset: the shape of the offset tensor at dimension 1 is not valid. It should be a multiple of "
+            f"2 * kernel height * kernel width = {2 * taps}, and the whole shape {list(expected)} for input "
+            f"{list(input.shape)}; got offset {list(offset.shape)}"
+        )
+    if geometry.c_in % groups:
+        raise ArgumentError(
+            f"offset: {groups} offset groups (from shape {list(offset.shape)}) do not divide the channels of input "
+            f"{list(input.shape)}"
+        )
+    expected = (geometry.batch, groups * taps, *spatial)
+    if mask is not None and tuple(mask.shape) != expected:
+        raise ArgumentError(
+            f"mask: mask.shape {list(mask.shape)} is not valid: expected {list(expected)} for offset "
+            f"{list(offset.shape)}"
+        )
+    return groups
+
+
+def _check_grad_output(geometry: ConvGeometry, grad_output: TensorMeta, input: TensorMeta) -> None:
+    if tuple(grad_output.shape) != geometry.out_shape:
+        raise ArgumentError(
+            f"grad_output: expected shape {list(geometry.out_shape)} for input {list(input.shape)}, got grad_output "
+            f"{list(grad_output.shape)}"
+        )
+
+
+def plan_deform_conv(
+    input: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Plan:
+    """Validates the tensors and plans the call; a call seen before costs a look-up."""
+    return _plan_deform_conv(
+        TensorMeta.of("input", input),
+        TensorMeta.of("offset", offset),
+        meta("mask", mask),
+        TensorMeta.of("weight", weight),
+        meta("bias", bias),
+        tuple(stride),
+        tuple(padding),
+        tuple(dilation),
+        conv_precision(input.dtype),
+    )
+
+
+@cached
+def _plan_deform_conv(
+    input: TensorMeta,
+    offset: TensorMeta,
+    mask: TensorMeta | None,
+    weight: TensorMeta,
+    bias: TensorMeta | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    precision: str,
+) -> Plan:
+    check_tensors(input, {"weight": weight, "bias": bias}, {"offset": offset, "mask": mask})
+    geometry, fields = _geometry(input, offset, mask, weight.shape, stride, padding, dilation, precision)
+    check_bias(bias, weight.shape, geometry.c_out)
+    problem = DeformProblem(
+        geometry,
+        input.dtype,
+        five(input.strides),
+        five(weight.strides),
+        five(ops.out_strides(geometry.out_shape, input, weight)),
+        has_bias=bias is not None,
+        stride_b=1 if bias is None else bias.strides[0],
+        **fields,
+    )
+    return plan(problem, targets.of_device(input.device))
+
+
+def plan_deform_conv_input_gradient(
+    input: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor | None,
+    weight: torch.Tensor,
+    grad_output: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    needed: Sequence[bool],
+    deterministic: bool,
+) -> Plan:
+    """Plans the gradients of input, offset and mask, those that are `needed`, from the output's gradient."""
+    return _plan_input_gradient(
+        TensorMeta.of("input", input),
+        TensorMeta.of("offset", offset),
+        meta("mask", mask),
+        TensorMeta.of("weight", weight),
+        TensorMeta.of("grad_output", grad_output),
+        tuple(stride),
+        tuple(padding),
+        tuple(dilation),
+        tuple(needed),
+        deterministic,
+        conv_precision(input.dtype),
+    )
+
+
+@cached
+def _plan_input_gradient(
+    input: TensorMeta,
+    offset: TensorMeta,
+    mask: TensorMeta | None,
+    weight: TensorMeta,
+    grad_output: TensorMeta,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    needed: tuple[bool, ...],
+    deterministic: bool,
+    precision: str,
+) -> Plan:
+    check_tensors(input, {"weight": weight, "grad_output": grad_output}, {"offset": offset, "mask": mask})
+    geometry, fields = _geometry(input, offset, mask, weight.shape, stride, padding, dilation, precision)
+    _check_grad_output(geometry, grad_output, input)
+    if len(needed) != 3:
+        raise ArgumentError(f"needed: expected three flags, for input, offset and mask, got {list(needed)}")
+    need_input, need_offset, need_mask = needed
+    if need_mask and mask is None:
+        raise ArgumentError("needed: the gradient of a mask that is None was asked for")
+    problem = DeformInputGradientProblem(
+        geometry,
+        input.dtype,
+        five(input.strides),
+        five(weight.strides),
+        five(grad_output.strides),
+        need_input=need_input,
+        need_offset=need_offset,
+        need_mask=need_mask,
+        fixed_point=deterministic and need_input,
+        **fields,
+    )
+    return plan(problem, targets.of_device(input.device))
+
+
+def plan_deform_conv_weight_gradient(
+    input: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor | None,
+    grad_output: torch.Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Plan:
+    """Plans the weight gradient from what is sampled and the output's gradient."""
+    return _plan_weight_gradient(
+        TensorMeta.of("input", input),
+        TensorMeta.of("offset", offset),
+        meta("mask", mask),
+        TensorMeta.of("grad_output", grad_output),
+        tuple(kernel_size),
+        tuple(stride),
+        tuple(padding),
+        tuple(dilation),
+        groups,
+        conv_precision(input.dtype),
+    )
+
+
+@cached
+def _plan_weight_gradient(
+    input: TensorMeta,
+    offset: TensorMeta,
+    mask: TensorMeta | None,
+    grad_output: TensorMeta,
+    kernel_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    precision: str,
+) -> Plan:
+    check_tensors(input, {"grad_output": grad_output}, {"offset": offset, "mask": mask})
+    weight = (grad_output.shape[1], input.shape[1] // groups, *kernel_size)
+    geometry, fields = _geometry(input, offset, mask, weight, stride, padding, dilation, precision)
+    _check_grad_output(geometry, grad_output, input)
+    problem = DeformWeightGradientProblem(
+        geometry, input.dtype, five(input.strides), (0, 0, 0, 0, 0), five(grad_output.strides), **fields
+    )
+    return plan(problem, targets.of_device(input.device))
+
+
+def _scale(grad_output: torch.Tensor, mask: torch.Tensor | None, weight: torch.Tensor, made: Plan) -> torch.Tensor:
+    """How many units one is, in the fixed point of a deterministic input gradient: a power of two, or zero.
+
+    An element of the gradient sums |dy| |w| |mask| over at most all pixels, taps and output channels of its image and
+    group, each corner's weight being at most one. With B that sum's upper bound over all elements, 2^62 / B units leave
+    a factor of two for rounding, and are B / 2^62 each: of a convolution over 10^7 products as large as each other, a
+    unit is 2^-39 of one product. Every term is cut by less than a unit. Zero stands for a bound that is not finite.
+    """
+    groups = made.problem.geometry.groups
+    pixels = torch.linalg.vector_norm(grad_output, 1, (2, 3), dtype=torch.float64)  # [images, c_out]
+    taps = torch.linalg.vector_norm(weight, 1, (2, 3), dtype=torch.float64).amax(1)  # [c_out]
+    bound = (pixels * taps).unflatten(1, (groups, -1)).sum(2).amax()
+    if mask is not None:
+        bound = bound * torch.linalg.vector_norm(mask, float("inf"), dtype=torch.float64)
+    # A float32 scale is a normal number; finer units would be finer than the least float32.
+    limit = 1022 if made.problem.accumulator == torch.float64 else 126
+    exponent = (62 - torch.frexp(bound).exponent).clamp(-limit, limit)
+    return torch.where(bound.isfinite(), torch.ldexp(torch.ones_like(bound), exponent), 0.0)
+
+
+def _deform_conv(
+    input: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *arguments: Any,
+) -> torch.Tensor:
+    made = plan_deform_conv(input, offset, mask, weight, bias, *arguments)
+    return ops.run(made, input, offset, mask, weight, bias)
+
+
+def _input_gradient(
+    input: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor | None,
+    weight: torch.Tensor,
+    grad_output: torch.Tensor,
+    *arguments: Any,
+) -> tuple[torch.Tensor, ...]:
+    made = plan_deform_conv_input_gradient(input, offset, mask, weight, grad_output, *arguments)
+    problem = made.problem
+    assert isinstance(problem, DeformInputGradientProblem)
+    sums = scale = None
+    dtype = problem.operand("dx_ptr")
+    if dtype is not None:
+        elements = input.numel()
+        sums = torch.zeros(elements, dtype=dtype, device=input.device).as_strided(made.out_shape, made.out_strides)
+        if problem.fixed_point and made.grid and elements:
+            scale = _scale(grad_output, mask, weight, made)
+    results = [
+        ops.allocate(shape, strides, like) if needed and like is not None else None
+        for needed, shape, strides, like in (
+            (problem.need_offset, problem.offset_shape, problem.offset_gradient_strides, offset),
+            (problem.need_mask, problem.mask_shape, problem.mask_gradient_strides, mask),
+        )
+    ]
+    if made.grid:
+        units = None if scale is None else scale.to(problem.accumulator)
+        ops.launch(made, input, offset, mask, weight, grad_output, units, sums, *results)
+    if scale is not None:
+        assert sums is not None
+        sums = sums * torch.where(scale > 0, 1 / scale, float("nan"))
+    return (
+        input.new_empty(0) if sums is None else _stored(sums, made, input),
+        *(input.new_empty(0) if result is None else result for result in results),
+    )
+
+
+def _stored(sums: torch.Tensor, made: Plan, input: torch.Tensor) -> torch.Tensor:
+    """Sums in the input's dtype and the plan's strides."""
+    if sums.dtype == input.dtype and made.problem.operand("dx_ptr") == input.dtype:
+        return sums
+    return ops.allocate(made.out_shape, made.out_strides, input).copy_(sums)
+
+
+def _weight_gradient(
+    input: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor | None, grad_output: torch.Tensor, *arguments: Any
+) -> torch.Tensor:
+    made = plan_deform_conv_weight_gradient(input, offset, mask, grad_output, *arguments)
+    return ops.run_partial(made, input, offset, mask, grad_output)
+
+
+def _fake_deform_conv(input: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    made = plan_deform_conv(input, *arguments)
+    return input.new_empty_strided(made.out_shape, made.out_strides)
+
+
+def _fake_input_gradient(
+    input: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor | None, *arguments: Any
+) -> tuple[torch.Tensor, ...]:
+    made = plan_deform_conv_input_gradient(input, offset, mask, *arguments)
+    problem = made.problem
+    assert isinstance(problem, DeformInputGradientProblem)
+    return tuple(
+        like.new_empty_strided(shape, strides) if needed and like is not None else input.new_empty(0)
+        for needed, shape, strides, like in (
+            (problem.need_input, made.out_shape, made.out_strides, input),
+            (problem.need_offset, problem.offset_shape, problem.offset_gradient_strides, offset),
+            (problem.need_mask, problem.mask_shape, problem.mask_gradient_strides, mask),
+        )
+    )
+
+
+def _fake_weight_gradient(input: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    made = plan_deform_conv_weight_gradient(input, *arguments)
+    return input.new_empty_strided(made.out_shape, made.out_strides)
+
+
+deform_conv = ops.register("deform_conv", _deform_conv, _fake_deform_conv)
+deform_conv_input_gradient = ops.register("deform_conv_input_gradient", _input_gradient, _fake_input_gradient)
+deform_conv_weight_gradient = ops.register("deform_conv_weight_gradient", _weight_gradient, _fake_weight_gradient)
