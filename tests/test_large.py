@@ -142,6 +142,21 @@ def test_weight_gradient(layer, dim, spread):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("dim", [0, 1, 2], ids=["batch", "channel", "row"])
+@pytest.mark.parametrize("name", ["input", "offset", "mask"])
+def test_deformable_gradients(name, dim, spread):
+    arguments = deformable_tensors(3, torch.float16)
+    leaves = [arguments[key].requires_grad_() for key in ("input", "offset", "mask", "weight")]
+    expected = torch.autograd.grad(tc.deform_conv2d(**arguments).sum(), leaves)
+    stride = min(2**30 + 16, 3 * LIMIT // arguments[name].shape[dim])
+    arguments[name] = spread(arguments[name].detach(), dim, stride).detach().requires_grad_()
+    leaves = [arguments[key] for key in ("input", "offset", "mask", "weight")]
+    found = torch.autograd.grad(tc.deform_conv2d(**arguments).sum(), leaves)
+    for one, other in zip(found, expected, strict=True):
+        # Atomics add up in any order: a last digit may differ.
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-3)
+
+
 def test_many_images_in_a_tile_of_a_phase(spread):
     # A phase has an eighth of the output's pixels, so that a tile of it reaches eight times as many images.
     arguments = {"input": random((9, 2, 2), torch.float16), "weight": random((2, 3, 8), torch.float16), "stride": 8}

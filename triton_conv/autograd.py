@@ -212,8 +212,8 @@ def _defined_gradients(
     stride, padding, dilation = arguments
     assert input is not None and offset is not None and weight is not None
     output = deform_conv2d(input, offset, weight, None, stride, padding[::2], dilation, mask)
-    leaves = [tensor for tensor in (tensors[i] for i in wanted) if tensor is not None]
-    return torch.autograd.grad(output, leaves, grad_output, create_graph=True)
+    differentiated = [tensor for index, tensor in enumerate(tensors) if index in wanted and tensor is not None]
+    return torch.autograd.grad(output, differentiated, grad_output, create_graph=True)
 
 
 def _second_derivatives(

@@ -315,9 +315,9 @@ def deformable_input_gradient(problem: DeformInputGradientProblem, target: Targe
     g, itemsize = problem.geometry, problem.itemsize
     num_warps = warps(target, _THREADS)
     if itemsize == 8:
-        return DeformableInputGradientTile(BLOCK_M=32, BLOCK_N=16, BLOCK_K=16, num_warps=num_warps, num_stages=1)
+        return DeformableInputGradientTile(BLOCK_M=32, BLOCK_N=16, BLOCK_K=32, num_warps=num_warps, num_stages=1)
     # On sm_100 the shallower tile is compiled for more blocks at once, and spills.
-    depth = 128 if target.arch == "sm_100" else 64
+    depth = 128 if target.arch == "sm_100" and itemsize == 2 else 64
     return DeformableInputGradientTile(
         BLOCK_M=64,
         BLOCK_N=power_of_two(problem.segment, 16, 32),

@@ -245,6 +245,8 @@ def run_partial(made: Plan, input: torch.Tensor, *tensors: torch.Tensor | None) 
     partial = allocate((splits, *made.out_shape), (size, *made.out_strides), input, made.problem.accumulator)
     if made.grid:
         launch(made, input, *tensors, partial)
+    else:
+        partial.zero_()
     # Added up in one order, whatever order the programs ran in: the same bits every time.
     return partial[0].to(input.dtype) if splits == 1 else partial.sum(0).to(input.dtype)
 

@@ -88,8 +88,8 @@ def deformable_kernel(
             group = (c_first + part * segment) // channels_per_offset * (KH * KW) + tap
             y = tap_group(offset_pixel, 2 * group, stride_oc, mask_m, ACC_DTYPE) + (h0 + kh * DIL_H)
             x = tap_group(offset_pixel, 2 * group + 1, stride_oc, mask_m, ACC_DTYPE) + (w0 + kw * DIL_W)
-            y0, y1, up, down, _up_inside, down_inside = interpolate(y, h_in, INDEX_INT64)
-            x0, x1, left, right, left_inside, right_inside = interpolate(x, w_in, INDEX_INT64)
+            y0, y1, up, down, _up_inside, _down_inside = interpolate(y, h_in, INDEX_INT64)
+            x0, x1, left, right, _left_inside, _right_inside = interpolate(x, w_in, INDEX_INT64)
             if HAS_MASK:
                 scale = tap_group(mask_pixel, group, stride_mc, mask_m, ACC_DTYPE)
                 up *= scale

@@ -75,15 +75,17 @@ def deformable_weight_gradient_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC_DTYPE)
     blocks = tl.cdiv(tl.cast(batch, tl.int64) * h_out * w_out, SPLITS * BLOCK_K).to(tl.int32)
     for step in range(tl.maximum(blocks, 1)):
-        first, image, d_o, h_o, w_o, mask_k = tile_pixels(
+        first, image, _d_o, h_o, w_o, mask_k = tile_pixels(
             split * blocks + step, batch, 1, h_out, w_out, 2, INDEX_INT64, BLOCK_K
         )
+        # What is gathered is not masked by pixel: past the last one, it comes from some image all the same.
+        first = tl.minimum(first, batch - 1)
         image = tl.where(mask_k, image, 0)
         offset_pixel = offset_ptr + first * stride_on + image * stride_on + h_o * stride_oh + w_o * stride_ow
         y = tap_group(offset_pixel, 2 * offset_group, stride_oc, mask_k, ACC_DTYPE) + (h_o * STRIDE_H + tap_h)
         x = tap_group(offset_pixel, 2 * offset_group + 1, stride_oc, mask_k, ACC_DTYPE) + (w_o * STRIDE_W + tap_w)
-        y0, y1, up, down, up_inside, down_inside = interpolate(y, h_in, INDEX_INT64)
-        x0, x1, left, right, left_inside, right_inside = interpolate(x, w_in, INDEX_INT64)
+        y0, y1, up, down, _up_inside, _down_inside = interpolate(y, h_in, INDEX_INT64)
+        x0, x1, left, right, _left_inside, _right_inside = interpolate(x, w_in, INDEX_INT64)
         if HAS_MASK:
             mask_pixel = mask_ptr + first * stride_mn + image * stride_mn + h_o * stride_mh + w_o * stride_mw
             scale = tap_group(mask_pixel, offset_group, stride_mc, mask_k, ACC_DTYPE)
@@ -132,6 +134,8 @@ class DeformableWeightGradientTile(Tile):
 
 def _grid(problem: DeformWeightGradientProblem, tile: DeformableWeightGradientTile) -> int:
     g = problem.geometry
+    if g.batch == 0:
+        return 0  # the gather, which is not masked by pixel, would find no image
     tiles_n = g.c_in_group // problem.segment * cdiv(problem.segment, tile.BLOCK_N) * g.taps
     return tiles_n * cdiv(g.c_out_group, tile.BLOCK_M) * g.groups * tile.SPLITS
 
