@@ -13,8 +13,8 @@ import hashlib
 import inspect
 import json
 import os
-import sys
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, ConfigWarning, StaleConfigError
-from .kernels import KERNELS, Kernel, Tile, common
+from .kernels import KERNELS, Kernel, Tile
 from .target import Target
 
 SCHEMA = 1
@@ -84,19 +84,37 @@ def _device(target: Target) -> dict[str, object]:
 
 @functools.cache
 def kernel_hash(name: str) -> str:
-    """Hash of the kernel's code and the device code it shares, blind to comments, docstrings and line numbers."""
+    """Hash of the kernel's code and of the device functions that it reaches, blind to comments and docstrings."""
     digest = hashlib.sha256()
-    for module in (sys.modules[KERNELS[name].grid.__module__], common):
-        tree = ast.parse(inspect.getsource(module))
+    for code in sorted(ast.unparse(tree) for tree in _reached(KERNELS[name].function).values()):
+        digest.update(code.encode())
+    return digest.hexdigest()[:16]
+
+
+def _reached(function: Any) -> dict[str, ast.AST]:
+    """The syntax trees of a jitted function and of those it calls, without docstrings, by qualified name."""
+    found: dict[str, ast.AST] = {}
+    waiting = [function]
+    while waiting:
+        plain = waiting.pop().fn
+        key = f"{plain.__module__}.{plain.__qualname__}"
+        if key in found:
+            continue
+        # Not ast.dump of it: that form differs between versions of Python.
+        tree = ast.parse(textwrap.dedent(inspect.getsource(plain)))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
             if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
                 if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
                     body.pop(0)
-        functions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.decorator_list]
-        # Not ast.dump, whose form differs between versions of Python.
-        digest.update("\n".join(ast.unparse(function) for function in functions).encode())
-    return digest.hexdigest()[:16]
+        found[key] = tree
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        # Of Triton's own functions the version tells, which is stored beside the hash.
+        reached = (plain.__globals__.get(name) for name in names)
+        waiting += [
+            f for f in reached if inspect.isfunction(getattr(f, "fn", None)) and f.fn.__module__.startswith(__package__)
+        ]
+    return found
 
 
 def read(path: Path, kernel: Kernel, target: Target) -> ConfigFile:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -39,8 +40,11 @@ class Timing:
         return ordered[max(below, 0)], ordered[min(n - 1 - below, n - 1)]
 
 
-# Device cycles, about half a millisecond: several times what the host needs to queue a flush and a call.
-_HEAD_START = 1_000_000
+# A head start of the device, in cycles of about half a nanosecond: at least half a millisecond, and four times what the
+# host needs to queue the call (a gradient passes through Python twice, in another thread).
+_HEAD_START, _CYCLES_PER_SECOND, _HOST_TIMES = 1_000_000, 2e9, 4
+# Idle after a long call, as long as that was: an H100 that has just multiplied matrices for 30 ms runs a third slower.
+_MOST_REST = 0.02
 
 
 class DeviceLostError(RuntimeError):
@@ -78,21 +82,31 @@ class CudaTimer:
         self._flush = torch.empty(2 * cache, dtype=torch.int8, device=device)
 
     def rounds(self, calls: Mapping[str, Call], count: int, warmup: int = 3) -> dict[str, Timing]:
-        for call in calls.values():
+        host = dict.fromkeys(calls, 0.0)
+        rest = dict(host)
+        for name, call in calls.items():
             for _ in range(warmup):
+                torch.cuda.synchronize()
+                start = time.perf_counter()
                 call()
+                host[name] = time.perf_counter() - start
+                torch.cuda.synchronize()
+                rest[name] = min(time.perf_counter() - start, _MOST_REST)
         torch.cuda.synchronize()
         pending: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in calls}
+        before = ""
         for _ in range(count):
             for name, call in calls.items():
                 # The device must still be busy when the call is queued, or the events time the host's launch.
-                torch.cuda._sleep(_HEAD_START)
-                start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                seconds = max(_HOST_TIMES * host[name], rest.get(before, 0.0) if before != name else 0.0)
+                torch.cuda._sleep(max(_HEAD_START, int(seconds * _CYCLES_PER_SECOND)))
+                before = name
+                start_event, stop_event = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
                 self._flush.zero_()
-                start.record()
+                start_event.record()
                 call()
-                stop.record()
-                pending[name].append((start, stop))
+                stop_event.record()
+                pending[name].append((start_event, stop_event))
             torch.cuda.synchronize()
         return {name: Timing(tuple(1e3 * a.elapsed_time(b) for a, b in events)) for name, events in pending.items()}
 
