@@ -1,6 +1,6 @@
 """Files of measured tiles: what is good is used, what is not is reported once, passed over, and left as it is."""
 
-import ast
+import importlib.util
 import json
 import warnings
 from dataclasses import replace
@@ -225,10 +225,23 @@ def test_hashes_differ_between_kernels_and_are_stable():
 
 CODE = '''"""Docstring."""
 
+import triton
+
+
+@triton.jit
+def helper(x):
+    return x - 1
+
+
+@triton.jit
+def stranger(x):
+    return x * 5
+
+
 @triton.jit
 def kernel(x):
     """What it does."""
-    y = x + 1  # why
+    y = helper(x) + 1  # why
     return y
 
 
@@ -241,24 +254,28 @@ SAME = {
     "module-docstring": CODE.replace("Docstring.", "Other words."),
     "lines": CODE.replace("@triton.jit", "\n\n# A comment.\n@triton.jit"),
     "host-code": CODE.replace("return x\n", "return 2 * x\n"),
+    "code-it-does-not-reach": CODE.replace("x * 5", "x * 6"),
 }
 OTHER = {
-    "operation": CODE.replace("x + 1", "x + 2"),
+    "operation": CODE.replace("+ 1", "+ 2"),
     "argument": CODE.replace("kernel(x)", "kernel(x, z)"),
-    "decorator": CODE.replace("@triton.jit", "@triton.jit(noinline=True)"),
+    "code-it-reaches": CODE.replace("x - 1", "x - 2"),
 }
 
 
 @pytest.fixture
-def hash_of(monkeypatch):
+def hash_of(monkeypatch, tmp_path):
     def compute(code):
-        compile(ast.parse(code), "kernel", "exec")
-        monkeypatch.setattr(configs.inspect, "getsource", lambda module: code)
-        configs.kernel_hash.cache_clear()
-        return configs.kernel_hash(KERNEL)
+        # Of the package, by its name: the functions of others are left out.
+        name = f"triton_conv.made_up_{abs(hash(code))}"
+        file = tmp_path / f"{abs(hash(code))}.py"
+        file.write_text(code)
+        spec = importlib.util.spec_from_file_location(name, file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return configs.code_hash(module.kernel)
 
-    yield compute
-    configs.kernel_hash.cache_clear()
+    return compute
 
 
 @pytest.mark.parametrize("name", SAME)

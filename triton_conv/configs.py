@@ -85,8 +85,13 @@ def _device(target: Target) -> dict[str, object]:
 @functools.cache
 def kernel_hash(name: str) -> str:
     """Hash of the kernel's code and of the device functions that it reaches, blind to comments and docstrings."""
+    return code_hash(KERNELS[name].function)
+
+
+def code_hash(function: Any) -> str:
+    """The same of any jitted function."""
     digest = hashlib.sha256()
-    for code in sorted(ast.unparse(tree) for tree in _reached(KERNELS[name].function).values()):
+    for code in sorted(ast.unparse(tree) for tree in _reached(function).values()):
         digest.update(code.encode())
     return digest.hexdigest()[:16]
 

@@ -51,10 +51,12 @@ def tune(
     stop = time.monotonic() + seconds
     races = [Race(workload, device, timer, folder, journal) for workload in workloads]
     pool = _NoPool() if device.type == "cpu" else Pool(max(1, len(os.sched_getaffinity(0)) - _OWN_CORES))
+    spent = dict.fromkeys(("setting up", "trying", "waiting for the compiler"), 0.0)
     try:
-        _run(races, stop, pool)
+        _run(races, stop, pool, spent)
     finally:
         pool.close()
+    report("; ".join(f"{seconds:.0f} s {what}" for what, seconds in spent.items()))
     outcomes = []
     for race in races:
         if (outcome := race.finish()) is not None:
@@ -66,7 +68,7 @@ def tune(
     return outcomes
 
 
-def _run(races: list[Race], stop: float, pool: Pool | _NoPool) -> None:
+def _run(races: list[Race], stop: float, pool: Pool | _NoPool, spent: dict[str, float]) -> None:
     """Rounds of all races, the first of each before the second of any, until nothing is left or the time is up."""
     rounds = [0] * len(races)
 
@@ -83,11 +85,13 @@ def _run(races: list[Race], stop: float, pool: Pool | _NoPool) -> None:
         reserve = sum(race.final_seconds for race in races)
         if time.monotonic() > stop - reserve:
             return
+        start = time.monotonic()
         try:
-            (index, candidate), compiled = pool.take(max(0.0, stop - reserve - time.monotonic()))
+            (index, candidate), compiled = pool.take(max(0.0, stop - reserve - start))
         except queue.Empty:
             return
-        race = races[index]
+        spent["waiting for the compiler"] += time.monotonic() - start
+        race, start = races[index], time.monotonic()
         if candidate is None:
             if race.start():
                 deal(index)
@@ -95,6 +99,7 @@ def _run(races: list[Race], stop: float, pool: Pool | _NoPool) -> None:
             race.trial(candidate, compiled.error)
             if race.pending == 0:
                 deal(index)
+        spent["trying" if candidate else "setting up"] += time.monotonic() - start
 
 
 class _NoPool:
