@@ -13,6 +13,7 @@ from . import configs
 from .defaults import default_tile
 from .errors import PlanError
 from .kernels import KERNELS, Kernel, Tile, launch
+from .kernels.pack_weight import pack_weight
 from .problem import (
     DeformInputGradientProblem,
     DeformProblem,
@@ -61,7 +62,12 @@ class Plan:
         view, rank = self.problem.weight_view, self.problem.geometry.rank
         if view == "packed":
             strides = (*self.problem.w_strides[:2], *self.problem.w_strides[5 - rank :])
-            return torch.empty_strided(weight.shape, strides, dtype=weight.dtype, device=weight.device).copy_(weight)
+            packed = torch.empty_strided(weight.shape, strides, dtype=weight.dtype, device=weight.device)
+            # The grid's second axis ends at 65535; a filter of thousands of taps does not fit in a tile.
+            if weight.is_contiguous() and weight.shape[0] < 2**16 and self.problem.geometry.taps <= 64:
+                pack_weight(weight, packed)
+                return packed
+            return packed.copy_(weight)
         if view == "flipped":
             last: tuple[Any, ...] = (..., *(slice(-1, None),) * rank)
             return weight[last]

@@ -234,6 +234,10 @@ def run(made: Plan, input: torch.Tensor, *tensors: torch.Tensor | None) -> torch
 
 
 def _conv(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *arguments: Any) -> torch.Tensor:
+    if input.is_cuda and input.get_device() != torch.cuda.current_device():
+        # The weight's copy is a launch too.
+        with torch.cuda.device(input.device):
+            return _conv(input, weight, bias, *arguments)
     made = plan_conv(input, weight, bias, *arguments)
     return run(made, input, made.arranged(weight), bias)
 

@@ -13,8 +13,9 @@ from ..target import Target
 from .space import candidates, neighbours
 
 _OPENING, _LIKELY, _ROUND, _LEADERS = 40, 20, 32, 3
-# Microseconds for loads to come back from L2 or beyond, and bytes a microsecond that L2 gives one multiprocessor.
-_LATENCY, _L2_RATE = 0.7, 40e3
+# Microseconds for loads to come back from L2 or beyond, and bytes a microsecond that L2 gives one multiprocessor
+# and memory all of them.
+_LATENCY, _L2_RATE, _MEMORY_RATE = 0.7, 40e3, 3e6
 # FLOP a microsecond of one multiprocessor's matrix units, by bytes of an operand; orders of magnitude are enough here.
 _MATRIX_RATE = {2: 6e6, 4: 3e6, 8: 0.4e6}
 
@@ -99,6 +100,8 @@ def _cost(name: str, problem: Problem, target: Target) -> Callable[[Tile], float
         resident = max(1, min(target.shared_bytes // max(tile.shared_bytes(problem), 1), 16 // tile.num_warps))
         waves = math.ceil(programs / (target.sms * resident))
         latency = _LATENCY / tile.num_stages
-        return waves * steps * max(resident * matrix, resident * loads, latency)
+        # Partial sums are written and read again.
+        sums = 2 * int(tile.asdict().get("SPLITS", 0)) * problem.accumulator_bytes * math.prod(problem.result_shape)
+        return waves * steps * max(resident * matrix, resident * loads, latency) + sums / _MEMORY_RATE
 
     return cost

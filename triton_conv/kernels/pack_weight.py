@@ -1,0 +1,40 @@
+"""A weight's copy with its second dimension innermost, as the products read it; no kernel of a problem of its own."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .kernel import cdiv
+
+# 2048 elements of nine to sixteen taps a program: 16 a thread.
+_BLOCK_I = 128
+
+
+@triton.jit
+def pack_weight_kernel(
+    w_ptr, packed_ptr, columns, TAPS: tl.constexpr, TAPS_PADDED: tl.constexpr, BLOCK_I: tl.constexpr
+):  # fmt: skip
+    """packed[o, tap, i] = w[o, i, tap]; both dense, [rows, columns, TAPS] and [rows, TAPS, columns].
+
+    Grid: (cdiv(columns, BLOCK_I), rows). A tile is read along the taps and written along the columns, so that both
+    sides touch whole sectors: torch's copy took 115 us for the 75 MB of modulated_t2d on an H100, 1.3 TB/s.
+    """
+    row = tl.program_id(1).to(tl.int64) * columns * TAPS
+    i = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
+    tap = tl.arange(0, TAPS_PADDED)
+    mask = (i < columns)[:, None] & (tap < TAPS)[None, :]
+    tile = tl.load(w_ptr + row + i[:, None] * TAPS + tap[None, :], mask=mask)  # [BLOCK_I, TAPS_PADDED]
+    tl.store(packed_ptr + row + tap[None, :] * columns + i[:, None], tile, mask=mask)
+
+
+def pack_weight(weight: torch.Tensor, packed: torch.Tensor) -> None:
+    """Copies a contiguous `(rows, columns, *kernel)` weight into `packed`, which has the columns innermost."""
+    rows, columns, *kernel = weight.shape
+    taps = 1
+    for size in kernel:
+        taps *= size
+    pack_weight_kernel[(cdiv(columns, _BLOCK_I), rows)](
+        weight, packed, columns, TAPS=taps, TAPS_PADDED=triton.next_power_of_2(taps), BLOCK_I=_BLOCK_I
+    )
