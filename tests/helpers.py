@@ -14,6 +14,8 @@ from triton_conv.reference import reference, relative_error, tolerance
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+# The forms of one kernel: which of them runs depends on memory formats, borders and measurements.
+DEPTHWISE_FORMS = ("depthwise_banded", "depthwise_patch", "depthwise")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -63,15 +65,15 @@ def strides_of_format(shape, *operands):
     return torch.empty(shape, device="meta", memory_format=chosen).stride()
 
 
-def check(function, arguments, kernel=None):
+def check(function, arguments, *kernels):
     """Runs `triton_conv.<function>(**arguments)` and compares it with torch.
 
     Values with the float64 reference; shape and strides with torch's own result; and the launch counter proves that our
-    kernel, `kernel` if given, computed it.
+    kernel, one of `kernels` if given, computed it.
     """
     ours = getattr(tc, function)
     made = tc.plan(ours, **arguments)
-    assert kernel is None or made.kernel.name == kernel
+    assert not kernels or made.kernel.name in kernels
     launches.clear()
     result = ours(**arguments)
     assert dict(launches) == ({made.kernel.name: 1} if made.grid else {})
@@ -131,7 +133,10 @@ def shifted(tensor):
 
 @dataclass(frozen=True)
 class Case:
-    """One call of a public function, by shapes; `x` and `w` are functions that lay out input and weight in memory."""
+    """One call of a public function, by shapes; `x` and `w` are functions that lay out input and weight in memory.
+
+    `kernel` is what runs it; "depthwise" stands for whichever of its forms the memory format lets run.
+    """
 
     id: str
     kernel: str
@@ -142,6 +147,11 @@ class Case:
     bias: bool = True
     x: object = None
     w: object = None
+
+    @property
+    def kernels(self):
+        """The kernels that may run it."""
+        return DEPTHWISE_FORMS if self.kernel == "depthwise" else (self.kernel,)
 
     def tensors(self, dtype):
         """All arguments of the call; weights are scaled so that results are of the order of one."""

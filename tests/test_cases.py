@@ -20,7 +20,7 @@ def parameters(groups):
 
 
 def check_case(case, dtype):
-    check(case.function, case.tensors(dtype), case.kernel)
+    check(case.function, case.tensors(dtype), *case.kernels)
 
 
 @pytest.mark.parametrize("case", parameters(CASES))
@@ -44,7 +44,7 @@ def test_dtypes(case, dtype):
 def test_unbatched(case):
     arguments = case.tensors(torch.float32)
     arguments["input"] = arguments["input"][0]
-    assert check(case.function, arguments, case.kernel).dim() == len(case.input) - 1
+    assert check(case.function, arguments, *case.kernels).dim() == len(case.input) - 1
 
 
 @pytest.mark.parametrize("layout", [sliced, expanded, lambda b: b.flip(0)], ids=["sliced", "expanded", "copied"])
@@ -52,7 +52,7 @@ def test_unbatched(case):
 def test_bias_layouts(case, layout):
     if case.bias:
         arguments = case.tensors(torch.float32)
-        check(case.function, arguments | {"bias": layout(arguments["bias"])}, case.kernel)
+        check(case.function, arguments | {"bias": layout(arguments["bias"])}, *case.kernels)
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES, DEPTHWISE, GEMM, PACKED, PATCH, PHASE, case
+from cases import BANDED, CASES, DEPTHWISE, GEMM, PACKED, PATCH, PHASE, case
 from helpers import DTYPES, channels_last, check, compare, limit, name_of, random
-from test_tiles import LAYERS, run
+from test_tiles import FORMATS, LAYERS, formatted, run
 
 import triton_conv as tc
 from triton_conv import dispatch
@@ -21,7 +21,6 @@ from triton_conv.workloads import FLAGSHIPS
 
 pytestmark = pytest.mark.gpu
 
-FORMATS = {"contiguous": None, "channels-last": channels_last}
 HALF = ("float16", "bfloat16")
 
 
@@ -67,7 +66,7 @@ def test_flagships_in_single_and_double_precision(workload):
     [pytest.param(layer, kernel, id=f"{kernel}-{layer.id}") for kernel, layers in LAYERS.items() for layer in layers],
 )
 def test_default_tiles(layer, kernel, dtype, layout):
-    arguments = replace(layer, x=FORMATS[layout] or layer.x).tensors(dtype)
+    arguments = formatted(layer, kernel, layout).tensors(dtype)
     made = tc.plan(getattr(tc, layer.function), **arguments)
     run(layer.function, arguments, kernel, default_tile(kernel, made.problem, made.target))
 
@@ -77,6 +76,7 @@ WIDE = {
     GEMM: case("dense", GEMM, "conv2d", (3, 200, 33, 31), (136, 200, 3, 3), padding=1),
     PACKED: case("grouped", PACKED, "conv2d", (3, 168, 33, 31), (168, 8, 3, 3), groups=21, padding=1),
     DEPTHWISE: case("depthwise", DEPTHWISE, "conv2d", (3, 104, 33, 31), (104, 1, 5, 5), groups=104, padding=2),
+    BANDED: case("banded", BANDED, "conv2d", (3, 104, 33, 31), (104, 1, 5, 5), groups=104, padding=2),
     PATCH: case("patch", PATCH, "conv2d", (3, 104, 33, 31), (104, 1, 5, 5), groups=104, padding=2, x=channels_last),
     PHASE: case("transposed", PHASE, "conv_transpose2d", (3, 200, 17, 15), (200, 136, 4, 4), stride=2, padding=1),
 }
@@ -88,7 +88,7 @@ WIDE = {
 @pytest.mark.parametrize("kernel", WIDE)
 def test_every_tile_that_tuning_may_try(kernel, dtype, layout):
     # A wrong tile can compile and be fast: some compilers have made such code of some tiles.
-    layer = replace(WIDE[kernel], x=FORMATS[layout] or WIDE[kernel].x)
+    layer = formatted(WIDE[kernel], kernel, layout)
     arguments = layer.tensors(dtype)
     made = tc.plan(getattr(tc, layer.function), **arguments)
     expected = reference(layer.function, arguments)
@@ -96,7 +96,8 @@ def test_every_tile_that_tuning_may_try(kernel, dtype, layout):
     for tile in candidates(kernel, made.problem, made.target):
         forced = dispatch.plan(made.problem, made.target, kernel, tile)
         output = torch.empty_strided(made.out_shape, made.out_strides, dtype=dtype, device="cuda").fill_(float("nan"))
-        forced.launch(arguments["input"], arguments["weight"], arguments.get("bias"), output)
+        weight = forced.arranged(arguments["weight"])
+        forced.launch(arguments["input"], weight, arguments.get("bias"), output)
         try:
             compare(output, expected, limit(forced, output))
         except AssertionError as error:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import BANDED, DEPTHWISE, GEMM, PACKED, PATCH, PHASE, case
+from cases import BANDED, CASES, DEPTHWISE, GEMM, PACKED, PATCH, PHASE, case
 from helpers import DEVICE, DTYPES, channels_last, compare, launches, limit, name_of, random
 from test_deformable import tensors as deformable_tensors
 
@@ -22,7 +22,7 @@ from triton_conv.kernels.grouped_packed import GroupedPackedTile
 from triton_conv.kernels.implicit_gemm import ImplicitGemmTile
 from triton_conv.kernels.transposed_phase import TransposedPhaseTile
 from triton_conv.reference import reference
-from triton_conv.target import KNOWN
+from triton_conv.target import INTERPRETER, KNOWN
 from triton_conv.workloads import FLAGSHIPS
 
 
@@ -32,7 +32,8 @@ def run(function, arguments, kernel, tile):
     made = dispatch.plan(made.problem, made.target, kernel, tile)
     assert (made.tile, made.source) == (tile, "forced")
     names = {"x_ptr": "input", "w_ptr": "weight", "b_ptr": "bias", "offset_ptr": "offset", "mask_ptr": "mask"}
-    operands = [arguments.get(names[pointer]) for pointer in made.kernel.pointers[:-1]]
+    arguments_read = arguments | {"weight": made.arranged(arguments["weight"])}
+    operands = [arguments_read.get(names[pointer]) for pointer in made.kernel.pointers[:-1]]
     output = torch.empty_strided(made.out_shape, made.out_strides, dtype=operands[0].dtype, device=DEVICE)
     output.fill_(float("nan"))
     made.launch(*operands, output)
@@ -155,6 +156,19 @@ def test_forced(layer, kernel, tile, layout):
 @pytest.mark.parametrize("tile", DEFORMABLE_TILES, ids=short)
 def test_forced_deformable(tile, layout):
     run("deform_conv2d", deformable_tensors(3, torch.float32, layout=FORMATS[layout]), "deformable", tile)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [layer for group in CASES for layer in CASES[group] if layer.kernel == DEPTHWISE and not layer.x],
+    ids=name_of,
+)
+def test_depthwise_takes_what_its_other_forms_take(layer):
+    # Plans prefer those; a border, or a layout that neither takes, leaves it to this one.
+    arguments = layer.tensors(torch.float32)
+    problem = tc.plan(getattr(tc, layer.function), **arguments).problem
+    if layer.input[0]:
+        run(layer.function, arguments, DEPTHWISE, default_tile(DEPTHWISE, problem, INTERPRETER))
 
 
 EACH = [pytest.param(layers[1], kernel, id=kernel) for kernel, layers in LAYERS.items()]

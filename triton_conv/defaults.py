@@ -177,7 +177,7 @@ def depthwise_banded(problem: Problem, target: Target) -> DepthwiseBandedTile:
         _registers(problem, tile) > 112 // depths_read or tile.shared_bytes(problem) > target.shared_bytes
     ):
         tile = replace(tile, ROWS=tile.ROWS // 2, FUSED=min(tile.FUSED, tile.ROWS // 2))
-    if _registers(problem, tile) > 112:
+    if _registers(problem, tile) > 112 or tile.shared_bytes(problem) > target.shared_bytes:
         tile = replace(tile, RESIDENT=False)
     # One row of a block is little to wait for at a time, unless its loads are narrow and so many.
     few = problem.x_run() * itemsize >= 16 and itemsize < 8
