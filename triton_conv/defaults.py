@@ -18,6 +18,7 @@ from .kernels.deformable_weight_gradient import DeformableWeightGradientTile
 from .kernels.depthwise import DepthwiseTile
 from .kernels.depthwise_banded import DepthwiseBandedTile, columns_read, image_group, tile_count
 from .kernels.depthwise_patch import DepthwisePatchTile
+from .kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradientTile
 from .kernels.depthwise_weight_gradient import DepthwiseWeightGradientTile
 from .kernels.grouped_packed import GroupedPackedTile
 from .kernels.implicit_gemm import ImplicitGemmTile
@@ -339,6 +340,37 @@ def depthwise_weight_gradient(problem: WeightGradientProblem, target: Target) ->
     )
 
 
+def depthwise_patch_weight_gradient(problem: WeightGradientProblem, target: Target) -> DepthwisePatchWeightGradientTile:
+    """A cache line of channels, and as many a thread as leave all filter rows' sums in about 100 registers: 8 at 3 x 3,
+    4 at 5 x 5 and 3 x 3 x 3, 2 at 7 x 7. Of larger filters rows lie side by side, or are left to further programs.
+    """
+    g, line = problem.geometry, 128 // problem.itemsize
+    rows, taps = g.kernel[0] * g.kernel[1], g.kernel[2]
+    sums = 112 * 4 // problem.accumulator_bytes
+    block_c = min((line, line // 2), key=lambda block: (cdiv(g.c_out, block) * block, -block))
+    vector = 16 // problem.itemsize
+    while vector > 1 and vector * rows * taps > sums:
+        vector //= 2
+    rows = max(min(rows, sums // (vector * taps)), 1)
+    cols = 8 if g.stride[2] == 1 and taps <= 9 else 4
+    if cols == 8 and rows > 1 and cdiv(g.out_size[2], 7) * 7 < cdiv(g.out_size[2], 8) * 8:
+        cols = 7
+    block_p = max(_THREADS * vector // block_c, 1)
+    programs = cdiv(g.kernel[0] * g.kernel[1], rows) * cdiv(g.c_out, block_c)
+    return DepthwisePatchWeightGradientTile(
+        ROWS=rows,
+        COLS=cols,
+        LANES=1,
+        BLOCK_P=block_p,
+        BLOCK_C=block_c,
+        # Twice as many programs as other weight gradients have: these keep sums of many taps, and wait for loads.
+        SPLITS=_splits(cdiv(programs, 2), block_p * cols, problem, target),
+        num_warps=warps(target, _THREADS),
+        # Rows that patches share come from L1, which pipelined loads bypass.
+        num_stages=1,
+    )
+
+
 def deformable_input_gradient(problem: DeformInputGradientProblem, target: Target) -> DeformableInputGradientTile:
     """64 pixels by 32 channels: the product, a corner and the addresses of the atomics share the registers."""
     g, itemsize = problem.geometry, problem.itemsize
@@ -387,6 +419,7 @@ _RULES: dict[str, Callable[[Any, Target], Tile]] = {
         deformable,
         weight_gradient,
         depthwise_weight_gradient,
+        depthwise_patch_weight_gradient,
         depthwise_banded,
         deformable_input_gradient,
         deformable_weight_gradient,
@@ -400,7 +433,8 @@ def default_tile(kernel: str, problem: Problem, target: Target) -> Tile:
     if target.interpreted:
         # The interpreter pays about a millisecond for a step of a program, whatever the size of the step.
         along = {
-            "weight_gradient": "BLOCK_K", "deformable_weight_gradient": "BLOCK_K", "depthwise_patch": "BLOCK_P"
+            "weight_gradient": "BLOCK_K", "deformable_weight_gradient": "BLOCK_K", "depthwise_patch": "BLOCK_P",
+            "depthwise_patch_weight_gradient": "BLOCK_P",
         }.get(kernel, "BLOCK_M")  # fmt: skip
         pixels = cdiv(problem.geometry.M, problem.geometry.phases)
         tile = replace(tile, **{along: power_of_two(pixels, 16, 4096)})  # type: ignore[arg-type]

@@ -65,6 +65,17 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "num_warps": (2, 4, 8),
         "num_stages": (1,),
     },
+    # ROWS and LANES that cover 3, 5 and 7 filter rows with little or nothing left over.
+    "depthwise_patch_weight_gradient": {
+        "ROWS": (1, 2, 3, 4, 5, 7, 9),
+        "COLS": (4, 7, 8, 14),
+        "LANES": (1, 2, 4, 8),
+        "BLOCK_P": (4, 8, 16, 32),
+        "BLOCK_C": (32, 64),
+        "SPLITS": (64, 128, 256),
+        "num_warps": (4,),
+        "num_stages": (1,),
+    },
     "deformable_input_gradient": _DOT | {"BLOCK_N": (16, 32, 64, 128), "num_stages": (1, 2)},
     "deformable_weight_gradient": _DOT | {"SPLITS": (1, 4, 16, 64), "num_stages": (1, 2)},
 }

@@ -93,9 +93,12 @@ def decode_pixel(m, d_size, h_size, w_size, RANK: tl.constexpr):
 
 @triton.jit
 def tile_pixels(
-    pid_m, batch, d_size, h_size, w_size, RANK: tl.constexpr, INDEX_INT64: tl.constexpr, BLOCK_M: tl.constexpr
-):
+    pid_m, batch, d_size, h_size, w_size,
+    RANK: tl.constexpr, INDEX_INT64: tl.constexpr, BLOCK_M: tl.constexpr, LANES: tl.constexpr = 1,
+):  # fmt: skip
     """The pixels of tile `pid_m` of a batch of images: (first image, images from there, depth, height, width, mask).
+
+    Each of the BLOCK_M pixels stands LANES times side by side.
 
     Offsets start from the first image's 64-bit base, so that 32 bits are enough inside the tile; where they are not,
     INDEX_INT64 makes every index 64-bit.
@@ -103,7 +106,7 @@ def tile_pixels(
     if INDEX_INT64:
         pid_m = pid_m.to(tl.int64)
         d_size = tl.cast(d_size, tl.int64)
-    offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M * LANES) // LANES
     image, d, h, w = decode_pixel(offs_m, d_size, h_size, w_size, RANK)
     mask_m = image < batch
     first = pid_m * BLOCK_M // (d_size * h_size * w_size)
@@ -167,6 +170,19 @@ def below(index, limit, VECTOR: tl.constexpr):
 def within(index, size):
     """0 <= index < size in one comparison: a negative index is large as an unsigned number."""
     return tl.cast(index, tl.uint32) < tl.cast(size, tl.uint32)
+
+
+@triton.constexpr_function
+def tap_at(position, output, STRIDE, DIL, TAPS):
+    """The tap with which an output of a patch reads this position of the patch's input, or -1."""
+    tap, rest = divmod(position - output * STRIDE, DIL)
+    return tap if rest == 0 and 0 <= tap < TAPS else -1
+
+
+@triton.constexpr_function
+def is_read(position, OUTPUTS, STRIDE, DIL, TAPS):
+    """Whether any output of a patch reads this position: between strides and dilations some are skipped."""
+    return any(tap_at(position, output, STRIDE, DIL, TAPS) >= 0 for output in range(OUTPUTS))
 
 
 @triton.jit

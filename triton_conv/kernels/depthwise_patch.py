@@ -13,24 +13,11 @@ import triton.language as tl
 
 from ..problem import Problem
 from ..target import Target
-from .common import activate, below, store_pixels, tile_pixels, wide, widen, within
+from .common import activate, below, is_read, store_pixels, tap_at, tile_pixels, wide, widen, within
 from .kernel import Kernel, Tile, cdiv, geometry_arguments
 
 # Taps of a filter row whose weights fit in registers beside the sums of a patch.
 _WIDEST = 13
-
-
-@triton.constexpr_function
-def tap_at(position, output, STRIDE, DIL, TAPS):
-    """The tap with which an output of a patch reads this position of the patch's input, or -1."""
-    tap, rest = divmod(position - output * STRIDE, DIL)
-    return tap if rest == 0 and 0 <= tap < TAPS else -1
-
-
-@triton.constexpr_function
-def is_read(position, OUTPUTS, STRIDE, DIL, TAPS):
-    """Whether any output of a patch reads this position: between strides and dilations some are skipped."""
-    return any(tap_at(position, output, STRIDE, DIL, TAPS) >= 0 for output in range(OUTPUTS))
 
 
 @triton.constexpr_function

@@ -1,0 +1,243 @@
+"""Weight gradient of a depthwise convolution, channels-last, rank 1 to 3: all taps of filter rows held in registers."""
+
+# Device code grows tuples, whose every length is another type.
+# mypy: disable-error-code="assignment"
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import triton
+import triton.language as tl
+
+from ..problem import Problem, WeightGradientProblem
+from ..target import Target
+from .common import below, is_read, tap_at, tile_pixels, wide, widen, within
+from .kernel import Kernel, Tile, cdiv, geometry_arguments
+
+# Taps of a filter row, each a sum for every channel of a thread: with two channels, sums and one window of gradients
+# are four registers a tap.
+_WIDEST = 32
+
+
+@triton.jit
+def depthwise_patch_weight_gradient_kernel(
+    x_ptr, dy_ptr, dw_ptr,
+    batch, c_out, d_in, h_in, w_in, d_out, h_out, w_out,
+    stride_xn, stride_xd, stride_xh, stride_xw,
+    stride_yn, stride_yc, stride_yd, stride_yh, stride_yw,
+    RANK: tl.constexpr, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    STRIDE_D: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
+    PAD_D: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+    DIL_D: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
+    ACC_DTYPE: tl.constexpr, INDEX_INT64: tl.constexpr, X_VECTOR: tl.constexpr, Y_VECTOR: tl.constexpr,
+    SPLITS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, LANES: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """dw[split, c, tap] = sum over the split's pixels m of dy[m, c] x_tap[m, c], the input's channels contiguous.
+
+    Partial sums are float32 (float64), added up by the caller in a fixed order. A patch is COLS outputs of a row; a
+    thread holds the sums of ROWS rows of the filter for its channels, loads and converts the gradient of a patch once,
+    and each input element that those rows join to it once. LANES threads side by side take the further rows of the
+    filter for the same patch: they read the same gradient, and input rows that L1 holds (hence num_stages = 1: a
+    pipelined load bypasses it). Patches are counted down the height, so that steps share rows in L1 too.
+
+    Grid: one axis of SPLITS x cdiv(c_out, BLOCK_C) x cdiv(KD KH, ROWS LANES) programs: rows of the filter fastest, then
+    channels, so that those that read the same elements run together.
+    Depthwise convolution: Sifre 2014; Chollet, arXiv:1610.02357.
+    """
+    TAPS: tl.constexpr = KD * KH * KW
+    GROUPS: tl.constexpr = (KD * KH + ROWS * LANES - 1) // (ROWS * LANES)
+    PATCHES: tl.constexpr = BLOCK_P // LANES
+    tiles_c = tl.cdiv(c_out, BLOCK_C)
+    patches_w = tl.cdiv(w_out, COLS)
+    pid = tl.program_id(0)
+    group = pid % GROUPS
+    pid_c = pid // GROUPS % tiles_c
+    split = pid // GROUPS // tiles_c
+
+    c_first = tl.cast(pid_c * BLOCK_C, tl.int64)
+    offs_c = tl.arange(0, BLOCK_C)
+    # The first filter row of each lane.
+    row0 = (group * LANES + tl.arange(0, BLOCK_P) % LANES) * ROWS
+    if INDEX_INT64:
+        offs_c, row0 = offs_c.to(tl.int64), row0.to(tl.int64)
+        # A column's offset is a product of scalars.
+        stride_xw, stride_yw = wide(stride_xw), wide(stride_yw)
+    mask_c = below(offs_c, c_out - c_first, X_VECTOR)
+    channel_out = offs_c * stride_yc
+    x_channel = x_ptr + c_first
+    y_channel = dy_ptr + c_first * stride_yc
+
+    acc = ()
+    for _ in tl.static_range(ROWS * KW):
+        acc += (tl.zeros((BLOCK_P, BLOCK_C), dtype=ACC_DTYPE),)
+
+    blocks = tl.cdiv(tl.cast(batch, tl.int64) * d_out * h_out * patches_w, SPLITS * PATCHES).to(tl.int32)
+    for step in range(blocks):
+        if RANK == 1:
+            first, image, d_o, h_o, w_o, mask_p = tile_pixels(
+                split * blocks + step, batch, d_out, h_out, patches_w, RANK, INDEX_INT64, PATCHES, LANES
+            )
+        else:
+            first, image, d_o, w_o, h_o, mask_p = tile_pixels(
+                split * blocks + step, batch, d_out, patches_w, h_out, RANK, INDEX_INT64, PATCHES, LANES
+            )
+        w_o *= COLS
+        y_corner = image * stride_yn + d_o * stride_yd + h_o * stride_yh + w_o * stride_yw
+        y_base = y_channel + first * stride_yn
+        gradients = ()
+        for j in tl.static_range(COLS):
+            pixel = tl.multiple_of(y_corner + j * stride_yw, Y_VECTOR)
+            mask = (mask_p & (w_o + j < w_out))[:, None] & mask_c[None, :]
+            dy_tile = tl.load(y_base + (pixel[:, None] + channel_out[None, :]), mask=mask, other=0.0)
+            gradients += (widen(dy_tile, ACC_DTYPE),)  # [BLOCK_P, BLOCK_C]
+
+        d0 = d_o * STRIDE_D - PAD_D
+        h0 = h_o * STRIDE_H - PAD_H
+        w0 = w_o * STRIDE_W - PAD_W
+        x_corner = image * stride_xn + w0 * stride_xw
+        x_base = x_channel + first * stride_xn
+        for i in tl.static_range(ROWS):
+            row = row0 + i
+            mask_row = mask_p
+            x_row = x_corner
+            if ROWS * LANES * GROUPS > KD * KH:
+                mask_row = mask_row & (row < KD * KH)
+            if RANK >= 2:
+                h = h0 + row % KH * DIL_H
+                mask_row = mask_row & within(h, h_in)
+                x_row += h * stride_xh
+            if RANK >= 3:
+                d = d0 + row // KH * DIL_D
+                mask_row = mask_row & within(d, d_in)
+                x_row += d * stride_xd
+            for k in tl.static_range((COLS - 1) * STRIDE_W + (KW - 1) * DIL_W + 1):
+                if is_read(k, COLS, STRIDE_W, DIL_W, KW):
+                    pixel = tl.multiple_of(x_row + k * stride_xw, X_VECTOR)
+                    mask = (mask_row & within(w0 + k, w_in))[:, None] & mask_c[None, :]
+                    x_tile = tl.load(x_base + (pixel[:, None] + offs_c[None, :]), mask=mask, other=0.0)
+                    acc = accumulate_position(
+                        acc, gradients, widen(x_tile, ACC_DTYPE), i, k, STRIDE_W, DIL_W, KW, COLS, ROWS
+                    )
+
+    # Of the lanes of a filter row, one after another in dimension 0, those of different patches are summed.
+    dw_row = dw_ptr + (tl.cast(split, tl.int64) * c_out + c_first) * TAPS
+    lane_row = (group * LANES + tl.arange(0, LANES)) * ROWS
+    offs_w = tl.arange(0, BLOCK_C) * TAPS
+    for i in tl.static_range(ROWS):
+        row = lane_row + i
+        mask = (row < KD * KH)[:, None] & mask_c[None, :]
+        for s in tl.static_range(KW):
+            total = tl.sum(tl.reshape(acc[i * KW + s], (PATCHES, LANES, BLOCK_C)), axis=0)  # [LANES, BLOCK_C]
+            tl.store(dw_row + ((row * KW + s)[:, None] + offs_w[None, :]), total, mask=mask)
+
+
+@triton.jit
+def accumulate_position(
+    acc, gradients, x_tile,
+    ROW: tl.constexpr, POSITION: tl.constexpr, STRIDE_W: tl.constexpr, DIL_W: tl.constexpr, KW: tl.constexpr,
+    COLS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Adds the input at one position of a patch's row, times the gradient of the one output each tap joins it to."""
+    new = ()
+    for i in tl.static_range(ROWS):
+        for s in tl.static_range(KW):
+            # position = column STRIDE + tap DIL: seen from the tap, the column stands in its place.
+            if i == ROW and tap_at(POSITION, s, DIL_W, STRIDE_W, COLS) >= 0:
+                new += (acc[i * KW + s] + x_tile * gradients[tap_at(POSITION, s, DIL_W, STRIDE_W, COLS)],)
+            else:
+                new += (acc[i * KW + s],)
+    return new
+
+
+@dataclass(frozen=True)
+class DepthwisePatchWeightGradientTile(Tile):
+    """BLOCK_P lanes, LANES of them for each patch of COLS outputs, by BLOCK_C channels; ROWS filter rows a lane."""
+
+    whole: ClassVar[frozenset[str]] = frozenset({"num_stages", "ROWS", "COLS", "SPLITS"})
+
+    ROWS: int = 1
+    COLS: int = 8
+    LANES: int = 1
+    BLOCK_P: int = 16
+    BLOCK_C: int = 64
+    SPLITS: int = 1
+
+    def shared_bytes(self, problem: Problem) -> int:
+        # A sum over patches crosses warps, and then turns into the layout of the store.
+        return self.LANES * self.BLOCK_C * max(self.num_warps, 2) * problem.accumulator_bytes
+
+    def accumulator_values(self) -> int:
+        # Without the taps, which `unfit` counts.
+        return self.BLOCK_P * self.BLOCK_C
+
+    def load_bytes(self, problem: Problem, target: Target) -> int:
+        values = self.BLOCK_P * self.BLOCK_C // (self.num_warps * target.warp_size)
+        return min(max(values, 1) * problem.itemsize, 16)
+
+    def mismatch(self, problem: Problem) -> str | None:
+        if self.LANES > self.BLOCK_P:
+            return f"{self.LANES} lanes a patch are more than {self.BLOCK_P} lanes"
+        return None
+
+    def unfit(self, problem: Problem, target: Target) -> str | None:
+        if reason := super().unfit(problem, target):
+            return reason
+        g = problem.geometry
+        values = self.BLOCK_P * self.BLOCK_C / (self.num_warps * target.warp_size)
+        # Of the gradients, those that one input element meets.
+        taps = self.ROWS * g.kernel[2] + min(self.COLS, g.kernel[2]) + 1
+        registers = values * taps * problem.accumulator_bytes / 4
+        if registers > 216 and not target.interpreted:
+            return f"{registers:.0f} registers a thread for sums and gradients"
+        return None
+
+
+def _grid(problem: Problem, tile: DepthwisePatchWeightGradientTile) -> int:
+    g = problem.geometry
+    rows = cdiv(g.kernel[0] * g.kernel[1], tile.ROWS * tile.LANES)
+    return rows * cdiv(g.c_out, tile.BLOCK_C) * tile.SPLITS
+
+
+def _arguments(problem: Problem, tile: DepthwisePatchWeightGradientTile) -> dict[str, object]:
+    g = problem.geometry
+    return (
+        geometry_arguments(problem, tile.BLOCK_P * tile.COLS)
+        | tile.sizes()
+        | dict(
+            c_out=g.c_out,
+            X_VECTOR=problem.x_vector(g.c_out, tile.BLOCK_C),
+            Y_VECTOR=problem.y_vector(g.c_out, tile.BLOCK_C),
+        )
+    )
+
+
+def _unsuited(problem: Problem) -> str | None:
+    if not isinstance(problem, WeightGradientProblem):
+        return "it is no weight gradient"
+    g = problem.geometry
+    if g.c_in_group != 1 or g.c_out_group != 1:
+        return f"a group has {g.c_in_group} input channels and {g.c_out_group} output channels, not 1 of each"
+    if problem.pixels_last:
+        return "the channels of its input are not contiguous"
+    if g.padding_mode != "zeros":
+        return f"its border is {g.padding_mode}, not zero"
+    if g.kernel[2] > _WIDEST:
+        return f"{g.kernel[2]} taps of a filter row do not fit in registers"
+    return None
+
+
+KERNEL = Kernel(
+    name="depthwise_patch_weight_gradient",
+    function=depthwise_patch_weight_gradient_kernel,
+    tile_type=DepthwisePatchWeightGradientTile,
+    grid=_grid,
+    arguments=_arguments,
+    unsuited=_unsuited,
+    safe_tile=DepthwisePatchWeightGradientTile(
+        num_warps=4, num_stages=1, ROWS=1, COLS=4, LANES=1, BLOCK_P=16, BLOCK_C=16
+    ),
+    pointers=("x_ptr", "dy_ptr", "dw_ptr"),
+)
