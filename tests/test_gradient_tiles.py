@@ -9,19 +9,44 @@ from helpers import DTYPES, INTERPRETED, channels_last, compare, launches, name_
 from triton_conv import dispatch, ops
 from triton_conv.defaults import default_tile
 from triton_conv.kernels.depthwise_weight_gradient import DepthwiseWeightGradientTile
+from triton_conv.kernels.grouped_packed_weight_gradient import GroupedPackedWeightGradientTile
 from triton_conv.kernels.weight_gradient import WeightGradientTile
 from triton_conv.reference import reference, tolerance
 from triton_conv.target import KNOWN
 
 GENERAL, DIRECT = "weight_gradient", "depthwise_weight_gradient"
+PACKED = "grouped_packed_weight_gradient"
 
 # (kernel, input, weight, options)
 LAYERS = {
     "conv1d": (GENERAL, (2, 5, 33), (7, 5, 3), {"padding": 1}),
     "conv2d": (GENERAL, (3, 19, 5, 7), (21, 19, 2, 2), {"stride": (1, 2), "padding": 1}),
     "conv3d": (GENERAL, (2, 3, 4, 3, 5), (5, 3, 2, 3, 2), {"padding": (1, 0, 1), "dilation": (1, 1, 2)}),
-    "grouped": (GENERAL, (2, 9, 6, 5), (6, 3, 3, 2), {"padding": 1, "groups": 3}),
+    "grouped": (GENERAL, (2, 66, 4, 5), (6, 33, 2, 2), {"padding": 1, "groups": 2}),
     "reflect": (GENERAL, (2, 5, 4, 5), (3, 5, 3, 2), {"padding": 2, "padding_mode": "reflect"}),
+    "packed1d": (PACKED, (2, 21, 13), (14, 3, 5), {"padding": 2, "groups": 7, "stride": 2}),
+    "packed2d": (
+        PACKED,
+        (3, 20, 5, 7),
+        (10, 4, 3, 2),
+        {"padding": 1, "groups": 5, "stride": (2, 1), "dilation": (1, 2)},
+    ),
+    "packed3d": (PACKED, (2, 6, 4, 3, 5), (12, 2, 2, 3, 2), {"padding": (1, 0, 1), "groups": 3, "stride": (2, 1, 1)}),
+    # More groups than a slab holds, and the last slab not full; a dilation that shares a factor with the stride.
+    "packed-slabs": (
+        PACKED,
+        (1, 74, 7, 6),
+        (37, 2, 3, 5),
+        {"padding": 2, "groups": 37, "stride": (4, 2), "dilation": (2, 1)},
+    ),
+    "packed-circular": (
+        PACKED,
+        (2, 12, 4, 5),
+        (12, 3, 3, 3),
+        {"padding": ((2, 1), (0, 3)), "groups": 4, "padding_mode": "circular", "stride": (2, 1)},
+    ),
+    # Whole rows of outputs see nothing but padding.
+    "packed-padding": (PACKED, (2, 6, 3, 3), (4, 3, 2, 2), {"padding": 5, "groups": 2}),
     "depthwise1d": (DIRECT, (3, 5, 13), (5, 1, 4), {"padding": ((3, 0),), "groups": 5}),
     "depthwise2d": (DIRECT, (3, 7, 5, 7), (7, 1, 3, 2), {"stride": (1, 2), "padding": 1, "groups": 7}),
     "depthwise3d": (DIRECT, (2, 3, 4, 3, 5), (3, 1, 2, 3, 2), {"padding": 1, "groups": 3}),
@@ -34,6 +59,15 @@ TILES = {
         for (m, n, k, splits), flat in itertools.product(
             [(16, 16, 16, 1), (32, 16, 32, 2), (16, 64, 64, 8), (64, 32, 256, 1)], (False, True)
         )
+    ],
+    PACKED: [
+        GroupedPackedWeightGradientTile(ROWS=rows, COLS=cols, BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, SPLITS=splits)
+        for rows, cols, m, n, k, splits in [
+            (1, 1, 16, 16, 16, 2),
+            (4, 4, 32, 64, 64, 1),
+            (2, 1, 32, 16, 256, 1),
+            (1, 4, 64, 128, 32, 64),
+        ]
     ],
     DIRECT: [
         DepthwiseWeightGradientTile(BLOCK_M=m, BLOCK_C=c, SPLITS=splits)
@@ -84,7 +118,7 @@ def flat(options, w_shape):
 
 
 FORMATS = {"contiguous": lambda tensor: tensor, "channels-last": channels_last}
-EACH = ("conv2d", "grouped", "depthwise2d")
+EACH = ("conv2d", "grouped", "packed2d", "depthwise2d")
 FORCED = [
     pytest.param(
         name, tile, layout,

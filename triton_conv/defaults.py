@@ -21,6 +21,7 @@ from .kernels.depthwise_patch import DepthwisePatchTile
 from .kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradientTile
 from .kernels.depthwise_weight_gradient import DepthwiseWeightGradientTile
 from .kernels.grouped_packed import GroupedPackedTile
+from .kernels.grouped_packed_weight_gradient import GroupedPackedWeightGradientTile
 from .kernels.implicit_gemm import ImplicitGemmTile
 from .kernels.kernel import cdiv
 from .kernels.transposed_phase import TransposedPhaseTile
@@ -323,6 +324,40 @@ def weight_gradient(problem: WeightGradientProblem, target: Target) -> WeightGra
     )
 
 
+def grouped_packed_weight_gradient(problem: WeightGradientProblem, target: Target) -> GroupedPackedWeightGradientTile:
+    """Slabs of 16 channels, or of 32 for wider groups, times 4 x 4 taps: more channels would only add zeros."""
+    g, itemsize = problem.geometry, problem.itemsize
+    widest = max(g.c_in_group, g.c_out_group)
+    rows, cols = power_of_two(g.kernel[1], 1, 4), power_of_two(g.kernel[2], 1, 4)
+    slab = 16 if widest <= 16 else power_of_two(widest, 32, 64)
+    if itemsize == 8:
+        rows, cols = 1, 1
+    elif itemsize == 2:
+        # wgmma takes no fewer than 64 rows.
+        slab = max(slab, 64 // rows)
+    while slab * slab * rows * cols > 128 * 128:
+        rows, cols = (rows // 2, cols) if rows >= cols else (rows, cols // 2)
+    packed = min(slab // widest, g.groups)
+    block_m = rows * power_of_two(packed * g.c_out_group, 16, slab)
+    block_m = max(block_m, 64) if itemsize == 2 else block_m
+    block_n = cols * power_of_two(packed * g.c_in_group, 16, slab)
+    block_k = {2: 64, 4: 32, 8: 16}[itemsize]
+    taps = g.kernel[0] * cdiv(g.kernel[1], rows) * cdiv(g.kernel[2], cols)
+    # Eight programs for a multiprocessor: a loop that waits for its loads needs others to run beside it.
+    programs = cdiv(cdiv(g.groups, packed) * taps, 4)
+    return GroupedPackedWeightGradientTile(
+        ROWS=rows,
+        COLS=cols,
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_K=block_k,
+        SPLITS=_splits(programs, block_k, problem, target),
+        num_warps=warps(target, _THREADS if block_m * block_n <= 64 * 128 else 2 * _THREADS),
+        # Shifted columns come from L1, which pipelined loads bypass.
+        num_stages=1,
+    )
+
+
 def depthwise_weight_gradient(problem: WeightGradientProblem, target: Target) -> DepthwiseWeightGradientTile:
     """As depthwise: one 16-byte vector of channels a thread (NHWC), or four pixels of one channel (NCHW)."""
     g = problem.geometry
@@ -420,6 +455,7 @@ _RULES: dict[str, Callable[[Any, Target], Tile]] = {
         weight_gradient,
         depthwise_weight_gradient,
         depthwise_patch_weight_gradient,
+        grouped_packed_weight_gradient,
         depthwise_banded,
         deformable_input_gradient,
         deformable_weight_gradient,
@@ -435,6 +471,7 @@ def default_tile(kernel: str, problem: Problem, target: Target) -> Tile:
         along = {
             "weight_gradient": "BLOCK_K", "deformable_weight_gradient": "BLOCK_K", "depthwise_patch": "BLOCK_P",
             "depthwise_patch_weight_gradient": "BLOCK_P",
+            "grouped_packed_weight_gradient": "BLOCK_K",
         }.get(kernel, "BLOCK_M")  # fmt: skip
         pixels = cdiv(problem.geometry.M, problem.geometry.phases)
         tile = replace(tile, **{along: power_of_two(pixels, 16, 4096)})  # type: ignore[arg-type]

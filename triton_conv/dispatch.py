@@ -28,7 +28,13 @@ _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
     DeformProblem: ("it has offsets", ("deformable",)),
     WeightGradientProblem: (
         "it is a weight gradient",
-        ("weight_gradient", "depthwise_patch_weight_gradient", "depthwise_weight_gradient"),
+        (
+            "weight_gradient",
+            "grouped_packed_weight_gradient",
+            "depthwise_banded_weight_gradient",
+            "depthwise_patch_weight_gradient",
+            "depthwise_weight_gradient",
+        ),
     ),
     DeformWeightGradientProblem: ("it has offsets", ("deformable_weight_gradient",)),
     DeformInputGradientProblem: ("it is the gradient of what is sampled", ("deformable_input_gradient",)),
@@ -107,7 +113,12 @@ def family(problem: Problem) -> tuple[tuple[str, ...], str]:
         return ("deformable_input_gradient",), "it scatters to where samples came from"
     # One input channel and many outputs is a product over the taps, worth a tensor core.
     direct = not g.transposed and g.c_in_group == 1 and (g.groups > 1 or g.c_out < 8)
+    widest = max(g.c_in_group, g.c_out_group)
+    narrow = g.groups > 1 and g.c_in_group > 0 and widest <= 32
     if isinstance(problem, WeightGradientProblem):
+        if narrow and not direct:
+            names: tuple[str, ...] = ("grouped_packed_weight_gradient", "weight_gradient")
+            return names, f"it is a sum over pixels, in groups of at most {widest} channels"
         names = ("depthwise_patch_weight_gradient", "depthwise_weight_gradient") if direct else ("weight_gradient",)
         return names, "it is a sum over pixels"
     if isinstance(problem, DeformProblem):
@@ -120,8 +131,7 @@ def family(problem: Problem) -> tuple[tuple[str, ...], str]:
             "depthwise_patch",
             "depthwise",
         ), f"one input channel a group, multiplier {g.c_out_group}"
-    widest = max(g.c_in_group, g.c_out_group)
-    if g.groups > 1 and g.c_in_group > 0 and widest <= 32:
+    if narrow:
         return ("grouped_packed",), f"groups of at most {widest} channels: several fill one tile"
     return ("implicit_gemm",), "a product over channels and taps"
 

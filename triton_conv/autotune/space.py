@@ -58,6 +58,17 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
     # At most 64 splits beyond what fills the machine: partial sums are written and read again.
     "weight_gradient": _DOT
     | {"BLOCK_M": (16, 32, 64, 128), "FLAT_N": (False, True), "SPLITS": (1, 4, 16, 64), "num_stages": (1, 2, 3)},
+    # Channels times taps: no fewer rows than wgmma takes, nor more taps than 3 x 3 has.
+    "grouped_packed_weight_gradient": {
+        "ROWS": (1, 4),
+        "COLS": (1, 4),
+        "BLOCK_M": (64, 128),
+        "BLOCK_N": (64, 128),
+        "BLOCK_K": (32, 64, 128),
+        "SPLITS": (16, 32, 64, 128),
+        "num_warps": (4, 8),
+        "num_stages": (1, 3),
+    },
     "depthwise_weight_gradient": {
         "BLOCK_M": (8, 16, 32, 64, 128, 256, 512, 1024),
         "BLOCK_C": (1, 2, 4, 8, 16, 32, 64, 128),

@@ -204,6 +204,15 @@ def load_pixels(base, pixel, channel, mask_pixel, mask_channel, PIXELS_LAST: tl.
 
 
 @triton.jit
+def load_turned(pointers, mask, PIXELS_LAST: tl.constexpr):
+    """The same for a tile of [pixels, columns] whose columns are of several taps: each element has its own pointer."""
+    if PIXELS_LAST and LAST_IS_FASTEST:
+        return tl.trans(tl.load(tl.trans(pointers), mask=tl.trans(mask), other=0.0))
+    else:
+        return tl.load(pointers, mask=mask, other=0.0)
+
+
+@triton.jit
 def store_pixels(base, pixel, channel, tile, mask_pixel, mask_channel, PIXELS_LAST: tl.constexpr):
     """Writes a [pixels, channels] tile, the contiguous dimension fastest, converted to the output's dtype."""
     tile = narrow(tile, base.dtype.element_ty)

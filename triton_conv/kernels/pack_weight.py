@@ -25,7 +25,7 @@ def pack_weight_kernel(
     i = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
     tap = tl.arange(0, TAPS_PADDED)
     mask = (i < columns)[:, None] & (tap < TAPS)[None, :]
-    tile = tl.load(w_ptr + row + i[:, None] * TAPS + tap[None, :], mask=mask)  # [BLOCK_I, TAPS_PADDED]
+    tile = tl.load(w_ptr + row + i[:, None] * TAPS + tap[None, :], mask=mask, other=0.0)  # [BLOCK_I, TAPS_PADDED]
     tl.store(packed_ptr + row + tap[None, :] * columns + i[:, None], tile, mask=mask)
 
 
