@@ -210,11 +210,11 @@ def figures(run: Run, deadline: Deadline) -> Report:
 
 STAGES: dict[str, tuple[float, Callable[[Run, Deadline], Report]]] = {
     "environment": (0.01, environment),
-    "tests": (0.22, tests),
+    "tests": (0.16, tests),
     "ceilings": (0.03, measure_ceilings),
-    "tuning": (0.44, tuning),
-    "benchmark": (0.14, benchmark),
-    "gradients": (0.14, gradients),
+    "tuning": (0.34, tuning),
+    "benchmark": (0.16, benchmark),
+    "gradients": (0.27, gradients),
     "variants": (0.02, variants),
     "figures": (0.01, figures),
 }
