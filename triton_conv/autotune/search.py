@@ -43,6 +43,8 @@ class Search:
 
     def known(self, candidate: Candidate, time_us: float | None = None) -> None:
         """Takes note of an earlier trial, which is not given out again."""
+        if candidate.kernel not in self._spaces:
+            return
         self._given.add(candidate)
         if time_us is not None:
             self.times[candidate] = time_us
