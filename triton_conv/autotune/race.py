@@ -94,7 +94,10 @@ class Race:
             name = row["kernel"]
             if row["problem"] != problem or name not in KERNELS or row["kernel_hash"] != kernel_hash(name):
                 continue
-            candidate = Candidate(name, KERNELS[name].tile_type(**row["tile"]))
+            try:
+                candidate = Candidate(name, KERNELS[name].tile_type(**row["tile"]))
+            except (TypeError, ConfigError):  # of a tile that had other parameters
+                continue
             self._trials += 1
             if "failure" in row:
                 self._failures[row["failure"]] += 1
