@@ -70,6 +70,37 @@ def test_the_users_folder_comes_first(folders, target):
     assert (made().source, made().tile.BLOCK_K) == ("user tuned", 16)
 
 
+def depthwise_written(folder, target, times):
+    """Files of depthwise kernels, an entry each for one and the same problem; and the plan that they lead to."""
+    x, w = random((1, 4, 5, 8)), random((4, 1, 3, 3))
+    key = tc.plan(tc.conv2d, x, w, groups=4).problem.describe()
+    for kernel, time_us in times.items():
+        entry = Entry(KERNELS[kernel].safe_tile, time_us, (time_us, time_us), 20.0, 1e-4, 7)
+        ConfigFile(kernel, target, {}, {key: entry}).write(folder)
+    ops.forget_plans()
+    return tc.plan(tc.conv2d, x, w, groups=4)
+
+
+@pytest.mark.parametrize("times", [(9.0, 12.5), (12.5, 9.0)], ids=["preferred-faster", "preferred-slower"])
+def test_the_fastest_form_wins(times, folders, target):
+    forms = dict(zip(("depthwise_banded", "depthwise"), times, strict=True))
+    plan = depthwise_written(folders["user tuned"], target, forms)
+    assert plan.kernel.name == min(forms, key=forms.get)
+    assert (plan.source, plan.tile) == ("user tuned", plan.kernel.safe_tile)
+
+
+def test_a_slower_form_of_the_user_comes_before_a_faster_one_shipped(folders, target):
+    depthwise_written(folders["shipped exact"], target, {"depthwise_banded": 1.0})
+    plan = depthwise_written(folders["user tuned"], target, {"depthwise": 50.0})
+    assert (plan.kernel.name, plan.source) == ("depthwise", "user tuned")
+
+
+def test_an_entry_of_a_form_that_is_unsuited_is_not_looked_at(folders, target):
+    plan = depthwise_written(folders["user tuned"], target, {"depthwise": 9.0, "depthwise_patch": 1.0})
+    assert plan.kernel.name == "depthwise"
+    assert plan.notes == ("not depthwise_patch: the channels of its input are not contiguous",)
+
+
 def test_the_entry_is_what_runs(folders, target):
     written(folders["user tuned"], target)
     x, w = random((1, 20, 5, 5)), random((9, 20, 1, 1))

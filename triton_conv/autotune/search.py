@@ -52,6 +52,9 @@ class Search:
     def round(self) -> list[Candidate]:
         """The next candidates to try; empty when none is left."""
         found = self._neighbours() if self.times else self._opening()
+        # Whatever earlier runs tried, the winner is compared with today's default.
+        untried = [default for default in self.defaults if default not in self._given | set(found)]
+        found = untried + found
         if len(found) < _ROUND // 4:
             found += self._spread(_ROUND - len(found), set(found) | self._given)
         self._given |= set(found)
