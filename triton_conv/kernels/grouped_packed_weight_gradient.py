@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ..problem import INT32_LIMIT, Problem, WeightGradientProblem
-from .common import aligned, below, dot, load_turned, tap_offset, tile_pixels, wide
+from .common import aligned, dot, load_turned, tap_offset, tile_pixels, wide
 from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
 
 
@@ -57,8 +57,12 @@ def grouped_packed_weight_gradient_kernel(
     kw = pid_w * COLS + stacked_n // (BLOCK_N // COLS)
     offs_m = stacked_m % (BLOCK_M // ROWS)
     offs_n = stacked_n % (BLOCK_N // COLS)
-    mask_m = (kh < KH) & (offs_m < SLAB_OUT) & below(offs_m, c_out - slab * SLAB_OUT, Y_VECTOR)
-    mask_n = (kw < KW) & (offs_n < SLAB_IN) & below(offs_n, c_in - slab * SLAB_IN, X_VECTOR)
+    # In whole vectors, counted before the remainder is taken: of a remainder's quotients the compiler does not see that
+    # neighbours are equal, and would load two bytes at a time.
+    vector_m = stacked_m // Y_VECTOR % (BLOCK_M // ROWS // Y_VECTOR)
+    vector_n = stacked_n // X_VECTOR % (BLOCK_N // COLS // X_VECTOR)
+    mask_m = (kh < KH) & (vector_m < tl.minimum(SLAB_OUT, c_out - slab * SLAB_OUT) // Y_VECTOR)
+    mask_n = (kw < KW) & (vector_n < tl.minimum(SLAB_IN, c_in - slab * SLAB_IN) // X_VECTOR)
     same_group = (offs_m // C_OUT_GROUP)[:, None] == (offs_n // C_IN_GROUP)[None, :]
     row = (tl.cast(split, tl.int64) * c_out + slab * SLAB_OUT + offs_m) * C_IN_GROUP
     dw_row = dw_ptr + (row * KD + kd) * (KH * KW) + kh * KW
@@ -97,7 +101,7 @@ def grouped_packed_weight_gradient_kernel(
         )  # [BLOCK_K, BLOCK_N]
 
         ahead = v[:, None] - (kh * DIL_H)[None, :]
-        h_o = tl.maximum(ahead, 0) // STRIDE_H
+        h_o = ahead // STRIDE_H
         mask_y = (ahead >= 0) & (h_o < h_out) & mask_k[:, None] & mask_m[None, :]
         if STRIDE_H > 1:
             mask_y = mask_y & (h_o * STRIDE_H == ahead)
