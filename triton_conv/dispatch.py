@@ -25,7 +25,10 @@ from .target import Target
 # Problems with other operands than a plain convolution have kernels of their own.
 _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
     DeformProblem: ("it has offsets", ("deformable",)),
-    WeightGradientProblem: ("it is a weight gradient", ("weight_gradient", "depthwise_weight_gradient")),
+    WeightGradientProblem: (
+        "it is a weight gradient",
+        ("weight_gradient", "depthwise_banded_weight_gradient", "depthwise_weight_gradient"),
+    ),
     DeformWeightGradientProblem: ("it has offsets", ("deformable_weight_gradient",)),
     DeformInputGradientProblem: ("it is the gradient of what is sampled", ("deformable_input_gradient",)),
 }
@@ -99,7 +102,8 @@ def family(problem: Problem) -> tuple[tuple[str, ...], str]:
     # One input channel and many outputs is a product over the taps, worth a tensor core.
     direct = not g.transposed and g.c_in_group == 1 and (g.groups > 1 or g.c_out < 8)
     if isinstance(problem, WeightGradientProblem):
-        return ("depthwise_weight_gradient" if direct else "weight_gradient",), "it is a sum over pixels"
+        names = ("depthwise_banded_weight_gradient", "depthwise_weight_gradient") if direct else ("weight_gradient",)
+        return names, "it is a sum over pixels"
     if isinstance(problem, DeformProblem):
         return ("deformable",), "it samples the input at offsets"
     if g.transposed:
