@@ -16,14 +16,15 @@ from .kernels.deformable import DeformableTile
 from .kernels.deformable_input_gradient import DeformableInputGradientTile
 from .kernels.deformable_weight_gradient import DeformableWeightGradientTile
 from .kernels.depthwise import DepthwiseTile
-from .kernels.depthwise_banded import DepthwiseBandedTile, columns_read, image_group, tile_count
+from .kernels.depthwise_banded import DepthwiseBandedTile, image_group, tile_count
+from .kernels.depthwise_banded_weight_gradient import DepthwiseBandedWeightGradientTile
 from .kernels.depthwise_patch import DepthwisePatchTile
 from .kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradientTile
 from .kernels.depthwise_weight_gradient import DepthwiseWeightGradientTile
 from .kernels.grouped_packed import GroupedPackedTile
 from .kernels.grouped_packed_weight_gradient import GroupedPackedWeightGradientTile
 from .kernels.implicit_gemm import ImplicitGemmTile
-from .kernels.kernel import cdiv
+from .kernels.kernel import cdiv, columns_read
 from .kernels.transposed_phase import TransposedPhaseTile
 from .kernels.weight_gradient import WeightGradientTile
 from .problem import (
@@ -406,6 +407,37 @@ def depthwise_patch_weight_gradient(problem: WeightGradientProblem, target: Targ
     )
 
 
+def depthwise_banded_weight_gradient(
+    problem: WeightGradientProblem, target: Target
+) -> DepthwiseBandedWeightGradientTile:
+    """Blocks as wide as multiplies the fewest columns; as many filter rows as half of the registers have sums for."""
+    g = problem.geometry
+    # The input's columns are the left operand's rows: wgmma takes no fewer than 64.
+    least = 64 if problem.itemsize == 2 else 16
+    widths = [w for w in (16, 32, 64) if w <= power_of_two(g.out_size[2], 16, 64)]
+    depths = {w: power_of_two(columns_read(problem, w), least, 4096) for w in widths}
+    block_t = min(widths, key=lambda w: (cdiv(g.out_size[2], w) * depths[w], w))
+    depth, height, _ = g.kernel
+    most = max(128 * _THREADS // (depths[block_t] * block_t), 1)
+    groups = cdiv(height, most)
+    rows = cdiv(height, groups)
+    if groups == 1 and depth * height <= most:
+        rows *= depth
+    tile = DepthwiseBandedWeightGradientTile(
+        BLOCK_M=32,
+        BLOCK_T=block_t,
+        BLOCK_K=depths[block_t],
+        ROWS=power_of_two(g.out_size[1], 1, 4),
+        FILTER_ROWS=rows,
+        num_warps=warps(target, _THREADS),
+        num_stages=2,
+    )
+    while tile.ROWS > 1 and (tile.mismatch(problem) or 2 * tile.shared_bytes(problem) > target.shared_bytes):
+        tile = replace(tile, ROWS=tile.ROWS // 2)
+    programs = g.c_out * cdiv(depth * height, rows)
+    return replace(tile, SPLITS=_splits(programs, tile.BLOCK_M * tile.ROWS * block_t, problem, target))
+
+
 def deformable_input_gradient(problem: DeformInputGradientProblem, target: Target) -> DeformableInputGradientTile:
     """64 pixels by 32 channels: the product, a corner and the addresses of the atomics share the registers."""
     g, itemsize = problem.geometry, problem.itemsize
@@ -457,6 +489,7 @@ _RULES: dict[str, Callable[[Any, Target], Tile]] = {
         depthwise_patch_weight_gradient,
         grouped_packed_weight_gradient,
         depthwise_banded,
+        depthwise_banded_weight_gradient,
         deformable_input_gradient,
         deformable_weight_gradient,
     )

@@ -23,18 +23,17 @@ from .problem import (
 )
 from .target import Target
 
+_DEPTHWISE_WEIGHT_GRADIENTS = (
+    "depthwise_banded_weight_gradient",
+    "depthwise_patch_weight_gradient",
+    "depthwise_weight_gradient",
+)
 # Problems with other operands than a plain convolution have kernels of their own.
 _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
     DeformProblem: ("it has offsets", ("deformable",)),
     WeightGradientProblem: (
         "it is a weight gradient",
-        (
-            "weight_gradient",
-            "grouped_packed_weight_gradient",
-            "depthwise_banded_weight_gradient",
-            "depthwise_patch_weight_gradient",
-            "depthwise_weight_gradient",
-        ),
+        ("weight_gradient", "grouped_packed_weight_gradient", *_DEPTHWISE_WEIGHT_GRADIENTS),
     ),
     DeformWeightGradientProblem: ("it has offsets", ("deformable_weight_gradient",)),
     DeformInputGradientProblem: ("it is the gradient of what is sampled", ("deformable_input_gradient",)),
@@ -119,7 +118,7 @@ def family(problem: Problem) -> tuple[tuple[str, ...], str]:
         if narrow and not direct:
             names: tuple[str, ...] = ("grouped_packed_weight_gradient", "weight_gradient")
             return names, f"it is a sum over pixels, in groups of at most {widest} channels"
-        names = ("depthwise_patch_weight_gradient", "depthwise_weight_gradient") if direct else ("weight_gradient",)
+        names = _DEPTHWISE_WEIGHT_GRADIENTS if direct else ("weight_gradient",)
         return names, "it is a sum over pixels"
     if isinstance(problem, DeformProblem):
         return ("deformable",), "it samples the input at offsets"

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from ..defaults import default_tile
 from ..kernels import KERNELS, Tile
-from ..kernels.depthwise_banded import DepthwiseBandedTile, columns_read
+from ..kernels.depthwise_banded import DepthwiseBandedTile
+from ..kernels.kernel import columns_read
 from ..problem import Problem
 from ..target import Target
 
@@ -86,6 +87,16 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "SPLITS": (64, 128, 256),
         "num_warps": (4,),
         "num_stages": (1,),
+    },
+    "depthwise_banded_weight_gradient": {
+        "BLOCK_M": (32, 64, 128),
+        "BLOCK_T": (16, 32, 64),
+        "BLOCK_K": (32, 64, 128),
+        "ROWS": (1, 2, 4, 8),
+        "FILTER_ROWS": (1, 3, 4, 5, 7, 8, 9),
+        "SPLITS": (1, 4, 16, 64),
+        "num_warps": (4,),
+        "num_stages": (1, 2, 3),
     },
     "deformable_input_gradient": _DOT | {"BLOCK_N": (16, 32, 64, 128), "num_stages": (1, 2)},
     "deformable_weight_gradient": _DOT | {"SPLITS": (1, 4, 16, 64), "num_stages": (1, 2)},

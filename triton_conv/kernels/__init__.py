@@ -9,6 +9,7 @@ from . import (
     deformable_weight_gradient,
     depthwise,
     depthwise_banded,
+    depthwise_banded_weight_gradient,
     depthwise_patch,
     depthwise_patch_weight_gradient,
     depthwise_weight_gradient,
@@ -34,6 +35,7 @@ KERNELS: dict[str, Kernel] = {
         depthwise_patch_weight_gradient,
         grouped_packed_weight_gradient,
         depthwise_banded,
+        depthwise_banded_weight_gradient,
         deformable_input_gradient,
         deformable_weight_gradient,
     )

@@ -167,6 +167,29 @@ def below(index, limit, VECTOR: tl.constexpr):
 
 
 @triton.jit
+def inside_row(first, offs_j, w_in, LEFT: tl.constexpr, X_VECTOR: tl.constexpr):
+    """Whether column `offs_j` of each m's row is in the image: [m, j], the row beginning LEFT before column `first`.
+
+    A row's columns begin at a multiple of X_VECTOR and so does whatever is added to them: whole vectors are loaded, and
+    one truth holds for a vector. They are counted from LEFT before the image, where quotients are not negative.
+    """
+    vector = (first // X_VECTOR)[:, None] + (offs_j // X_VECTOR)[None, :]
+    return (vector >= LEFT // X_VECTOR) & (vector < (LEFT + w_in) // X_VECTOR)
+
+
+@triton.jit
+def load_row(
+    base, offset, depth_offset, h0, dh, stride_xh, h_in, inside_w, live,
+    RANK: tl.constexpr, X_VECTOR: tl.constexpr,
+):  # fmt: skip
+    """One input row of each m, `dh` rows below its first: [m, j], zero outside the image."""
+    base += aligned(depth_offset + dh * stride_xh, X_VECTOR)
+    if RANK >= 2:
+        live = live & (h0 + dh >= 0) & (h0 + dh < h_in)
+    return tl.load(base + offset, mask=inside_w & live[:, None], other=0.0)
+
+
+@triton.jit
 def within(index, size):
     """0 <= index < size in one comparison: a negative index is large as an unsigned number."""
     return tl.cast(index, tl.uint32) < tl.cast(size, tl.uint32)

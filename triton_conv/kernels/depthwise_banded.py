@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem
-from .common import activate, aligned, decode_pixel, dot, narrow, wide
-from .kernel import Kernel, Tile, cdiv, geometry_arguments
+from .common import activate, aligned, decode_pixel, dot, inside_row, load_row, narrow, wide
+from .kernel import Kernel, Tile, cdiv, columns_left, columns_read, geometry_arguments, run_read
 
 
 @triton.jit
@@ -81,10 +81,7 @@ def depthwise_banded_kernel(
     offs_a = offs_n // BLOCK_T
     offs_t = offs_n % BLOCK_T
 
-    # A row's columns begin at a multiple of X_VECTOR and so does whatever is added to them: whole vectors are loaded,
-    # and one truth holds for a vector. They are counted from LEFT before the image, where quotients are not negative.
-    vector = (w_o * STRIDE_W // X_VECTOR)[:, None] + (offs_j // X_VECTOR)[None, :]
-    inside_w = (vector >= LEFT // X_VECTOR) & (vector < (LEFT + w_in) // X_VECTOR)  # [BLOCK_M, BLOCK_K]
+    inside_w = inside_row(w_o * STRIDE_W, offs_j, w_in, LEFT, X_VECTOR)  # [BLOCK_M, BLOCK_K]
     x_offset = image * stride_xn + d0 * stride_xd + h0 * stride_xh + w_o * STRIDE_W - LEFT
     x_offset = x_offset[:, None] + offs_j[None, :]
     x_offset = tl.max_contiguous(tl.multiple_of(x_offset, (1, X_VECTOR)), (1, X_VECTOR))
@@ -206,18 +203,6 @@ def load_band(
     return tl.load(base + offset, mask=mask_tap, other=0.0)
 
 
-@triton.jit
-def load_row(
-    base, offset, depth_offset, h0, dh, stride_xh, h_in, inside_w, live,
-    RANK: tl.constexpr, X_VECTOR: tl.constexpr,
-):  # fmt: skip
-    """One input row of each m, `dh` rows below its first: [BLOCK_M, BLOCK_K], zero outside the image."""
-    base += aligned(depth_offset + dh * stride_xh, X_VECTOR)
-    if RANK >= 2:
-        live = live & (h0 + dh >= 0) & (h0 + dh < h_in)
-    return tl.load(base + offset, mask=inside_w & live[:, None], other=0.0)
-
-
 @dataclass(frozen=True)
 class DepthwiseBandedTile(Tile):
     """BLOCK_M blocks of ROWS output rows by BLOCK_T output columns, each from BLOCK_K input columns of its rows.
@@ -271,12 +256,6 @@ class DepthwiseBandedTile(Tile):
         return None
 
 
-def columns_read(problem: Problem, block_t: int) -> int:
-    """Input columns that `block_t` outputs of a row read, from an aligned one on."""
-    g = problem.geometry
-    return (block_t - 1) * g.stride[2] + g.extent[2] + _left(problem) - g.pad_before[2]
-
-
 def image_group(problem: Problem, tile: DepthwiseBandedTile) -> int:
     """How many images share the blocks of a tile: the power of two that leaves the fewest of them empty."""
     g = problem.geometry
@@ -290,16 +269,6 @@ def tile_count(problem: Problem, tile: DepthwiseBandedTile) -> int:
     g = problem.geometry
     blocks = g.out_size[0] * cdiv(g.out_size[1], tile.ROWS) * cdiv(g.out_size[2], tile.BLOCK_T)
     return cdiv(image_group(problem, tile) * blocks, tile.BLOCK_M)
-
-
-def _vector(problem: Problem) -> int:
-    return problem.x_run(16 // problem.itemsize)
-
-
-def _left(problem: Problem) -> int:
-    """Columns before a block's own at which its input begins: the padding, up to a whole vector."""
-    vector = _vector(problem)
-    return cdiv(problem.geometry.pad_before[2], vector) * vector
 
 
 def _rows(problem: Problem, tile: DepthwiseBandedTile) -> dict[str, int]:
@@ -334,9 +303,9 @@ def _arguments(problem: Problem, tile: DepthwiseBandedTile) -> dict[str, object]
             images=images,
             c_out=g.c_out,
             MULTIPLIER=g.c_out_group,
-            X_VECTOR=_vector(problem),
+            X_VECTOR=run_read(problem),
             Y_VECTOR=problem.y_run(16 // problem.itemsize),
-            LEFT=_left(problem),
+            LEFT=columns_left(problem),
         )
         | _rows(problem, tile)
     )

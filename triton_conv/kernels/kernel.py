@@ -179,6 +179,23 @@ def deform_arguments(problem: DeformProblem) -> dict[str, object]:
     return arguments
 
 
+def run_read(problem: Problem) -> int:
+    """Input pixels that a banded kernel reads at once."""
+    return problem.x_run(16 // problem.itemsize)
+
+
+def columns_left(problem: Problem) -> int:
+    """Columns before a block's own at which its input begins: the padding, up to a whole vector."""
+    vector = run_read(problem)
+    return cdiv(problem.geometry.pad_before[2], vector) * vector
+
+
+def columns_read(problem: Problem, block_t: int) -> int:
+    """Input columns that `block_t` outputs of a row read, from an aligned one on."""
+    g = problem.geometry
+    return (block_t - 1) * g.stride[2] + g.extent[2] + columns_left(problem) - g.pad_before[2]
+
+
 def dot_shared_bytes(block_m: int, block_n: int, block_k: int, stages: int, itemsize: int) -> int:
     """An upper bound of what a pipelined product takes: one pair of operand buffers a stage, and barriers.
 

@@ -1,0 +1,249 @@
+"""Weight gradient of a depthwise convolution by banded matrices, rank 1 to 3, for contiguous pixels (NCHW)."""
+
+# Tuples grow in device code, which has no types of Python's.
+# mypy: disable-error-code="assignment, misc, var-annotated"
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import triton
+import triton.language as tl
+
+from ..problem import Problem, WeightGradientProblem
+from .common import aligned, dot, inside_row, load_row, tile_pixels, wide
+from .kernel import Kernel, Tile, cdiv, columns_left, columns_read, geometry_arguments, run_read
+
+
+@triton.jit
+def depthwise_banded_weight_gradient_kernel(
+    x_ptr, dy_ptr, dw_ptr,
+    batch, c_out, d_in, h_in, w_in, d_out, h_out, w_out,
+    stride_xn, stride_xc, stride_xd, stride_xh,
+    stride_yn, stride_yc, stride_yd, stride_yh, stride_yw,
+    RANK: tl.constexpr, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    STRIDE_D: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
+    PAD_D: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+    DIL_D: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
+    PRECISION: tl.constexpr, ACC_DTYPE: tl.constexpr, INDEX_INT64: tl.constexpr,
+    X_VECTOR: tl.constexpr, Y_VECTOR: tl.constexpr, LEFT: tl.constexpr, COLUMNS: tl.constexpr,
+    NEXT_A: tl.constexpr, NEXT_R: tl.constexpr, HEIGHT: tl.constexpr, DEPTH: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """dw[split, c, r, s] = sum_t sums_r[j(s, t), t], sums_r[j, t] = sum over the split's m of x_r[m, j] dy[m, t].
+
+    One channel c at a time. m runs over (image, output depth, output row, block of BLOCK_T columns): one row of ROWS at
+    a time of BLOCK_M blocks of rows and columns. dy has the block's columns t; x_r is the input row that filter row r
+    meets there, BLOCK_K columns of it from an aligned one on, LEFT before the block's own. Its tap s meets column t at
+    j(s, t) = t STRIDE_W + s DIL_W + LEFT - PAD_W. The sums for other (j, t) are thrown away: cheap on tensor cores,
+    while each tensor is read once for all taps. Partial sums of float32, added up by the caller in a fixed order.
+
+    Grid: one axis of SPLITS x c_out x groups of filter rows (DEPTH planes of HEIGHT rows each), groups fastest: they
+    read the same rows from L2. A product of input row a STRIDE_H + r DIL_H serves all (a, r) where that is the same:
+    (a, r) and (a + NEXT_A, r - NEXT_R).
+
+    Banded (Toeplitz) products for convolution: Ku et al., StripedHyena 2, arXiv:2503.01868, there in one dimension.
+    """
+    ROW_GROUPS: tl.constexpr = (KH + HEIGHT - 1) // HEIGHT
+    GROUPS: tl.constexpr = KD // DEPTH * ROW_GROUPS
+    row_blocks = tl.cdiv(h_out, ROWS)
+    column_blocks = tl.cdiv(w_out, BLOCK_T)
+    pid = tl.program_id(0)
+    group = pid % GROUPS
+    c = pid // GROUPS % c_out
+    split = pid // GROUPS // c_out
+    kd_first = group // ROW_GROUPS * DEPTH
+    r_first = group % ROW_GROUPS * HEIGHT
+    if INDEX_INT64:
+        stride_xd, stride_xh = wide(stride_xd), wide(stride_xh)
+        stride_yh, stride_yw = wide(stride_yh), wide(stride_yw)
+    offs_j = tl.arange(0, BLOCK_K)
+    offs_t = tl.arange(0, BLOCK_T)
+    # Of BLOCK_K columns no more than these meet an output.
+    read = (offs_j // X_VECTOR < (COLUMNS + X_VECTOR - 1) // X_VECTOR)[None, :]
+    x_channel = x_ptr + aligned(c * wide(stride_xc), X_VECTOR)
+    y_channel = dy_ptr + aligned(c * wide(stride_yc), Y_VECTOR)
+
+    sums = ()
+    for _r in tl.static_range(DEPTH * HEIGHT):
+        sums += (tl.zeros((BLOCK_K, BLOCK_T), dtype=ACC_DTYPE),)
+    blocks = tl.cdiv(tl.cast(batch, tl.int64) * d_out * row_blocks * column_blocks, SPLITS * BLOCK_M).to(tl.int32)
+    for step in range(tl.maximum(blocks, 1)):
+        first, image, d_o, h_o, w_o, live = tile_pixels(
+            split * blocks + step, batch, d_out, row_blocks, column_blocks, RANK, INDEX_INT64, BLOCK_M
+        )
+        h_o *= ROWS
+        w_o *= BLOCK_T
+        d0 = d_o * STRIDE_D - PAD_D + kd_first * DIL_D
+        h0 = h_o * STRIDE_H - PAD_H + r_first * DIL_H
+
+        x_inside = read & inside_row(w_o * STRIDE_W, offs_j, w_in, LEFT, X_VECTOR)  # [BLOCK_M, BLOCK_K]
+        x_offset = image * stride_xn + d0 * stride_xd + h0 * stride_xh + w_o * STRIDE_W - LEFT
+        x_offset = x_offset[:, None] + offs_j[None, :]
+        x_offset = tl.max_contiguous(tl.multiple_of(x_offset, (1, X_VECTOR)), (1, X_VECTOR))
+        x_base = x_channel + aligned(first * stride_xn, X_VECTOR)
+
+        y_inside = (w_o // Y_VECTOR)[:, None] + (offs_t // Y_VECTOR)[None, :] < w_out // Y_VECTOR
+        y_offset = image * stride_yn + d_o * stride_yd + h_o * stride_yh + w_o * stride_yw
+        y_offset = y_offset[:, None] + (offs_t * stride_yw)[None, :]
+        y_offset = tl.max_contiguous(tl.multiple_of(y_offset, (1, Y_VECTOR)), (1, Y_VECTOR))
+        y_base = y_channel + aligned(first * stride_yn, Y_VECTOR)
+        dy_rows = ()
+        for a in tl.static_range(ROWS):
+            y_row = y_base + aligned(a * stride_yh, Y_VECTOR)
+            dy_rows += (tl.load(y_row + y_offset, mask=y_inside & (live & (h_o + a < h_out))[:, None], other=0.0),)
+
+        for kd in tl.static_range(DEPTH):
+            live_d = live
+            if RANK >= 3:
+                live_d = live & (d0 + kd * DIL_D >= 0) & (d0 + kd * DIL_D < d_in)
+            for a in tl.static_range(ROWS):
+                for r in tl.static_range(HEIGHT):
+                    if a < NEXT_A or r + NEXT_R >= HEIGHT:
+                        x_row = load_row(
+                            x_base, x_offset, kd * DIL_D * stride_xd, h0, a * STRIDE_H + r * DIL_H, stride_xh, h_in,
+                            x_inside, live_d, RANK, X_VECTOR,
+                        )  # fmt: skip
+                        added = ()
+                        for q in tl.static_range(DEPTH * HEIGHT):
+                            # Filter row r - n NEXT_R of this depth, for output row a + n NEXT_A.
+                            if (
+                                q // HEIGHT == kd
+                                and r >= q % HEIGHT
+                                and (r - q % HEIGHT) % NEXT_R == 0
+                                and a + (r - q % HEIGHT) // NEXT_R * NEXT_A < ROWS
+                            ):
+                                dy_row = dy_rows[a + (r - q % HEIGHT) // NEXT_R * NEXT_A]
+                                added += (dot(tl.trans(x_row), dy_row, sums[q], PRECISION),)
+                            else:
+                                added += (sums[q],)
+                        sums = added
+
+    offs_s = tl.arange(0, BLOCK_S)
+    diagonal = offs_s[:, None] * DIL_W + offs_t[None, :] * STRIDE_W + (LEFT - PAD_W)
+    diagonal = tl.minimum(diagonal, BLOCK_K - 1)  # [BLOCK_S, BLOCK_T]
+    for q in tl.static_range(DEPTH * HEIGHT):
+        total = tl.sum(tl.gather(sums[q], diagonal, axis=0), axis=1)
+        r = r_first + q % HEIGHT
+        row = ((tl.cast(split, tl.int64) * c_out + c) * KD + kd_first + q // HEIGHT) * KH + r
+        tl.store(dw_ptr + row * KW + offs_s, total, mask=(offs_s < KW) & (r < KH))
+
+
+@dataclass(frozen=True)
+class DepthwiseBandedWeightGradientTile(Tile):
+    """BLOCK_M blocks of ROWS output rows by BLOCK_T output columns a step, each with BLOCK_K input columns of its rows.
+
+    Blocks are counted over (image, depth, row, column). A program sums FILTER_ROWS rows of the filter: some of one
+    depth, or all rows of a few depths. SPLITS partial sums.
+    """
+
+    whole: ClassVar[frozenset[str]] = frozenset({"num_stages", "FILTER_ROWS"})
+
+    BLOCK_M: int = 64
+    BLOCK_T: int = 32
+    BLOCK_K: int = 64
+    ROWS: int = 4
+    FILTER_ROWS: int = 1
+    SPLITS: int = 1
+
+    def shared_bytes(self, problem: Problem) -> int:
+        rows = self.rows_read(problem) * self.BLOCK_K + self.ROWS * self.BLOCK_T
+        # The sums pass through the same memory at the end, to be read along diagonals.
+        sums = (self.BLOCK_K + 4) * (self.BLOCK_T + 4) * problem.accumulator_bytes
+        return max(rows * self.BLOCK_M * problem.itemsize * self.num_stages, sums) + 2048
+
+    def accumulator_values(self) -> int:
+        return self.FILTER_ROWS * self.BLOCK_K * self.BLOCK_T
+
+    def rows_read(self, problem: Problem) -> int:
+        """Input rows that a step reads."""
+        rows = _filter_rows(problem, self)
+        next_a, next_r = _next(problem)
+        pairs = ((a, r) for a in range(self.ROWS) for r in range(rows["HEIGHT"]))
+        return rows["DEPTH"] * sum(a < next_a or r + next_r >= rows["HEIGHT"] for a, r in pairs)
+
+    def mismatch(self, problem: Problem) -> str | None:
+        depth, height, _ = problem.geometry.kernel
+        if min(self.BLOCK_M, self.BLOCK_T, self.BLOCK_K) < 16:
+            return "a product takes at least 16 of each dimension"
+        if (need := columns_read(problem, self.BLOCK_T)) > self.BLOCK_K:
+            return f"{self.BLOCK_T} outputs of a row read {need} columns, more than {self.BLOCK_K}"
+        planes, rest = divmod(self.FILTER_ROWS, height)
+        if planes > 0 and (depth % planes or (planes > 1 and rest)):
+            return f"{self.FILTER_ROWS} rows are no whole part of a filter of {depth} x {height} rows"
+        if (products := self.FILTER_ROWS * self.ROWS) > 64:
+            return f"{products} products are too many to unroll"
+        return None
+
+
+def _filter_rows(problem: Problem, tile: DepthwiseBandedWeightGradientTile) -> dict[str, int]:
+    """The filter rows of a program: DEPTH planes of HEIGHT rows each."""
+    height = problem.geometry.kernel[1]
+    return dict(HEIGHT=min(tile.FILTER_ROWS, height), DEPTH=max(tile.FILTER_ROWS // height, 1))
+
+
+def _next(problem: Problem) -> tuple[int, int]:
+    """Output rows forward and filter rows back, after which the same input row comes again."""
+    stride, dilation = problem.geometry.stride[1], problem.geometry.dilation[1]
+    common = math.gcd(stride, dilation)
+    return dilation // common, stride // common
+
+
+def _grid(problem: Problem, tile: DepthwiseBandedWeightGradientTile) -> int:
+    g = problem.geometry
+    rows = _filter_rows(problem, tile)
+    return g.kernel[0] // rows["DEPTH"] * cdiv(g.kernel[1], rows["HEIGHT"]) * g.c_out * tile.SPLITS
+
+
+def _arguments(problem: Problem, tile: DepthwiseBandedWeightGradientTile) -> dict[str, object]:
+    g = problem.geometry
+    blocks = g.out_size[0] * cdiv(g.out_size[1], tile.ROWS) * cdiv(g.out_size[2], tile.BLOCK_T)
+    next_a, next_r = _next(problem)
+    return (
+        # As many pixels as lie in as many images as the blocks of a step do.
+        geometry_arguments(problem, cdiv(tile.BLOCK_M, blocks) * g.out_pixels)
+        | tile.sizes()
+        | dict(
+            c_out=g.c_out,
+            X_VECTOR=run_read(problem),
+            Y_VECTOR=problem.y_run(16 // problem.itemsize),
+            LEFT=columns_left(problem),
+            COLUMNS=columns_read(problem, tile.BLOCK_T),
+            NEXT_A=next_a,
+            NEXT_R=next_r,
+            BLOCK_S=1 << (g.kernel[2] - 1).bit_length(),
+        )
+        | _filter_rows(problem, tile)
+    )
+
+
+def _unsuited(problem: Problem) -> str | None:
+    if not isinstance(problem, WeightGradientProblem):
+        return "it is no weight gradient"
+    g = problem.geometry
+    if g.c_in_group != 1 or g.c_out_group != 1:
+        return f"a group has {g.c_in_group} input and {g.c_out_group} output channels, not one each"
+    if g.padding_mode != "zeros":
+        return f"its border is {g.padding_mode}, not zero"
+    if problem.x_strides[4] != 1:
+        return "neighbouring pixels are not contiguous"
+    if problem.dtype == torch.float64 or (problem.dtype == torch.float32 and problem.precision == "ieee"):
+        return "tensor cores have no exact products of its dtype"
+    return None
+
+
+KERNEL = Kernel(
+    name="depthwise_banded_weight_gradient",
+    function=depthwise_banded_weight_gradient_kernel,
+    tile_type=DepthwiseBandedWeightGradientTile,
+    grid=_grid,
+    arguments=_arguments,
+    unsuited=_unsuited,
+    safe_tile=DepthwiseBandedWeightGradientTile(
+        num_warps=4, num_stages=1, BLOCK_M=32, BLOCK_T=16, BLOCK_K=64, ROWS=1, FILTER_ROWS=1
+    ),
+    pointers=("x_ptr", "dy_ptr", "dw_ptr"),
+)
