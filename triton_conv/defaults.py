@@ -290,16 +290,19 @@ def deformable(problem: DeformProblem, target: Target) -> DeformableTile:
     )
 
 
-def _splits(programs: int, block: int, problem: WeightGradientProblem, target: Target) -> int:
-    """Partial sums: enough programs for two to a multiprocessor, each with at least eight steps to add up, and all of
-    them together no more than a tenth of the bytes that the gradient reads.
+def _most_splits(wanted: int, block: int, problem: WeightGradientProblem) -> int:
+    """Partial sums: as many as wanted, each with at least eight steps to add up, and all of them together no more than
+    a tenth of the bytes that the gradient reads.
     """
     g = problem.geometry
-    wanted = cdiv(2 * target.sms, max(programs, 1))
     reads = problem.itemsize * (g.batch * g.c_in * g.in_pixels + g.M * g.c_out)
     partial = problem.accumulator_bytes * max(math.prod(problem.result_shape), 1)
-    most = min(wanted, g.M // (8 * block), reads // (10 * partial), 1024)
-    return 1 << max(most, 1).bit_length() - 1
+    return max(min(wanted, g.M // (8 * block), reads // (10 * partial), 1024), 1)
+
+
+def _splits(programs: int, block: int, problem: WeightGradientProblem, target: Target) -> int:
+    """Partial sums, a power of two: enough programs for two to a multiprocessor, if there is work for them."""
+    return 1 << _most_splits(cdiv(2 * target.sms, max(programs, 1)), block, problem).bit_length() - 1
 
 
 def weight_gradient(problem: WeightGradientProblem, target: Target) -> WeightGradientTile:
@@ -377,30 +380,41 @@ def depthwise_weight_gradient(problem: WeightGradientProblem, target: Target) ->
 
 
 def depthwise_patch_weight_gradient(problem: WeightGradientProblem, target: Target) -> DepthwisePatchWeightGradientTile:
-    """A cache line of channels, and as many a thread as leave all filter rows' sums in about 100 registers: 8 at 3 x 3,
-    4 at 5 x 5 and 3 x 3 x 3, 2 at 7 x 7. Of larger filters rows lie side by side, or are left to further programs.
+    """A cache line of channels, or half of one where that leaves fewer idle, and all filter rows in one thread if its
+    sums are 112 registers of 8 or 4 channels: 3 x 3, 5 x 5, 3 x 3 x 3. Rows of larger filters lie side by side, and
+    patches are wider. Counted for sm_90 in bfloat16: 20 instructions an output for 3 x 3, 47 for 5 x 5, 95 for 7 x 7.
     """
-    g, line = problem.geometry, 128 // problem.itemsize
+    g, line, registers = problem.geometry, 128 // problem.itemsize, problem.accumulator_bytes // 4
     rows, taps = g.kernel[0] * g.kernel[1], g.kernel[2]
-    sums = 112 * 4 // problem.accumulator_bytes
     block_c = min((line, line // 2), key=lambda block: (cdiv(g.c_out, block) * block, -block))
-    vector = 16 // problem.itemsize
-    while vector > 1 and vector * rows * taps > sums:
-        vector //= 2
-    rows = max(min(rows, sums // (vector * taps)), 1)
-    cols = 8 if g.stride[2] == 1 and taps <= 9 else 4
-    if cols == 8 and rows > 1 and cdiv(g.out_size[2], 7) * 7 < cdiv(g.out_size[2], 8) * 8:
-        cols = 7
-    block_p = max(_THREADS * vector // block_c, 1)
-    programs = cdiv(g.kernel[0] * g.kernel[1], rows) * cdiv(g.c_out, block_c)
+    vector, lanes, widest = 16 // problem.itemsize, 1, 8
+    if min(vector, 4) * rows * taps * registers <= 112:
+        vector = vector if vector * rows * taps * registers <= 112 else min(vector, 4)
+        held = rows
+    else:
+        while vector > 1 and vector * taps * registers > 112:
+            vector //= 2
+        held = min(max(64 // (vector * taps * registers), 1), rows)
+        if rows > held:
+            # The fewest rows past the filter's last, and of those the most threads that share a patch.
+            lanes = min((8, 4, 2), key=lambda count: (cdiv(rows, held * count) * held * count, -count))
+        widest = 14 if taps < 10 else 8
+    # Columns past the image's last cost as much as others, and each patch reads a filter's width beyond its own.
+    widths = (4,) if g.stride[2] > 1 else (4, 7, 8, 14)
+    cols = min(
+        (width for width in widths if width <= widest),
+        key=lambda width: cdiv(g.out_size[2], width) * (width * (taps + 2) + 2 * taps),
+    )
+    block_p = max(_THREADS * vector // block_c, lanes)
+    programs = cdiv(rows, held * lanes) * cdiv(g.c_out, block_c)
     return DepthwisePatchWeightGradientTile(
-        ROWS=rows,
+        ROWS=held,
         COLS=cols,
-        LANES=1,
+        LANES=lanes,
         BLOCK_P=block_p,
         BLOCK_C=block_c,
-        # Twice as many programs as other weight gradients have: these keep sums of many taps, and wait for loads.
-        SPLITS=_splits(cdiv(programs, 2), block_p * cols, problem, target),
+        # What is resident at once, by registers, and no program more: all take equally long.
+        SPLITS=_most_splits((3 if lanes > 1 else 2) * target.sms // programs, block_p // lanes * cols, problem),
         num_warps=warps(target, _THREADS),
         # Rows that patches share come from L1, which pipelined loads bypass.
         num_stages=1,

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from ..defaults import default_tile
 from ..kernels import KERNELS, Tile
 from ..kernels.depthwise_banded import DepthwiseBandedTile
-from ..kernels.kernel import columns_read
+from ..kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradientTile
+from ..kernels.kernel import cdiv, columns_read
 from ..problem import Problem
 from ..target import Target
 
@@ -77,14 +78,14 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "num_warps": (2, 4, 8),
         "num_stages": (1,),
     },
-    # ROWS and LANES that cover 3, 5 and 7 filter rows with little or nothing left over.
+    # ROWS times LANES cover 3, 5 and 7 filter rows with little left over; SPLITS fill 132 multiprocessors evenly.
     "depthwise_patch_weight_gradient": {
-        "ROWS": (1, 2, 3, 4, 5, 7, 9),
+        "ROWS": (1, 2, 3, 5, 7, 9),
         "COLS": (4, 7, 8, 14),
-        "LANES": (1, 2, 4, 8),
-        "BLOCK_P": (4, 8, 16, 32),
+        "LANES": (1, 4, 8),
+        "BLOCK_P": (4, 8, 16),
         "BLOCK_C": (32, 64),
-        "SPLITS": (64, 128, 256),
+        "SPLITS": (44, 88, 132),
         "num_warps": (4,),
         "num_stages": (1,),
     },
@@ -139,6 +140,15 @@ def _worthwhile(tile: Tile, problem: Problem) -> bool:
         widths |= {"ROWS": g.out_size[1], "STEPS": max(g.batch, 1), "BLOCK_M": g.M}
     if "COLS" in sizes:
         widths |= {"ROWS": g.out_size[1], "COLS": g.out_size[2]}
+    if isinstance(tile, DepthwisePatchWeightGradientTile):
+        rows, held = g.kernel[0] * g.kernel[1], tile.ROWS * tile.LANES
+        # Few rows past the filter's last; of one lane, rows in several programs would share nothing but L2. A thread
+        # reads no single channel.
+        if 5 * cdiv(rows, held) * held > 6 * rows or (tile.LANES == 1 and rows > tile.ROWS):
+            return False
+        widths["ROWS"] = rows
+        if 64 * tile.num_warps > tile.BLOCK_P * tile.BLOCK_C:
+            return False
     return all(int(str(sizes[name])) < 2 * width for name, width in widths.items() if name in sizes)
 
 

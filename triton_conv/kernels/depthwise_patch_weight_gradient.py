@@ -13,7 +13,7 @@ import triton.language as tl
 
 from ..problem import Problem, WeightGradientProblem
 from ..target import Target
-from .common import below, is_read, tap_at, tile_pixels, wide, widen, within
+from .common import below, is_read, tap_at, tile_pixels, widen, within
 from .kernel import Kernel, Tile, cdiv, geometry_arguments
 
 # Taps of a filter row, each a sum for every channel of a thread: with two channels, sums and one window of gradients
@@ -25,13 +25,14 @@ _WIDEST = 32
 def depthwise_patch_weight_gradient_kernel(
     x_ptr, dy_ptr, dw_ptr,
     batch, c_out, d_in, h_in, w_in, d_out, h_out, w_out,
-    stride_xn, stride_xd, stride_xh, stride_xw,
-    stride_yn, stride_yc, stride_yd, stride_yh, stride_yw,
+    stride_xn, stride_xd, stride_xh,
+    stride_yn, stride_yc, stride_yd, stride_yh,
     RANK: tl.constexpr, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     STRIDE_D: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_D: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DIL_D: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
     ACC_DTYPE: tl.constexpr, INDEX_INT64: tl.constexpr, X_VECTOR: tl.constexpr, Y_VECTOR: tl.constexpr,
+    STRIDE_XW: tl.constexpr, STRIDE_YW: tl.constexpr,
     SPLITS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, LANES: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -63,8 +64,6 @@ def depthwise_patch_weight_gradient_kernel(
     row0 = (group * LANES + tl.arange(0, BLOCK_P) % LANES) * ROWS
     if INDEX_INT64:
         offs_c, row0 = offs_c.to(tl.int64), row0.to(tl.int64)
-        # A column's offset is a product of scalars.
-        stride_xw, stride_yw = wide(stride_xw), wide(stride_yw)
     mask_c = below(offs_c, c_out - c_first, X_VECTOR)
     channel_out = offs_c * stride_yc
     x_channel = x_ptr + c_first
@@ -85,19 +84,20 @@ def depthwise_patch_weight_gradient_kernel(
                 split * blocks + step, batch, d_out, patches_w, h_out, RANK, INDEX_INT64, PATCHES, LANES
             )
         w_o *= COLS
-        y_corner = image * stride_yn + d_o * stride_yd + h_o * stride_yh + w_o * stride_yw
-        y_base = y_channel + first * stride_yn
+        y_corner = image * stride_yn + d_o * stride_yd + h_o * stride_yh + w_o * STRIDE_YW
+        y_corner = tl.multiple_of(y_corner, Y_VECTOR)[:, None] + channel_out[None, :]
+        y_patch = y_channel + first * stride_yn + y_corner  # [BLOCK_P, BLOCK_C]
+        # Columns that a patch has left: all that masks one, in a single comparison with a constant.
+        inside = tl.where(mask_p[:, None] & mask_c[None, :], (w_out - w_o)[:, None], 0)
         gradients = ()
         for j in tl.static_range(COLS):
-            pixel = tl.multiple_of(y_corner + j * stride_yw, Y_VECTOR)
-            mask = (mask_p & (w_o + j < w_out))[:, None] & mask_c[None, :]
-            dy_tile = tl.load(y_base + (pixel[:, None] + channel_out[None, :]), mask=mask, other=0.0)
+            dy_tile = tl.load(y_patch + j * STRIDE_YW, mask=j < inside, other=0.0)
             gradients += (widen(dy_tile, ACC_DTYPE),)  # [BLOCK_P, BLOCK_C]
 
         d0 = d_o * STRIDE_D - PAD_D
         h0 = h_o * STRIDE_H - PAD_H
         w0 = w_o * STRIDE_W - PAD_W
-        x_corner = image * stride_xn + w0 * stride_xw
+        x_corner = image * stride_xn + w0 * STRIDE_XW
         x_base = x_channel + first * stride_xn
         for i in tl.static_range(ROWS):
             row = row0 + i
@@ -113,11 +113,14 @@ def depthwise_patch_weight_gradient_kernel(
                 d = d0 + row // KH * DIL_D
                 mask_row = mask_row & within(d, d_in)
                 x_row += d * stride_xd
+            x_patch = x_base + (tl.multiple_of(x_row, X_VECTOR)[:, None] + offs_c[None, :])
+            inside = tl.where(mask_row[:, None] & mask_c[None, :], (w_in - w0)[:, None], 0)
             for k in tl.static_range((COLS - 1) * STRIDE_W + (KW - 1) * DIL_W + 1):
                 if is_read(k, COLS, STRIDE_W, DIL_W, KW):
-                    pixel = tl.multiple_of(x_row + k * stride_xw, X_VECTOR)
-                    mask = (mask_row & within(w0 + k, w_in))[:, None] & mask_c[None, :]
-                    x_tile = tl.load(x_base + (pixel[:, None] + offs_c[None, :]), mask=mask, other=0.0)
+                    mask = k < inside
+                    if k < PAD_W:
+                        mask = mask & (w0 >= -k)[:, None]
+                    x_tile = tl.load(x_patch + k * STRIDE_XW, mask=mask, other=0.0)
                     acc = accumulate_position(
                         acc, gradients, widen(x_tile, ACC_DTYPE), i, k, STRIDE_W, DIL_W, KW, COLS, ROWS
                     )
@@ -210,6 +213,8 @@ def _arguments(problem: Problem, tile: DepthwisePatchWeightGradientTile) -> dict
             c_out=g.c_out,
             X_VECTOR=problem.x_vector(g.c_out, tile.BLOCK_C),
             Y_VECTOR=problem.y_vector(g.c_out, tile.BLOCK_C),
+            STRIDE_XW=problem.x_strides[4],
+            STRIDE_YW=problem.y_strides[4],
         )
     )
 
