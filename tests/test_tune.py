@@ -32,11 +32,11 @@ def home(tmp_path, monkeypatch):
     ops.forget_plans()
 
 
-def run(*selected, seconds=6.0, timer=None):
+def run(*selected, seconds=6.0, timer=None, journal=None):
     lines = []
     outcomes = tuning.tune(
         selected, seconds=seconds, device=CPU, timer=timer or RehearsalTimer(), folder=configs.user_folder(),
-        report=lines.append,
+        journal=journal, report=lines.append,
     )  # fmt: skip
     return outcomes, lines
 
