@@ -12,7 +12,7 @@ from ..problem import Problem
 from ..target import Target
 from .space import candidates, neighbours
 
-_OPENING, _LIKELY, _ROUND, _LEADERS = 40, 20, 32, 3
+_OPENING, _GLANCE, _ROUND, _LEADERS = 40, 4, 32, 3
 # Microseconds for loads to come back from L2 or beyond, and bytes a microsecond that L2 gives one multiprocessor
 # and memory all of them.
 _LATENCY, _L2_RATE, _MEMORY_RATE = 0.7, 40e3, 3e6
@@ -51,31 +51,33 @@ class Search:
 
     def round(self) -> list[Candidate]:
         """The next candidates to try; empty when none is left."""
-        found = self._neighbours() if self.times else self._opening()
+        seen = {candidate.kernel for candidate in self._given}
+        new = [name for name in self._spaces if name not in seen]
         # Whatever earlier runs tried, the winner is compared with today's default.
-        untried = [default for default in self.defaults if default not in self._given | set(found)]
-        found = untried + found
+        found = [default for default in self.defaults if default not in self._given]
+        for name in new:
+            # The preferred form's in earnest; of the others enough to see whether they are as fast.
+            found += self._opening(name, _OPENING if name == self.defaults[0].kernel else _GLANCE, set(found))
+        found += [candidate for candidate in self._neighbours() if candidate not in found]
         if len(found) < _ROUND // 4:
-            found += self._spread(_ROUND - len(found), set(found) | self._given)
+            for name in self._spaces:
+                found += self._spread(name, _ROUND // len(self._spaces), set(found))
         self._given |= set(found)
         return found
 
-    def _opening(self) -> list[Candidate]:
+    def _opening(self, name: str, count: int, known: set[Candidate]) -> list[Candidate]:
+        """The likely ones by count of work, if that can be counted, and as many from everywhere."""
         likely = []
-        for name, tiles in self._spaces.items():
-            if (cost := _cost(name, self._problem, self._target)) is not None:
-                likely += [Candidate(name, tile) for tile in sorted(tiles, key=cost)[:_LIKELY]]
-        first = [candidate for candidate in dict.fromkeys(self.defaults + likely) if candidate not in self._given]
-        return first + self._spread(_OPENING - len(likely), set(first) | self._given)
+        if (cost := _cost(name, self._problem, self._target)) is not None:
+            ranked = sorted(self._spaces[name], key=cost)[: count // 2]
+            likely = [candidate for tile in ranked if (candidate := Candidate(name, tile)) not in known]
+        return likely + self._spread(name, count - len(likely), known | set(likely))
 
-    def _spread(self, count: int, known: set[Candidate]) -> list[Candidate]:
-        """Evenly from every form's candidates in the order of their distance from the default."""
-        found = []
-        for name, tiles in self._spaces.items():
-            left = [candidate for tile in tiles if (candidate := Candidate(name, tile)) not in known]
-            step = max(1, math.ceil(len(left) / max(1, count // len(self._spaces))))
-            found += left[::step]
-        return found
+    def _spread(self, name: str, count: int, known: set[Candidate]) -> list[Candidate]:
+        """Evenly from a form's candidates in the order of their distance from the default."""
+        known = known | self._given
+        left = [candidate for tile in self._spaces[name] if (candidate := Candidate(name, tile)) not in known]
+        return left[:: max(1, math.ceil(len(left) / max(1, count)))]
 
     def _neighbours(self) -> list[Candidate]:
         found: dict[Candidate, None] = {}
