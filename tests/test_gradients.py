@@ -121,7 +121,7 @@ def test_smoke(case):
     ours = derivatives(getattr(tc, case.function), operands, case.arguments, second=False)
     # The input gradient of a depthwise layer of stride 1 is depthwise too.
     assert sum(launches[kernel] for kernel in case.kernels) >= (2 if case.kernels == DEPTHWISE_FORMS else 1)
-    assert launches["weight_gradient"] + launches["depthwise_weight_gradient"] == 1
+    assert sum(count for name, count in launches.items() if name.endswith("weight_gradient")) == 1
     compare(ours, derivatives(getattr(F, case.function), operands, case.arguments, second=False), 1e-12)
 
 
