@@ -25,12 +25,26 @@ LAYERS = {
     "grouped": (GENERAL, (2, 66, 4, 5), (6, 33, 2, 2), {"padding": 1, "groups": 2}),
     "reflect": (GENERAL, (2, 5, 4, 5), (3, 5, 3, 2), {"padding": 2, "padding_mode": "reflect"}),
     "packed1d": (PACKED, (2, 21, 13), (14, 3, 5), {"padding": 2, "groups": 7, "stride": 2}),
-    "packed2d": (PACKED, (3, 20, 5, 7), (10, 4, 3, 2), {"padding": 1, "groups": 5, "stride": (2, 1), "dilation": (1, 2)}),
+    "packed2d": (
+        PACKED,
+        (3, 20, 5, 7),
+        (10, 4, 3, 2),
+        {"padding": 1, "groups": 5, "stride": (2, 1), "dilation": (1, 2)},
+    ),
     "packed3d": (PACKED, (2, 6, 4, 3, 5), (12, 2, 2, 3, 2), {"padding": (1, 0, 1), "groups": 3, "stride": (2, 1, 1)}),
     # More groups than a slab holds, and the last slab not full; a dilation that shares a factor with the stride.
-    "packed-slabs": (PACKED, (1, 74, 7, 6), (37, 2, 3, 5), {"padding": 2, "groups": 37, "stride": (4, 2), "dilation": (2, 1)}),
-    "packed-circular": (PACKED, (2, 12, 4, 5), (12, 3, 3, 3), {"padding": ((2, 1), (0, 3)), "groups": 4,
-                                                              "padding_mode": "circular", "stride": (2, 1)}),
+    "packed-slabs": (
+        PACKED,
+        (1, 74, 7, 6),
+        (37, 2, 3, 5),
+        {"padding": 2, "groups": 37, "stride": (4, 2), "dilation": (2, 1)},
+    ),
+    "packed-circular": (
+        PACKED,
+        (2, 12, 4, 5),
+        (12, 3, 3, 3),
+        {"padding": ((2, 1), (0, 3)), "groups": 4, "padding_mode": "circular", "stride": (2, 1)},
+    ),
     # Whole rows of outputs see nothing but padding.
     "packed-padding": (PACKED, (2, 6, 3, 3), (4, 3, 2, 2), {"padding": 5, "groups": 2}),
     "depthwise1d": (DIRECT, (3, 5, 13), (5, 1, 4), {"padding": ((3, 0),), "groups": 5}),
@@ -49,7 +63,10 @@ TILES = {
     PACKED: [
         GroupedPackedWeightGradientTile(ROWS=rows, COLS=cols, BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, SPLITS=splits)
         for rows, cols, m, n, k, splits in [
-            (1, 1, 16, 16, 16, 2), (4, 4, 32, 64, 64, 1), (2, 1, 32, 16, 256, 1), (1, 4, 64, 128, 32, 64),
+            (1, 1, 16, 16, 16, 2),
+            (4, 4, 32, 64, 64, 1),
+            (2, 1, 32, 16, 256, 1),
+            (1, 4, 64, 128, 32, 64),
         ]
     ],
     DIRECT: [
