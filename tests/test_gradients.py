@@ -120,7 +120,7 @@ def test_smoke(case):
     operands = [tensors.get(name) for name in ("input", "weight", "bias")]
     ours = derivatives(getattr(tc, case.function), operands, case.arguments, second=False)
     assert launches[case.kernel] >= 1
-    assert launches["weight_gradient"] + launches["depthwise_weight_gradient"] == 1
+    assert sum(count for kernel, count in launches.items() if kernel.endswith("weight_gradient")) == 1
     compare(ours, derivatives(getattr(F, case.function), operands, case.arguments, second=False), 1e-12)
 
 
