@@ -306,7 +306,7 @@ def _splits(programs: int, block: int, problem: WeightGradientProblem, target: T
 
 
 def weight_gradient(problem: WeightGradientProblem, target: Target) -> WeightGradientTile:
-    """64 x 64 sums: both operands are read with pixels along K, a dimension that neither has contiguous in NHWC."""
+    """64 x 64 sums, or 128 x 128: operands are read with pixels along K, which neither has contiguous in NHWC."""
     g, itemsize = problem.geometry, problem.itemsize
     flat = g.taps > 1 and g.c_in_group < 16
     most = 16 if itemsize == 8 else 64
@@ -316,6 +316,14 @@ def weight_gradient(problem: WeightGradientProblem, target: Target) -> WeightGra
         # wgmma takes no fewer than 64 rows.
         block_m = 64
     block_k = 16 if itemsize == 8 else 32
+    threads, stages = _THREADS, 2
+    vector = min(problem.x_vector(g.c_in_group), problem.y_vector(g.c_out_group))
+    if target.arch == "sm_90" and itemsize == 2 and vector * itemsize >= 16 and not flat:
+        # Asynchronous copies, three stages of them: 64 x 64 of 64 pixels takes 103 registers, and 128 x 128 in eight
+        # warps 153, for half the loads a product.
+        block_k, stages = 64, 3
+        if min(g.c_in_group, g.c_out_group) >= 128:
+            block_m, block_n, threads = 128, 128, 2 * _THREADS
     tiles_n = cdiv(g.K, block_n) if flat else cdiv(g.c_in_group, block_n) * g.taps
     return WeightGradientTile(
         BLOCK_M=block_m,
@@ -323,8 +331,8 @@ def weight_gradient(problem: WeightGradientProblem, target: Target) -> WeightGra
         BLOCK_K=block_k,
         FLAT_N=flat,
         SPLITS=_splits(tiles_n * cdiv(g.c_out_group, block_m) * g.groups, block_k, problem, target),
-        num_warps=warps(target, _THREADS),
-        num_stages=2,
+        num_warps=warps(target, threads),
+        num_stages=stages,
     )
 
 

@@ -114,6 +114,48 @@ def tile_pixels(
 
 
 @triton.jit
+def tile_digits(d_size, h_size, w_size, RANK: tl.constexpr, BLOCK_M: tl.constexpr):
+    """BLOCK_M pixels as (images, rest of an image, depths, rows, columns): what `next_tile` moves on by."""
+    size = d_size * h_size * w_size
+    by_h = 0
+    by_d = 0
+    if RANK >= 2:
+        by_h = BLOCK_M // w_size % h_size
+    if RANK >= 3:
+        by_d = BLOCK_M // w_size // h_size % d_size
+    return (BLOCK_M // size, BLOCK_M % size, by_d, by_h, BLOCK_M % w_size)
+
+
+@triton.jit
+def next_tile(digits, first, rest, image, d, h, w, batch, d_size, h_size, w_size, RANK: tl.constexpr):
+    """The pixels of the next tile after those that `tile_pixels` gave; `rest` is the first one's place in its image.
+
+    Counted up, digit by digit, each of which carries at most one: dividing a pixel's number by sizes known at run time
+    takes some twenty instructions a division, for every row of a tile that a thread holds (the packed weight gradient's
+    loop has 407 with them, 238 without).
+    """
+    size = d_size * h_size * w_size
+    rest += digits[1]
+    moved = rest >= size
+    rest = tl.where(moved, rest - size, rest)
+    w += digits[4]
+    carry = w >= w_size
+    w = tl.where(carry, w - w_size, w)
+    if RANK >= 2:
+        h += digits[3] + carry.to(h.dtype)
+        carry = h >= h_size
+        h = tl.where(carry, h - h_size, h)
+    if RANK >= 3:
+        d += digits[2] + carry.to(d.dtype)
+        carry = d >= d_size
+        d = tl.where(carry, d - d_size, d)
+    # Counted from the first image, which moved on itself.
+    image += carry.to(image.dtype) - moved.to(image.dtype)
+    first += digits[0] + moved.to(tl.int64)
+    return first, rest, image, d, h, w, first + image < batch
+
+
+@triton.jit
 def fold(i, size, PADDING_MODE: tl.constexpr):
     """Index map of a border that is not zero: where in the input the element at padded position `i` lies."""
     if PADDING_MODE == "reflect":

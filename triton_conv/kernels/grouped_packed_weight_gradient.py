@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ..problem import INT32_LIMIT, Problem, WeightGradientProblem
-from .common import aligned, dot, load_turned, tap_offset, tile_pixels, wide
+from .common import aligned, dot, load_turned, next_tile, tap_offset, tile_digits, tile_pixels, wide
 from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
 
 
@@ -80,10 +80,13 @@ def grouped_packed_weight_gradient_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC_DTYPE)
     blocks = tl.cdiv(tl.cast(batch, tl.int64) * d_out * rows * w_out, SPLITS * BLOCK_K).to(tl.int32)
-    for step in range(tl.maximum(blocks, 1)):
-        first, image, d_o, row_index, w_o, mask_k = tile_pixels(
-            split * blocks + step, batch, d_out, rows, w_out, RANK, INDEX_INT64, BLOCK_K
-        )
+    block = split * blocks
+    first, image, d_o, row_index, w_o, mask_k = tile_pixels(
+        block, batch, d_out, rows, w_out, RANK, INDEX_INT64, BLOCK_K
+    )
+    rest = (tl.cast(block, tl.int64) * BLOCK_K - first * d_out * rows * w_out).to(w_o.dtype)
+    digits = tile_digits(d_out, rows, w_out, RANK, BLOCK_K)
+    for _ in range(tl.maximum(blocks, 1)):
         v = row_first + row_index
         d0 = d_o * STRIDE_D - PAD_D
         h0 = v - PAD_H
@@ -111,6 +114,9 @@ def grouped_packed_weight_gradient_kernel(
             y_slab + first * stride_yn + (y_offset + channel_m), mask_y, Y_PIXELS_LAST
         )  # [BLOCK_K, BLOCK_M]
         acc = dot(tl.trans(dy_tile), x_tile, acc, PRECISION)
+        first, rest, image, d_o, row_index, w_o, mask_k = next_tile(
+            digits, first, rest, image, d_o, row_index, w_o, batch, d_out, rows, w_out, RANK
+        )
 
     tl.store(dw_row[:, None] + dw_column[None, :], acc, mask=same_group & mask_m[:, None] & mask_n[None, :])
 

@@ -8,7 +8,18 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem, WeightGradientProblem
-from .common import LAST_IS_FASTEST, aligned, below, dot, load_pixels, tap_offset, tile_pixels, wide
+from .common import (
+    LAST_IS_FASTEST,
+    aligned,
+    below,
+    dot,
+    load_pixels,
+    next_tile,
+    tap_offset,
+    tile_digits,
+    tile_pixels,
+    wide,
+)
 from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
 
 
@@ -71,10 +82,11 @@ def weight_gradient_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC_DTYPE)
     blocks = tl.cdiv(tl.cast(batch, tl.int64) * d_out * h_out * w_out, SPLITS * BLOCK_K).to(tl.int32)
-    for step in range(tl.maximum(blocks, 1)):
-        first, image, d_o, h_o, w_o, mask_k = tile_pixels(
-            split * blocks + step, batch, d_out, h_out, w_out, RANK, INDEX_INT64, BLOCK_K
-        )
+    block = split * blocks
+    first, image, d_o, h_o, w_o, mask_k = tile_pixels(block, batch, d_out, h_out, w_out, RANK, INDEX_INT64, BLOCK_K)
+    rest = (tl.cast(block, tl.int64) * BLOCK_K - first * d_out * h_out * w_out).to(w_o.dtype)
+    digits = tile_digits(d_out, h_out, w_out, RANK, BLOCK_K)
+    for _ in range(tl.maximum(blocks, 1)):
         d0 = d_o * STRIDE_D - PAD_D
         h0 = h_o * STRIDE_H - PAD_H
         w0 = w_o * STRIDE_W - PAD_W
@@ -116,6 +128,9 @@ def weight_gradient_kernel(
             y_group + first * stride_yn, y_row, offs_m * stride_yc, mask_k, mask_m, Y_PIXELS_LAST
         )  # [BLOCK_K, BLOCK_M]
         acc = dot(tl.trans(dy_tile), x_tile, acc, PRECISION)
+        first, rest, image, d_o, h_o, w_o, mask_k = next_tile(
+            digits, first, rest, image, d_o, h_o, w_o, batch, d_out, h_out, w_out, RANK
+        )
 
     row = (tl.cast(split, tl.int64) * groups + group) * c_out_group + offs_m
     tl.store(dw_ptr + row[:, None] * (c_in_group * TAPS) + column[None, :], acc, mask=mask_m[:, None] & mask_n[None, :])
