@@ -69,7 +69,9 @@ def short(tile):
     return "-".join(str(value) for value in tile.sizes().values())
 
 
-@pytest.mark.parametrize("layout", [None, channels_last], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize(
+    "layout", [None, pytest.param(channels_last, marks=pytest.mark.slow)], ids=["contiguous", "channels-last"]
+)
 @pytest.mark.parametrize("tile", INPUT_TILES + WEIGHT_TILES, ids=short)
 def test_forced_tiles(tile, layout):
     kernel = next(name for name, kernel in KERNELS.items() if isinstance(tile, kernel.tile_type))

@@ -74,7 +74,7 @@ def check(arguments, names=None, bound=None, grad_output=None):
     return dict(zip(names, ours, strict=True))
 
 
-@pytest.mark.parametrize("mask", [True, False], ids=["v2", "v1"])
+@pytest.mark.parametrize("mask", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["v2", "v1"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("batch", [0, 33])
 def test_torchvision_geometry(batch, dtype, mask, deterministic):
@@ -82,7 +82,9 @@ def test_torchvision_geometry(batch, dtype, mask, deterministic):
     assert len(found) == 4 + mask
 
 
-@pytest.mark.parametrize("layout", [sliced, permuted, expanded, shifted, channels_last])
+@pytest.mark.parametrize(
+    "layout", [channels_last, sliced, *(pytest.param(f, marks=pytest.mark.slow) for f in (permuted, expanded, shifted))]
+)
 @pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=name_of)
 def test_layouts(layout, dtype):
     arguments = tensors(3, dtype, layout=layout)
@@ -257,7 +259,8 @@ def small(mask):
     return [tensor.to(DEVICE).requires_grad_() for tensor in found]
 
 
-@pytest.mark.parametrize("mask", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["v2", "v1"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mask", [True, False], ids=["v2", "v1"])
 def test_gradcheck_and_gradgradcheck(mask):
     def function(input, offset, weight, bias, mask=None):
         return tc.deform_conv2d(input, offset, weight, bias, mask=mask)
@@ -330,7 +333,10 @@ def test_plans_are_made_once_and_forgotten():
 
 @pytest.mark.parametrize(
     ("dtype", "mask"),
-    [(torch.float16, True), *(pytest.param(torch.float32, mask, marks=pytest.mark.slow) for mask in (True, False))],
+    [
+        pytest.param(dtype, mask, marks=pytest.mark.slow)
+        for dtype, mask in ((torch.float16, True), (torch.float32, True), (torch.float32, False))
+    ],
     ids=name_of,
 )
 def test_the_ops_pass_torchs_own_check(dtype, mask):

@@ -56,7 +56,11 @@ def test_odd_patches(layer, tile):
         run(LAYERS[layer].function, arguments, PATCH, TILES[tile])
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=name_of)
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bfloat16, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float16, torch.float64))],
+    ids=name_of,
+)
 @pytest.mark.parametrize("weight", [None, channels_last, permuted, framed], ids=lambda f: f.__name__ if f else "stored")
 @pytest.mark.parametrize("input", [channels_last, framed], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("unroll", [False, True], ids=["looped", "unrolled"])

@@ -145,7 +145,9 @@ def test_weight_gradient(layer, dim, spread):
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("dim", [0, 1, 2], ids=["batch", "channel", "row"])
+@pytest.mark.parametrize(
+    "dim", [0, *(pytest.param(dim, marks=pytest.mark.slow) for dim in (1, 2))], ids=["batch", "channel", "row"]
+)
 @pytest.mark.parametrize("name", ["input", "offset", "mask"])
 def test_deformable_gradients(name, dim, spread):
     arguments = deformable_tensors(3, torch.float16)

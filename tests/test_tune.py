@@ -145,6 +145,7 @@ def test_the_interval_of_a_median_is_from_order_statistics():
     assert Timing((3.0, 1.0, 2.0)).interval == (1.0, 3.0), "too few samples to leave any out"
 
 
+@pytest.mark.slow
 def test_survivors_without_a_gpu():
     alive, compiled = tuning.survivors(small("dw3d").problem(), KNOWN["sm_90"], seconds=0.0)
     assert 0 < len(alive) <= compiled == 16
