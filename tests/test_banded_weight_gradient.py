@@ -77,7 +77,9 @@ def test_dtypes(id, dtype):
 
 # Steps beyond the images and tiles beyond the blocks add zeros.
 @pytest.mark.parametrize(
-    "changes", [{}, {"ROWS": 8, "STEPS": 4}, {"ROWS": 1, "TILES": 4}, {"FILTER_ROWS": 2, "TILES": 2, "STEPS": 2}], ids=str
+    "changes",
+    [{}, {"ROWS": 8, "STEPS": 4}, {"ROWS": 1, "TILES": 4}, {"FILTER_ROWS": 2, "TILES": 2, "STEPS": 2}],
+    ids=str,
 )
 @pytest.mark.parametrize(
     "id", ["height-5", "stride-and-dilation", "dilation-over-stride", "dilation-2", "3d-strided", "many-images"]

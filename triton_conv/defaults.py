@@ -186,7 +186,9 @@ def _registers(problem: Problem, tile: DepthwiseBandedTile) -> int:
 
 def _programs(problem: Problem, tile: DepthwiseBandedTile) -> int:
     """Programs of one step each."""
-    return tile_count(problem, tile) * problem.geometry.c_out * cdiv(problem.geometry.batch, images_of_tile(problem, tile))
+    return (
+        tile_count(problem, tile) * problem.geometry.c_out * cdiv(problem.geometry.batch, images_of_tile(problem, tile))
+    )
 
 
 def depthwise_patch(problem: Problem, target: Target) -> DepthwisePatchTile:
@@ -333,7 +335,7 @@ def depthwise_banded_weight_gradient(
         BLOCK_T=block_t,
         BLOCK_K=depths[block_t],
         ROWS=rows_out,
-        FILTER_ROWS=rows * depth if rows * depth <= most else rows,
+        FILTER_ROWS=rows * depth if ahead and rows * depth <= most else rows,
         num_warps=warps(target, _THREADS),
         num_stages=2 if ahead else 1,
     )
@@ -341,7 +343,7 @@ def depthwise_banded_weight_gradient(
         tile = replace(tile, ROWS=tile.ROWS // 2)
     if 2 * tile.shared_bytes(problem) > target.shared_bytes:
         tile = replace(tile, BLOCK_M=32, num_stages=1)
-    # The sums are read along diagonals at the end, as dear as two steps: eight before it, if that leaves programs enough.
+    # The sums are read along diagonals at the end, as dear as two steps: eight before it, if programs are enough.
     each = g.c_out * filter_parts(problem, tile)
     while each * split_count(problem, tile) > (4 if tile.STEPS * tile.TILES < 8 else 16) * target.sms:
         longer = replace(tile, STEPS=2 * tile.STEPS)

@@ -30,8 +30,9 @@ def depthwise_banded_weight_gradient_kernel(
     DIL_D: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
     PRECISION: tl.constexpr, ACC_DTYPE: tl.constexpr, INDEX_INT64: tl.constexpr,
     X_VECTOR: tl.constexpr, Y_VECTOR: tl.constexpr, LEFT: tl.constexpr, COLUMNS: tl.constexpr,
-    SPLITS: tl.constexpr, NEXT_A: tl.constexpr, NEXT_R: tl.constexpr, HEIGHT: tl.constexpr, DEPTH: tl.constexpr, BLOCK_S: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr, STEPS: tl.constexpr,
+    SPLITS: tl.constexpr, NEXT_A: tl.constexpr, NEXT_R: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, ROWS: tl.constexpr,
+    FILTER_ROWS: tl.constexpr, TILES: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """dw[split, c, r, s] = sum_t sums_r[j(s, t), t], sums_r[j, t] = sum over the split's m of x_r[m, j] dy[m, t].
 
@@ -48,6 +49,8 @@ def depthwise_banded_weight_gradient_kernel(
 
     Banded (Toeplitz) products for convolution: Ku et al., StripedHyena 2, arXiv:2503.01868, there in one dimension.
     """
+    HEIGHT: tl.constexpr = FILTER_ROWS if FILTER_ROWS < KH else KH
+    DEPTH: tl.constexpr = FILTER_ROWS // KH if FILTER_ROWS > KH else 1
     ROW_GROUPS: tl.constexpr = (KH + HEIGHT - 1) // HEIGHT
     GROUPS: tl.constexpr = KD // DEPTH * ROW_GROUPS
     row_blocks = tl.cdiv(h_out, ROWS)
@@ -250,7 +253,6 @@ def _arguments(problem: Problem, tile: DepthwiseBandedWeightGradientTile) -> dic
             NEXT_R=next_r,
             BLOCK_S=1 << (g.kernel[2] - 1).bit_length(),
         )
-        | _filter_rows(problem, tile)
     )
 
 
