@@ -52,7 +52,7 @@ def run(layer, dtype, pick, x=None, dy=None):
     assert made.kernel.name == BANDED
     tile = pick(made.problem)
     made = dispatch.plan(made.problem, made.target, BANDED, tile)
-    partial = torch.full((tile.SPLITS, *made.out_shape), float("nan"), dtype=torch.float32, device=DEVICE)
+    partial = torch.full((made.values["SPLITS"], *made.out_shape), float("nan"), dtype=torch.float32, device=DEVICE)
     launches.clear()
     made.launch(x, grad_output, partial)
     assert dict(launches) == {BANDED: 1}
@@ -75,8 +75,12 @@ def test_dtypes(id, dtype):
     run(LAYERS[id], dtype, default("sm_80"))
 
 
-# Splits beyond the blocks write zeros.
-@pytest.mark.parametrize("changes", [{"SPLITS": 8}, {"ROWS": 8, "SPLITS": 2}, {"ROWS": 1}, {"FILTER_ROWS": 2}], ids=str)
+# Steps beyond the images and tiles beyond the blocks add zeros.
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"ROWS": 8, "STEPS": 4}, {"ROWS": 1, "TILES": 4}, {"FILTER_ROWS": 2, "TILES": 2, "STEPS": 2}],
+    ids=str,
+)
 @pytest.mark.parametrize(
     "id", ["height-5", "stride-and-dilation", "dilation-over-stride", "dilation-2", "3d-strided", "many-images"]
 )

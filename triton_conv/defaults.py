@@ -16,8 +16,8 @@ from .kernels.deformable import DeformableTile
 from .kernels.deformable_input_gradient import DeformableInputGradientTile
 from .kernels.deformable_weight_gradient import DeformableWeightGradientTile
 from .kernels.depthwise import DepthwiseTile
-from .kernels.depthwise_banded import DepthwiseBandedTile, image_group, tile_count
-from .kernels.depthwise_banded_weight_gradient import DepthwiseBandedWeightGradientTile
+from .kernels.depthwise_banded import DepthwiseBandedTile, images_of_tile, tile_count
+from .kernels.depthwise_banded_weight_gradient import DepthwiseBandedWeightGradientTile, filter_parts, split_count
 from .kernels.depthwise_patch import DepthwisePatchTile
 from .kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradientTile
 from .kernels.depthwise_weight_gradient import DepthwiseWeightGradientTile
@@ -190,7 +190,7 @@ def depthwise_banded(problem: Problem, target: Target) -> DepthwiseBandedTile:
         tile = replace(tile, BLOCK_M=2 * tile.BLOCK_M)
     # Sixteen programs for a multiprocessor (of a large filter, eight: each takes longer); beyond that, each builds its
     # bands for more images.
-    groups = cdiv(g.batch, image_group(problem, tile))
+    groups = cdiv(g.batch, images_of_tile(problem, tile))
     enough = (16 if tile.RESIDENT else 8) * target.sms
     steps = max(min(groups, _programs(problem, tile) // enough, 64), 1)
     return replace(tile, STEPS=1 << steps.bit_length() - 1)
@@ -206,7 +206,9 @@ def _registers(problem: Problem, tile: DepthwiseBandedTile) -> int:
 
 def _programs(problem: Problem, tile: DepthwiseBandedTile) -> int:
     """Programs of one step each."""
-    return tile_count(problem, tile) * problem.geometry.c_out * cdiv(problem.geometry.batch, image_group(problem, tile))
+    return (
+        tile_count(problem, tile) * problem.geometry.c_out * cdiv(problem.geometry.batch, images_of_tile(problem, tile))
+    )
 
 
 def depthwise_patch(problem: Problem, target: Target) -> DepthwisePatchTile:
@@ -440,24 +442,36 @@ def depthwise_banded_weight_gradient(
     depths = {w: power_of_two(columns_read(problem, w), least, 4096) for w in widths}
     block_t = min(widths, key=lambda w: (cdiv(g.out_size[2], w) * depths[w], w))
     depth, height, _ = g.kernel
-    most = max(128 * _THREADS // (depths[block_t] * block_t), 1)
-    groups = cdiv(height, most)
-    rows = cdiv(height, groups)
-    if groups == 1 and depth * height <= most:
-        rows *= depth
+    # Half precision on sm_90 keeps operands in shared memory, fetched ahead. Elsewhere they pass through registers, or
+    # (sm_100) a program is compiled for more blocks at once.
+    ahead = target.arch == "sm_90" and problem.itemsize == 2
+    most = max((144 if ahead else 64) * _THREADS // (depths[block_t] * block_t), 1)
+    rows = cdiv(height, cdiv(height, most))
+    rows_out = power_of_two(g.out_size[1], 1, 4 if ahead else 2)
     tile = DepthwiseBandedWeightGradientTile(
-        BLOCK_M=32,
+        BLOCK_M=128 // rows_out if ahead else 32,
         BLOCK_T=block_t,
         BLOCK_K=depths[block_t],
-        ROWS=power_of_two(g.out_size[1], 1, 4),
-        FILTER_ROWS=rows,
+        ROWS=rows_out,
+        FILTER_ROWS=rows * depth if ahead and rows * depth <= most else rows,
         num_warps=warps(target, _THREADS),
-        num_stages=2,
+        num_stages=2 if ahead else 1,
     )
     while tile.ROWS > 1 and (tile.mismatch(problem) or 2 * tile.shared_bytes(problem) > target.shared_bytes):
         tile = replace(tile, ROWS=tile.ROWS // 2)
-    programs = g.c_out * cdiv(depth * height, rows)
-    return replace(tile, SPLITS=_splits(programs, tile.BLOCK_M * tile.ROWS * block_t, problem, target))
+    if 2 * tile.shared_bytes(problem) > target.shared_bytes:
+        tile = replace(tile, BLOCK_M=32, num_stages=1)
+    # The sums are read along diagonals at the end, as dear as two steps: eight before it, if programs are enough.
+    each = g.c_out * filter_parts(problem, tile)
+    while each * split_count(problem, tile) > (4 if tile.STEPS * tile.TILES < 8 else 16) * target.sms:
+        longer = replace(tile, STEPS=2 * tile.STEPS)
+        if split_count(problem, longer) == split_count(problem, tile):
+            longer = replace(tile, TILES=2 * tile.TILES)
+        if split_count(problem, longer) == split_count(problem, tile) or longer.STEPS * longer.TILES > 64:
+            break
+        tile = longer
+    # Without a next step there is nothing to fetch ahead.
+    return replace(tile, num_stages=1) if tile.STEPS == 1 else tile
 
 
 def deformable_input_gradient(problem: DeformInputGradientProblem, target: Target) -> DeformableInputGradientTile:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from ..defaults import default_tile
 from ..kernels import KERNELS, Tile
 from ..kernels.depthwise_banded import DepthwiseBandedTile
+from ..kernels.depthwise_banded_weight_gradient import DepthwiseBandedWeightGradientTile
 from ..kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradientTile
 from ..kernels.kernel import cdiv, columns_read
 from ..problem import Problem
@@ -90,14 +91,15 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "num_stages": (1,),
     },
     "depthwise_banded_weight_gradient": {
-        "BLOCK_M": (32, 64, 128),
-        "BLOCK_T": (16, 32, 64),
-        "BLOCK_K": (32, 64, 128),
-        "ROWS": (1, 2, 4, 8),
-        "FILTER_ROWS": (1, 3, 4, 5, 7, 8, 9),
-        "SPLITS": (1, 4, 16, 64),
+        "BLOCK_M": (32, 64),
+        "BLOCK_T": (16, 32),
+        "BLOCK_K": (64, 128),
+        "ROWS": (1, 4),
+        "FILTER_ROWS": (1, 3, 8, 9),
+        "TILES": (1, 4),
+        "STEPS": (1, 8),
         "num_warps": (4,),
-        "num_stages": (1, 2, 3),
+        "num_stages": (1, 2),
     },
     "deformable_input_gradient": _DOT | {"BLOCK_N": (16, 32, 64, 128), "num_stages": (1, 2)},
     "deformable_weight_gradient": _DOT | {"SPLITS": (1, 4, 16, 64), "num_stages": (1, 2)},
@@ -135,9 +137,11 @@ def _worthwhile(tile: Tile, problem: Problem) -> bool:
     g, sizes = problem.geometry, tile.sizes()
     channels = max(g.c_in, g.c_out)
     widths = {"BLOCK_M": g.M, "BLOCK_N": max(g.c_out, 64), "BLOCK_K": max(g.K, channels, 16), "BLOCK_C": g.c_out}
-    if isinstance(tile, DepthwiseBandedTile):
-        widths = {"BLOCK_T": max(g.out_size[2], 16), "BLOCK_K": max(columns_read(problem, tile.BLOCK_T), 16)}
-        widths |= {"ROWS": g.out_size[1], "STEPS": max(g.batch, 1), "BLOCK_M": g.M}
+    if isinstance(tile, (DepthwiseBandedTile, DepthwiseBandedWeightGradientTile)):
+        # wgmma takes no fewer than 64 columns of a weight gradient's input.
+        least = 64 if isinstance(tile, DepthwiseBandedWeightGradientTile) else 16
+        widths = {"BLOCK_T": max(g.out_size[2], 16), "BLOCK_K": max(columns_read(problem, tile.BLOCK_T), least)}
+        widths |= {"ROWS": g.out_size[1], "STEPS": max(g.batch, 1), "BLOCK_M": g.M, "TILES": g.out_pixels}
     if "COLS" in sizes:
         widths |= {"ROWS": g.out_size[1], "COLS": g.out_size[2]}
     if isinstance(tile, DepthwisePatchWeightGradientTile):

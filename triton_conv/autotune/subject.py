@@ -37,7 +37,7 @@ class Subject:
         """A call that runs the plan into a buffer of its own; nothing is allocated while it runs."""
         output = self._output
         if self.workload.part == WEIGHT_GRADIENT:
-            splits = made.tile.asdict()["SPLITS"]
+            splits = made.values["SPLITS"]
             strides = (math.prod(made.out_shape), *made.out_strides)
             output = output.new_empty_strided((splits, *made.out_shape), strides)
         self._bound = output

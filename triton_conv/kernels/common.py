@@ -227,7 +227,7 @@ def load_row(
     """One input row of each m, `dh` rows below its first: [m, j], zero outside the image."""
     base += aligned(depth_offset + dh * stride_xh, X_VECTOR)
     if RANK >= 2:
-        live = live & (h0 + dh >= 0) & (h0 + dh < h_in)
+        live = live & within(h0 + dh, h_in)
     return tl.load(base + offset, mask=inside_w & live[:, None], other=0.0)
 
 

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from ..problem import Problem
 from .common import activate, aligned, decode_pixel, dot, inside_row, load_row, narrow, wide
-from .kernel import Kernel, Tile, cdiv, columns_left, columns_read, geometry_arguments, run_read
+from .kernel import Kernel, Tile, cdiv, columns_left, columns_read, geometry_arguments, image_group, run_read
 
 
 @triton.jit
@@ -256,19 +256,20 @@ class DepthwiseBandedTile(Tile):
         return None
 
 
-def image_group(problem: Problem, tile: DepthwiseBandedTile) -> int:
-    """How many images share the blocks of a tile: the power of two that leaves the fewest of them empty."""
-    g = problem.geometry
-    blocks = g.out_size[0] * cdiv(g.out_size[1], tile.ROWS) * cdiv(g.out_size[2], tile.BLOCK_T)
-    sizes = [1 << i for i in range(max(g.batch, 1).bit_length()) if 1 << i <= tile.BLOCK_M]
-    return min(sizes, key=lambda n: cdiv(g.batch, n) * cdiv(n * blocks, tile.BLOCK_M))
+def images_of_tile(problem: Problem, tile: DepthwiseBandedTile) -> int:
+    """How many images share the blocks of a tile."""
+    return image_group(problem.geometry.batch, _blocks(problem, tile), tile.BLOCK_M)
 
 
 def tile_count(problem: Problem, tile: DepthwiseBandedTile) -> int:
     """Tiles of one channel of a group of images."""
+    return cdiv(images_of_tile(problem, tile) * _blocks(problem, tile), tile.BLOCK_M)
+
+
+def _blocks(problem: Problem, tile: DepthwiseBandedTile) -> int:
+    """Blocks of an image."""
     g = problem.geometry
-    blocks = g.out_size[0] * cdiv(g.out_size[1], tile.ROWS) * cdiv(g.out_size[2], tile.BLOCK_T)
-    return cdiv(image_group(problem, tile) * blocks, tile.BLOCK_M)
+    return g.out_size[0] * cdiv(g.out_size[1], tile.ROWS) * cdiv(g.out_size[2], tile.BLOCK_T)
 
 
 def _rows(problem: Problem, tile: DepthwiseBandedTile) -> dict[str, int]:
@@ -289,13 +290,13 @@ def _rows(problem: Problem, tile: DepthwiseBandedTile) -> dict[str, int]:
 
 def _grid(problem: Problem, tile: DepthwiseBandedTile) -> int:
     g = problem.geometry
-    splits = cdiv(g.batch, tile.STEPS * image_group(problem, tile))
+    splits = cdiv(g.batch, tile.STEPS * images_of_tile(problem, tile))
     return splits * g.c_out * tile_count(problem, tile)
 
 
 def _arguments(problem: Problem, tile: DepthwiseBandedTile) -> dict[str, object]:
     g = problem.geometry
-    images = image_group(problem, tile)
+    images = images_of_tile(problem, tile)
     return (
         geometry_arguments(problem, images * g.out_pixels)
         | tile.sizes()

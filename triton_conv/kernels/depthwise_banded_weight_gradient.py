@@ -14,14 +14,14 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem, WeightGradientProblem
-from .common import aligned, dot, inside_row, load_row, tile_pixels, wide
-from .kernel import Kernel, Tile, cdiv, columns_left, columns_read, geometry_arguments, run_read
+from .common import aligned, decode_pixel, dot, inside_row, load_row, wide, within
+from .kernel import Kernel, Tile, cdiv, columns_left, columns_read, geometry_arguments, image_group, run_read
 
 
 @triton.jit
 def depthwise_banded_weight_gradient_kernel(
     x_ptr, dy_ptr, dw_ptr,
-    batch, c_out, d_in, h_in, w_in, d_out, h_out, w_out,
+    batch, images, c_out, d_in, h_in, w_in, d_out, h_out, w_out,
     stride_xn, stride_xc, stride_xd, stride_xh,
     stride_yn, stride_yc, stride_yd, stride_yh, stride_yw,
     RANK: tl.constexpr, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
@@ -30,8 +30,9 @@ def depthwise_banded_weight_gradient_kernel(
     DIL_D: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
     PRECISION: tl.constexpr, ACC_DTYPE: tl.constexpr, INDEX_INT64: tl.constexpr,
     X_VECTOR: tl.constexpr, Y_VECTOR: tl.constexpr, LEFT: tl.constexpr, COLUMNS: tl.constexpr,
-    NEXT_A: tl.constexpr, NEXT_R: tl.constexpr, HEIGHT: tl.constexpr, DEPTH: tl.constexpr, BLOCK_S: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr,
+    SPLITS: tl.constexpr, NEXT_A: tl.constexpr, NEXT_R: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, ROWS: tl.constexpr,
+    FILTER_ROWS: tl.constexpr, TILES: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """dw[split, c, r, s] = sum_t sums_r[j(s, t), t], sums_r[j, t] = sum over the split's m of x_r[m, j] dy[m, t].
 
@@ -41,20 +42,28 @@ def depthwise_banded_weight_gradient_kernel(
     j(s, t) = t STRIDE_W + s DIL_W + LEFT - PAD_W. The sums for other (j, t) are thrown away: cheap on tensor cores,
     while each tensor is read once for all taps. Partial sums of float32, added up by the caller in a fixed order.
 
-    Grid: one axis of SPLITS x c_out x groups of filter rows (DEPTH planes of HEIGHT rows each), groups fastest: they
-    read the same rows from L2. A product of input row a STRIDE_H + r DIL_H serves all (a, r) where that is the same:
-    (a, r) and (a + NEXT_A, r - NEXT_R).
+    Grid: one axis of c_out x SPLITS x groups of filter rows (DEPTH planes of HEIGHT rows each), groups fastest: they
+    read the same rows from L2. m is that of a group of `images` images; a split has TILES times BLOCK_M of them, of
+    STEPS groups one after the other: decoded once, their offsets stay and only the base moves. A product of input row
+    a STRIDE_H + r DIL_H serves all (a, r) where that is the same: (a, r) and (a + NEXT_A, r - NEXT_R).
 
     Banded (Toeplitz) products for convolution: Ku et al., StripedHyena 2, arXiv:2503.01868, there in one dimension.
     """
+    HEIGHT: tl.constexpr = FILTER_ROWS if FILTER_ROWS < KH else KH
+    DEPTH: tl.constexpr = FILTER_ROWS // KH if FILTER_ROWS > KH else 1
     ROW_GROUPS: tl.constexpr = (KH + HEIGHT - 1) // HEIGHT
     GROUPS: tl.constexpr = KD // DEPTH * ROW_GROUPS
     row_blocks = tl.cdiv(h_out, ROWS)
     column_blocks = tl.cdiv(w_out, BLOCK_T)
+    if INDEX_INT64:
+        column_blocks = column_blocks.to(tl.int64)
+    tile_groups = tl.cdiv(tl.cdiv(column_blocks * row_blocks * d_out * images, BLOCK_M), TILES)
     pid = tl.program_id(0)
     group = pid % GROUPS
-    c = pid // GROUPS % c_out
-    split = pid // GROUPS // c_out
+    split = pid // GROUPS % SPLITS
+    c = pid // GROUPS // SPLITS
+    tile_first = split % tile_groups * TILES
+    image_first = (split // tile_groups).to(tl.int64) * (STEPS * images)
     kd_first = group // ROW_GROUPS * DEPTH
     r_first = group % ROW_GROUPS * HEIGHT
     if INDEX_INT64:
@@ -70,11 +79,9 @@ def depthwise_banded_weight_gradient_kernel(
     sums = ()
     for _r in tl.static_range(DEPTH * HEIGHT):
         sums += (tl.zeros((BLOCK_K, BLOCK_T), dtype=ACC_DTYPE),)
-    blocks = tl.cdiv(tl.cast(batch, tl.int64) * d_out * row_blocks * column_blocks, SPLITS * BLOCK_M).to(tl.int32)
-    for step in range(tl.maximum(blocks, 1)):
-        first, image, d_o, h_o, w_o, live = tile_pixels(
-            split * blocks + step, batch, d_out, row_blocks, column_blocks, RANK, INDEX_INT64, BLOCK_M
-        )
+    for tile in range(TILES):
+        offs_m = (tile_first + tile) * BLOCK_M + tl.arange(0, BLOCK_M)
+        image, d_o, h_o, w_o = decode_pixel(offs_m, d_out, row_blocks, column_blocks, RANK)
         h_o *= ROWS
         w_o *= BLOCK_T
         d0 = d_o * STRIDE_D - PAD_D + kd_first * DIL_D
@@ -84,43 +91,47 @@ def depthwise_banded_weight_gradient_kernel(
         x_offset = image * stride_xn + d0 * stride_xd + h0 * stride_xh + w_o * STRIDE_W - LEFT
         x_offset = x_offset[:, None] + offs_j[None, :]
         x_offset = tl.max_contiguous(tl.multiple_of(x_offset, (1, X_VECTOR)), (1, X_VECTOR))
-        x_base = x_channel + aligned(first * stride_xn, X_VECTOR)
 
         y_inside = (w_o // Y_VECTOR)[:, None] + (offs_t // Y_VECTOR)[None, :] < w_out // Y_VECTOR
         y_offset = image * stride_yn + d_o * stride_yd + h_o * stride_yh + w_o * stride_yw
         y_offset = y_offset[:, None] + (offs_t * stride_yw)[None, :]
         y_offset = tl.max_contiguous(tl.multiple_of(y_offset, (1, Y_VECTOR)), (1, Y_VECTOR))
-        y_base = y_channel + aligned(first * stride_yn, Y_VECTOR)
-        dy_rows = ()
-        for a in tl.static_range(ROWS):
-            y_row = y_base + aligned(a * stride_yh, Y_VECTOR)
-            dy_rows += (tl.load(y_row + y_offset, mask=y_inside & (live & (h_o + a < h_out))[:, None], other=0.0),)
 
-        for kd in tl.static_range(DEPTH):
-            live_d = live
-            if RANK >= 3:
-                live_d = live & (d0 + kd * DIL_D >= 0) & (d0 + kd * DIL_D < d_in)
+        for step in range(STEPS):
+            first = image_first + step * images
+            live = image < tl.minimum(images, batch - first)
+            x_base = x_channel + aligned(first * stride_xn, X_VECTOR)
+            y_base = y_channel + aligned(first * stride_yn, Y_VECTOR)
+            dy_rows = ()
             for a in tl.static_range(ROWS):
-                for r in tl.static_range(HEIGHT):
-                    if a < NEXT_A or r + NEXT_R >= HEIGHT:
-                        x_row = load_row(
-                            x_base, x_offset, kd * DIL_D * stride_xd, h0, a * STRIDE_H + r * DIL_H, stride_xh, h_in,
-                            x_inside, live_d, RANK, X_VECTOR,
-                        )  # fmt: skip
-                        added = ()
-                        for q in tl.static_range(DEPTH * HEIGHT):
-                            # Filter row r - n NEXT_R of this depth, for output row a + n NEXT_A.
-                            if (
-                                q // HEIGHT == kd
-                                and r >= q % HEIGHT
-                                and (r - q % HEIGHT) % NEXT_R == 0
-                                and a + (r - q % HEIGHT) // NEXT_R * NEXT_A < ROWS
-                            ):
-                                dy_row = dy_rows[a + (r - q % HEIGHT) // NEXT_R * NEXT_A]
-                                added += (dot(tl.trans(x_row), dy_row, sums[q], PRECISION),)
-                            else:
-                                added += (sums[q],)
-                        sums = added
+                y_row = y_base + aligned(a * stride_yh, Y_VECTOR)
+                dy_rows += (tl.load(y_row + y_offset, mask=y_inside & (live & (h_o + a < h_out))[:, None], other=0.0),)
+
+            for kd in tl.static_range(DEPTH):
+                live_d = live
+                if RANK >= 3:
+                    live_d = live & within(d0 + kd * DIL_D, d_in)
+                for a in tl.static_range(ROWS):
+                    for r in tl.static_range(HEIGHT):
+                        if a < NEXT_A or r + NEXT_R >= HEIGHT:
+                            x_row = load_row(
+                                x_base, x_offset, kd * DIL_D * stride_xd, h0, a * STRIDE_H + r * DIL_H, stride_xh, h_in,
+                                x_inside, live_d, RANK, X_VECTOR,
+                            )  # fmt: skip
+                            added = ()
+                            for q in tl.static_range(DEPTH * HEIGHT):
+                                # Filter row r - n NEXT_R of this depth, for output row a + n NEXT_A.
+                                if (
+                                    q // HEIGHT == kd
+                                    and r >= q % HEIGHT
+                                    and (r - q % HEIGHT) % NEXT_R == 0
+                                    and a + (r - q % HEIGHT) // NEXT_R * NEXT_A < ROWS
+                                ):
+                                    dy_row = dy_rows[a + (r - q % HEIGHT) // NEXT_R * NEXT_A]
+                                    added += (dot(tl.trans(x_row), dy_row, sums[q], PRECISION),)
+                                else:
+                                    added += (sums[q],)
+                            sums = added
 
     offs_s = tl.arange(0, BLOCK_S)
     diagonal = offs_s[:, None] * DIL_W + offs_t[None, :] * STRIDE_W + (LEFT - PAD_W)
@@ -136,8 +147,8 @@ def depthwise_banded_weight_gradient_kernel(
 class DepthwiseBandedWeightGradientTile(Tile):
     """BLOCK_M blocks of ROWS output rows by BLOCK_T output columns a step, each with BLOCK_K input columns of its rows.
 
-    Blocks are counted over (image, depth, row, column). A program sums FILTER_ROWS rows of the filter: some of one
-    depth, or all rows of a few depths. SPLITS partial sums.
+    Blocks are counted over (image, depth, row, column) of a group of images; a program takes TILES times BLOCK_M of
+    them, of STEPS groups. It sums FILTER_ROWS rows of the filter: some of one depth, or all rows of a few depths.
     """
 
     whole: ClassVar[frozenset[str]] = frozenset({"num_stages", "FILTER_ROWS"})
@@ -147,10 +158,12 @@ class DepthwiseBandedWeightGradientTile(Tile):
     BLOCK_K: int = 64
     ROWS: int = 4
     FILTER_ROWS: int = 1
-    SPLITS: int = 1
+    TILES: int = 1
+    STEPS: int = 1
 
     def shared_bytes(self, problem: Problem) -> int:
-        rows = self.rows_read(problem) * self.BLOCK_K + self.ROWS * self.BLOCK_T
+        # Rows that are not fetched ahead pass one after the other.
+        rows = (self.rows_read(problem) if self.num_stages > 1 else 2) * self.BLOCK_K + self.ROWS * self.BLOCK_T
         # The sums pass through the same memory at the end, to be read along diagonals.
         sums = (self.BLOCK_K + 4) * (self.BLOCK_T + 4) * problem.accumulator_bytes
         return max(rows * self.BLOCK_M * problem.itemsize * self.num_stages, sums) + 2048
@@ -185,6 +198,17 @@ def _filter_rows(problem: Problem, tile: DepthwiseBandedWeightGradientTile) -> d
     return dict(HEIGHT=min(tile.FILTER_ROWS, height), DEPTH=max(tile.FILTER_ROWS // height, 1))
 
 
+def _blocks(problem: Problem, tile: DepthwiseBandedWeightGradientTile) -> int:
+    """Blocks of an image."""
+    g = problem.geometry
+    return g.out_size[0] * cdiv(g.out_size[1], tile.ROWS) * cdiv(g.out_size[2], tile.BLOCK_T)
+
+
+def _images(problem: Problem, tile: DepthwiseBandedWeightGradientTile) -> int:
+    """How many images share the blocks of a tile."""
+    return image_group(problem.geometry.batch, _blocks(problem, tile), tile.BLOCK_M)
+
+
 def _next(problem: Problem) -> tuple[int, int]:
     """Output rows forward and filter rows back, after which the same input row comes again."""
     stride, dilation = problem.geometry.stride[1], problem.geometry.dilation[1]
@@ -192,22 +216,35 @@ def _next(problem: Problem) -> tuple[int, int]:
     return dilation // common, stride // common
 
 
-def _grid(problem: Problem, tile: DepthwiseBandedWeightGradientTile) -> int:
-    g = problem.geometry
+def split_count(problem: Problem, tile: DepthwiseBandedWeightGradientTile) -> int:
+    """How many partial sums there are: parts of the tiles of a group of images, by parts of the groups."""
+    images = _images(problem, tile)
+    tiles = cdiv(images * _blocks(problem, tile), tile.BLOCK_M)
+    return cdiv(tiles, tile.TILES) * cdiv(problem.geometry.batch, tile.STEPS * images)
+
+
+def filter_parts(problem: Problem, tile: DepthwiseBandedWeightGradientTile) -> int:
+    """In how many programs the rows of a filter are."""
+    depth, height, _ = problem.geometry.kernel
     rows = _filter_rows(problem, tile)
-    return g.kernel[0] // rows["DEPTH"] * cdiv(g.kernel[1], rows["HEIGHT"]) * g.c_out * tile.SPLITS
+    return depth // rows["DEPTH"] * cdiv(height, rows["HEIGHT"])
+
+
+def _grid(problem: Problem, tile: DepthwiseBandedWeightGradientTile) -> int:
+    return filter_parts(problem, tile) * problem.geometry.c_out * split_count(problem, tile)
 
 
 def _arguments(problem: Problem, tile: DepthwiseBandedWeightGradientTile) -> dict[str, object]:
     g = problem.geometry
-    blocks = g.out_size[0] * cdiv(g.out_size[1], tile.ROWS) * cdiv(g.out_size[2], tile.BLOCK_T)
+    images = _images(problem, tile)
     next_a, next_r = _next(problem)
     return (
-        # As many pixels as lie in as many images as the blocks of a step do.
-        geometry_arguments(problem, cdiv(tile.BLOCK_M, blocks) * g.out_pixels)
+        geometry_arguments(problem, images * g.out_pixels)
         | tile.sizes()
         | dict(
+            images=images,
             c_out=g.c_out,
+            SPLITS=max(split_count(problem, tile), 1),
             X_VECTOR=run_read(problem),
             Y_VECTOR=problem.y_run(16 // problem.itemsize),
             LEFT=columns_left(problem),
@@ -216,7 +253,6 @@ def _arguments(problem: Problem, tile: DepthwiseBandedWeightGradientTile) -> dic
             NEXT_R=next_r,
             BLOCK_S=1 << (g.kernel[2] - 1).bit_length(),
         )
-        | _filter_rows(problem, tile)
     )
 
 

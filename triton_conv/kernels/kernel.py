@@ -196,6 +196,14 @@ def columns_read(problem: Problem, block_t: int) -> int:
     return (block_t - 1) * g.stride[2] + g.extent[2] + columns_left(problem) - g.pad_before[2]
 
 
+def image_group(batch: int, blocks: int, block_m: int) -> int:
+    """How many images of `blocks` blocks each share tiles of `block_m` of them: the power of two that leaves the fewest
+    blocks of tiles empty.
+    """
+    sizes = [1 << i for i in range(max(batch, 1).bit_length()) if 1 << i <= block_m]
+    return min(sizes, key=lambda n: cdiv(batch, n) * cdiv(n * blocks, block_m))
+
+
 def dot_shared_bytes(block_m: int, block_n: int, block_k: int, stages: int, itemsize: int) -> int:
     """An upper bound of what a pipelined product takes: one pair of operand buffers a stage, and barriers.
 
