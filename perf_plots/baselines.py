@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triton_conv.geometry import ConvGeometry
-from triton_conv.workloads import Workload, differentiated
+from triton_conv.workloads import FORWARD, Workload, differentiated
 
 Call = Callable[[], Tensor]
 
@@ -152,6 +152,8 @@ def _torchvision(part: str, tensors: Mapping[str, Any], dtype: torch.dtype | Non
         for name, value in tensors.items()
     }  # fmt: skip
     note = "contiguous, the only format it reads without a copy"
+    if part != FORWARD:
+        note += "; its backward computes every gradient at once, whatever is asked for"
     call = differentiated(lambda tensors: deform_conv2d(**tensors), arguments, part)
     return Baseline(call, note=note + ("; cast beforehand" if dtype else ""))
 

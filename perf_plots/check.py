@@ -30,7 +30,7 @@ def poisoned_outputs() -> Iterator[None]:
         settings.fill_uninitialized_memory = before[1]
 
 
-def check(call: Callable[[], Tensor], expected: Expected) -> float:
+def check(call: Callable[[], Tensor], expected: Expected, repeatable: bool = True) -> float:
     """Runs our kernel twice, the first time on a poisoned output; returns the relative error or raises `CheckError`."""
     with poisoned_outputs():
         first = call()
@@ -40,6 +40,12 @@ def check(call: Callable[[], Tensor], expected: Expected) -> float:
     error = expected.error(first)
     if not error <= expected.tolerance:
         raise CheckError(f"relative error {error:.3g} exceeds {expected.tolerance:.3g}")
-    if not torch.equal(first, call()):
+    second = call()
+    if not repeatable:
+        # Sums by atomics come in another order each time: within the bound, again.
+        error = max(error, expected.error(second))
+        if not error <= expected.tolerance:
+            raise CheckError(f"relative error {error:.3g} of a second run exceeds {expected.tolerance:.3g}")
+    elif not torch.equal(first, second):
         raise CheckError("a second run on the same input gave another result: a race")
     return error

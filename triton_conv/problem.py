@@ -78,6 +78,11 @@ class Problem:
     innermost; or the weight "flipped", a view that starts at its last tap and has negative strides."""
 
     @property
+    def repeatable(self) -> bool:
+        """Whether the result has the same bits every time."""
+        return True
+
+    @property
     def itemsize(self) -> int:
         return self.dtype.itemsize
 
@@ -317,6 +322,10 @@ class DeformInputGradientProblem(DeformProblem):
     @property
     def mask_gradient_strides(self) -> tuple[int, ...]:
         return _dense_like(self.mask_shape, self.mask_strides or (0, 0, 0, 0))
+
+    @property
+    def repeatable(self) -> bool:
+        return self.fixed_point or not self.need_input
 
     def operand(self, pointer: str) -> torch.dtype | None:
         if pointer == "dx_ptr":

@@ -1,0 +1,53 @@
+"""The analytic default: a tile for any problem on any target, from rules alone.
+
+Each rule states its reason. Where it gives no measured time it comes from counting registers and bytes, and from what
+the compiler makes of the tile (`triton-conv inspect` shows no spill).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from ..kernels import Tile
+from ..kernels.kernel import cdiv
+from ..problem import Problem
+from ..target import Target
+from . import depthwise, gradients, products
+from .common import power_of_two
+
+RULES: dict[str, Callable[[Any, Target], Tile]] = {
+    rule.__name__: rule
+    for rule in (
+        products.implicit_gemm,
+        products.grouped_packed,
+        depthwise.depthwise,
+        depthwise.depthwise_patch,
+        products.transposed_phase,
+        products.deformable,
+        gradients.weight_gradient,
+        gradients.depthwise_weight_gradient,
+        gradients.depthwise_patch_weight_gradient,
+        gradients.grouped_packed_weight_gradient,
+        depthwise.depthwise_banded,
+        gradients.depthwise_banded_weight_gradient,
+        gradients.deformable_input_gradient,
+        gradients.deformable_weight_gradient,
+    )
+}
+
+
+def default_tile(kernel: str, problem: Problem, target: Target) -> Tile:
+    """The analytic default of a kernel for a problem on a target."""
+    tile = RULES[kernel](problem, target)
+    if target.interpreted:
+        # The interpreter pays about a millisecond for a step of a program, whatever the size of the step.
+        along = {
+            "weight_gradient": "BLOCK_K", "deformable_weight_gradient": "BLOCK_K", "depthwise_patch": "BLOCK_P",
+            "depthwise_patch_weight_gradient": "BLOCK_P",
+            "grouped_packed_weight_gradient": "BLOCK_K",
+        }.get(kernel, "BLOCK_M")  # fmt: skip
+        pixels = cdiv(problem.geometry.M, problem.geometry.phases)
+        tile = replace(tile, **{along: power_of_two(pixels, 16, 4096)})  # type: ignore[arg-type]
+    return tile

@@ -1,0 +1,117 @@
+"""Default tiles of depthwise convolution, form by form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..kernels.depthwise import DepthwiseTile
+from ..kernels.depthwise_banded import DepthwiseBandedTile, images_of_tile, tile_count
+from ..kernels.depthwise_patch import DepthwisePatchTile
+from ..kernels.kernel import cdiv, columns_read
+from ..problem import Problem
+from ..target import Target
+from .common import THREADS, power_of_two, warps
+
+
+def depthwise(problem: Problem, target: Target) -> DepthwiseTile:
+    """One 16-byte vector of channels a thread (NHWC), or four pixels of one channel a thread (NCHW)."""
+    g = problem.geometry
+    threads = 128
+    if problem.pixels_last:
+        block_m, block_c = power_of_two(g.M, 64, 4 * threads), 1
+    else:
+        block_c = power_of_two(g.c_out, 8, 64)
+        block_m = power_of_two(threads * 16 // problem.itemsize // block_c, 4, 128)
+    return DepthwiseTile(
+        BLOCK_M=block_m,
+        BLOCK_C=block_c,
+        UNROLL=g.kernel[2] * problem.itemsize <= 32,
+        num_warps=warps(target, threads),
+        num_stages=1,
+    )
+
+
+def depthwise_banded(problem: Problem, target: Target) -> DepthwiseBandedTile:
+    """Blocks as wide as reads the fewest columns an output, and up to four rows of them, two a product."""
+    g, itemsize = problem.geometry, problem.itemsize
+    widths = [w for w in (16, 32, 64) if w <= power_of_two(g.out_size[2], 16, 64)]
+    depths = {w: power_of_two(columns_read(problem, w), 16, 4096) for w in widths}
+    block_t = min(widths, key=lambda w: depths[w] / w)
+    resident = g.kernel[0] * g.kernel[1] <= 9 and itemsize < 8
+    rows = power_of_two(g.out_size[1], 1, 4 if itemsize < 8 else 1)
+    tile = DepthwiseBandedTile(
+        # wgmma takes no fewer than 64 rows; float64 has no such unit.
+        BLOCK_M=64 if itemsize < 8 else 16,
+        BLOCK_T=block_t,
+        BLOCK_K=depths[block_t],
+        ROWS=rows,
+        FUSED=min(rows, 2) if resident else 1,
+        RESIDENT=resident,
+        num_warps=warps(target, THREADS),
+        num_stages=1,
+    )
+    # All input rows of a block are in flight together, of a second depth too: of 255 registers a thread 112 for one.
+    depths_read = min(g.kernel[0], 2)
+    while tile.ROWS > 1 and (
+        _registers(problem, tile) > 112 // depths_read or tile.shared_bytes(problem) > target.shared_bytes
+    ):
+        tile = replace(tile, ROWS=tile.ROWS // 2, FUSED=min(tile.FUSED, tile.ROWS // 2))
+    if _registers(problem, tile) > 112 or tile.shared_bytes(problem) > target.shared_bytes:
+        tile = replace(tile, RESIDENT=False)
+    # One row of a block is little to wait for at a time, unless its loads are narrow and so many.
+    few = problem.x_run() * itemsize >= 16 and itemsize < 8
+    while few and 2 * _registers(problem, tile) <= 32 and tile.BLOCK_M < 256:
+        if _programs(problem, tile) < 32 * target.sms:
+            break
+        tile = replace(tile, BLOCK_M=2 * tile.BLOCK_M)
+    # Sixteen programs for a multiprocessor (of a large filter, eight: each takes longer); beyond that, each builds its
+    # bands for more images.
+    groups = cdiv(g.batch, images_of_tile(problem, tile))
+    enough = (16 if tile.RESIDENT else 8) * target.sms
+    steps = max(min(groups, _programs(problem, tile) // enough, 64), 1)
+    return replace(tile, STEPS=1 << steps.bit_length() - 1)
+
+
+def _registers(problem: Problem, tile: DepthwiseBandedTile) -> int:
+    """Registers a thread for the input rows of a block. What is loaded by twos of bytes takes one each at first, and
+    part of an address.
+    """
+    size = problem.itemsize if problem.x_run() * problem.itemsize >= 4 else 5
+    return tile.rows_read(problem) * tile.BLOCK_M * tile.BLOCK_K * size // (4 * THREADS)
+
+
+def _programs(problem: Problem, tile: DepthwiseBandedTile) -> int:
+    """Programs of one step each."""
+    return (
+        tile_count(problem, tile) * problem.geometry.c_out * cdiv(problem.geometry.batch, images_of_tile(problem, tile))
+    )
+
+
+def depthwise_patch(problem: Problem, target: Target) -> DepthwisePatchTile:
+    """A cache line of channels, or half of one where that leaves fewer idle; 64 sums a thread of half precision.
+
+    As 4 x 4 outputs where 9 weights stay in registers (3 x 3 on an H100, bfloat16 (64, 192, 56, 56): 63 us, a copy 57);
+    as 8 or 7 in a row of 8 channels where there is one row of taps at a time. Strides read more for each output, so
+    that fewer keep up with memory.
+    """
+    g, line = problem.geometry, 128 // problem.itemsize
+    _, h_out, w_out = g.out_size
+    channels = line // 8
+    block_c = min((line, line // 2), key=lambda block: (cdiv(g.c_out, block) * block, -block))
+    unroll = g.kernel[1] * g.kernel[2] <= 9
+    if unroll and h_out > 1:
+        rows, cols, channels = (4 if g.stride[1] == 1 and problem.itemsize < 8 else 2), 4, min(channels, 4)
+    else:
+        rows, cols = 1, (8 if g.stride[2] == 1 and g.kernel[2] <= 9 else 4)
+        if cols == 8 and h_out > 1 and cdiv(w_out, 7) * 7 < cdiv(w_out, 8) * 8:
+            cols = 7
+    return DepthwisePatchTile(
+        UNROLL=unroll,
+        ROWS=rows,
+        COLS=cols,
+        BLOCK_P=THREADS * channels // block_c,
+        BLOCK_C=block_c,
+        num_warps=warps(target, THREADS),
+        # Rows that patches share come from L1, which pipelined loads bypass.
+        num_stages=1,
+    )

@@ -1,0 +1,237 @@
+"""Default tiles of the gradients that have kernels of their own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from ..kernels.deformable_input_gradient import DeformableInputGradientTile
+from ..kernels.deformable_weight_gradient import DeformableWeightGradientTile
+from ..kernels.depthwise_banded_weight_gradient import DepthwiseBandedWeightGradientTile, filter_parts, split_count
+from ..kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradientTile
+from ..kernels.depthwise_weight_gradient import DepthwiseWeightGradientTile
+from ..kernels.grouped_packed_weight_gradient import GroupedPackedWeightGradientTile
+from ..kernels.kernel import cdiv, columns_read
+from ..kernels.weight_gradient import WeightGradientTile
+from ..problem import DeformInputGradientProblem, DeformWeightGradientProblem, WeightGradientProblem
+from ..target import Target
+from .common import THREADS, power_of_two, warps
+
+
+def _most_splits(wanted: int, block: int, problem: WeightGradientProblem) -> int:
+    """Partial sums: as many as wanted, each with at least eight steps to add up, and all of them together no more than
+    a tenth of the bytes that the gradient reads.
+    """
+    g = problem.geometry
+    reads = problem.itemsize * (g.batch * g.c_in * g.in_pixels + g.M * g.c_out)
+    partial = problem.accumulator_bytes * max(math.prod(problem.result_shape), 1)
+    return max(min(wanted, g.M // (8 * block), reads // (10 * partial), 1024), 1)
+
+
+def _splits(programs: int, block: int, problem: WeightGradientProblem, target: Target) -> int:
+    """Partial sums, a power of two: enough programs for two to a multiprocessor, if there is work for them."""
+    return 1 << _most_splits(cdiv(2 * target.sms, max(programs, 1)), block, problem).bit_length() - 1
+
+
+def weight_gradient(problem: WeightGradientProblem, target: Target) -> WeightGradientTile:
+    """64 x 64 sums, or 128 x 128: operands are read with pixels along K, which neither has contiguous in NHWC."""
+    g, itemsize = problem.geometry, problem.itemsize
+    flat = g.taps > 1 and g.c_in_group < 16
+    most = 16 if itemsize == 8 else 64
+    block_m = power_of_two(g.c_out_group, 16, most)
+    block_n = power_of_two(g.K if flat else g.c_in_group, 16, 32 if flat and itemsize == 4 else most)
+    if itemsize == 2:
+        # wgmma takes no fewer than 64 rows.
+        block_m = 64
+    block_k = 16 if itemsize == 8 else 32
+    threads, stages = THREADS, 2
+    vector = min(problem.x_vector(g.c_in_group), problem.y_vector(g.c_out_group))
+    if target.arch == "sm_90" and itemsize == 2 and vector * itemsize >= 16 and not flat:
+        # Asynchronous copies, three stages of them: 64 x 64 of 64 pixels takes 103 registers, and 128 x 128 in eight
+        # warps 153, for half the loads a product.
+        block_k, stages = 64, 3
+        if min(g.c_in_group, g.c_out_group) >= 128:
+            block_m, block_n, threads = 128, 128, 2 * THREADS
+    tiles_n = cdiv(g.K, block_n) if flat else cdiv(g.c_in_group, block_n) * g.taps
+    return WeightGradientTile(
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_K=block_k,
+        FLAT_N=flat,
+        SPLITS=_splits(tiles_n * cdiv(g.c_out_group, block_m) * g.groups, block_k, problem, target),
+        num_warps=warps(target, threads),
+        num_stages=stages,
+    )
+
+
+def grouped_packed_weight_gradient(problem: WeightGradientProblem, target: Target) -> GroupedPackedWeightGradientTile:
+    """Slabs of 16 channels, or of 32 for wider groups, times 4 x 4 taps: more channels would only add zeros."""
+    g, itemsize = problem.geometry, problem.itemsize
+    widest = max(g.c_in_group, g.c_out_group)
+    rows, cols = power_of_two(g.kernel[1], 1, 4), power_of_two(g.kernel[2], 1, 4)
+    slab = 16 if widest <= 16 else power_of_two(widest, 32, 64)
+    if itemsize == 8:
+        rows, cols = 1, 1
+    elif itemsize == 2:
+        # wgmma takes no fewer than 64 rows.
+        slab = max(slab, 64 // rows)
+    while slab * slab * rows * cols > 128 * 128:
+        rows, cols = (rows // 2, cols) if rows >= cols else (rows, cols // 2)
+    packed = min(slab // widest, g.groups)
+    block_m = rows * power_of_two(packed * g.c_out_group, 16, slab)
+    block_m = max(block_m, 64) if itemsize == 2 else block_m
+    block_n = cols * power_of_two(packed * g.c_in_group, 16, slab)
+    block_k = {2: 64, 4: 32, 8: 16}[itemsize]
+    taps = g.kernel[0] * cdiv(g.kernel[1], rows) * cdiv(g.kernel[2], cols)
+    # Eight programs for a multiprocessor: a loop that waits for its loads needs others to run beside it.
+    programs = cdiv(cdiv(g.groups, packed) * taps, 4)
+    return GroupedPackedWeightGradientTile(
+        ROWS=rows,
+        COLS=cols,
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_K=block_k,
+        SPLITS=_splits(programs, block_k, problem, target),
+        num_warps=warps(target, THREADS if block_m * block_n <= 64 * 128 else 2 * THREADS),
+        # Shifted columns come from L1, which pipelined loads bypass.
+        num_stages=1,
+    )
+
+
+def depthwise_weight_gradient(problem: WeightGradientProblem, target: Target) -> DepthwiseWeightGradientTile:
+    """As depthwise: one 16-byte vector of channels a thread (NHWC), or four pixels of one channel (NCHW)."""
+    g = problem.geometry
+    if problem.pixels_last:
+        block_m, block_c = power_of_two(g.M, 64, 4 * THREADS), 1
+    else:
+        block_c = power_of_two(g.c_out, 8, 64)
+        block_m = power_of_two(THREADS * 16 // problem.itemsize // block_c, 4, 128)
+    return DepthwiseWeightGradientTile(
+        BLOCK_M=block_m,
+        BLOCK_C=block_c,
+        SPLITS=_splits(g.taps * cdiv(g.c_out, block_c), block_m, problem, target),
+        num_warps=warps(target, THREADS),
+        num_stages=1,
+    )
+
+
+def depthwise_patch_weight_gradient(problem: WeightGradientProblem, target: Target) -> DepthwisePatchWeightGradientTile:
+    """A cache line of channels, or half of one where that leaves fewer idle, and all filter rows in one thread if its
+    sums are 112 registers of 8 or 4 channels: 3 x 3, 5 x 5, 3 x 3 x 3. Rows of larger filters lie side by side, and
+    patches are wider. Counted for sm_90 in bfloat16: 20 instructions an output for 3 x 3, 47 for 5 x 5, 95 for 7 x 7.
+    """
+    g, line, registers = problem.geometry, 128 // problem.itemsize, problem.accumulator_bytes // 4
+    rows, taps = g.kernel[0] * g.kernel[1], g.kernel[2]
+    block_c = min((line, line // 2), key=lambda block: (cdiv(g.c_out, block) * block, -block))
+    vector, lanes, widest = 16 // problem.itemsize, 1, 8
+    if min(vector, 4) * rows * taps * registers <= 112:
+        vector = vector if vector * rows * taps * registers <= 112 else min(vector, 4)
+        held = rows
+    else:
+        while vector > 1 and vector * taps * registers > 112:
+            vector //= 2
+        held = min(max(64 // (vector * taps * registers), 1), rows)
+        if rows > held:
+            # The fewest rows past the filter's last, and of those the most threads that share a patch.
+            lanes = min((8, 4, 2), key=lambda count: (cdiv(rows, held * count) * held * count, -count))
+        widest = 14 if taps < 10 else 8
+    # Columns past the image's last cost as much as others, and each patch reads a filter's width beyond its own.
+    widths = (4,) if g.stride[2] > 1 else (4, 7, 8, 14)
+    cols = min(
+        (width for width in widths if width <= widest),
+        key=lambda width: cdiv(g.out_size[2], width) * (width * (taps + 2) + 2 * taps),
+    )
+    block_p = max(THREADS * vector // block_c, lanes)
+    programs = cdiv(rows, held * lanes) * cdiv(g.c_out, block_c)
+    return DepthwisePatchWeightGradientTile(
+        ROWS=held,
+        COLS=cols,
+        LANES=lanes,
+        BLOCK_P=block_p,
+        BLOCK_C=block_c,
+        # What is resident at once, by registers, and no program more: all take equally long.
+        SPLITS=_most_splits((3 if lanes > 1 else 2) * target.sms // programs, block_p // lanes * cols, problem),
+        num_warps=warps(target, THREADS),
+        # Rows that patches share come from L1, which pipelined loads bypass.
+        num_stages=1,
+    )
+
+
+def depthwise_banded_weight_gradient(
+    problem: WeightGradientProblem, target: Target
+) -> DepthwiseBandedWeightGradientTile:
+    """Blocks as wide as multiplies the fewest columns; as many filter rows as half of the registers have sums for."""
+    g = problem.geometry
+    # The input's columns are the left operand's rows: wgmma takes no fewer than 64.
+    least = 64 if problem.itemsize == 2 else 16
+    widths = [w for w in (16, 32, 64) if w <= power_of_two(g.out_size[2], 16, 64)]
+    depths = {w: power_of_two(columns_read(problem, w), least, 4096) for w in widths}
+    block_t = min(widths, key=lambda w: (cdiv(g.out_size[2], w) * depths[w], w))
+    depth, height, _ = g.kernel
+    # Half precision on sm_90 keeps operands in shared memory, fetched ahead. Elsewhere they pass through registers, or
+    # (sm_100) a program is compiled for more blocks at once.
+    ahead = target.arch == "sm_90" and problem.itemsize == 2
+    most = max((144 if ahead else 64) * THREADS // (depths[block_t] * block_t), 1)
+    rows = cdiv(height, cdiv(height, most))
+    rows_out = power_of_two(g.out_size[1], 1, 4 if ahead else 2)
+    tile = DepthwiseBandedWeightGradientTile(
+        BLOCK_M=128 // rows_out if ahead else 32,
+        BLOCK_T=block_t,
+        BLOCK_K=depths[block_t],
+        ROWS=rows_out,
+        FILTER_ROWS=rows * depth if ahead and rows * depth <= most else rows,
+        num_warps=warps(target, THREADS),
+        num_stages=2 if ahead else 1,
+    )
+    while tile.ROWS > 1 and (tile.mismatch(problem) or 2 * tile.shared_bytes(problem) > target.shared_bytes):
+        tile = replace(tile, ROWS=tile.ROWS // 2)
+    if 2 * tile.shared_bytes(problem) > target.shared_bytes:
+        tile = replace(tile, BLOCK_M=32, num_stages=1)
+    # The sums are read along diagonals at the end, as dear as two steps: eight before it, if programs are enough.
+    each = g.c_out * filter_parts(problem, tile)
+    while each * split_count(problem, tile) > (4 if tile.STEPS * tile.TILES < 8 else 16) * target.sms:
+        longer = replace(tile, STEPS=2 * tile.STEPS)
+        if split_count(problem, longer) == split_count(problem, tile):
+            longer = replace(tile, TILES=2 * tile.TILES)
+        if split_count(problem, longer) == split_count(problem, tile) or longer.STEPS * longer.TILES > 64:
+            break
+        tile = longer
+    # Without a next step there is nothing to fetch ahead.
+    return replace(tile, num_stages=1) if tile.STEPS == 1 else tile
+
+
+def deformable_input_gradient(problem: DeformInputGradientProblem, target: Target) -> DeformableInputGradientTile:
+    """64 pixels by 32 channels: the product, a corner and the addresses of the atomics share the registers."""
+    g, itemsize = problem.geometry, problem.itemsize
+    num_warps = warps(target, THREADS)
+    if itemsize == 8:
+        return DeformableInputGradientTile(BLOCK_M=32, BLOCK_N=16, BLOCK_K=32, num_warps=num_warps, num_stages=1)
+    # On sm_100 the shallower tile is compiled for more blocks at once, and spills.
+    depth = 128 if target.arch == "sm_100" and itemsize == 2 else 64
+    return DeformableInputGradientTile(
+        BLOCK_M=64,
+        BLOCK_N=power_of_two(problem.segment, 16, 32),
+        BLOCK_K=power_of_two(g.c_out_group, 16, depth // itemsize),
+        num_warps=num_warps,
+        num_stages=1,
+    )
+
+
+def deformable_weight_gradient(problem: DeformWeightGradientProblem, target: Target) -> DeformableWeightGradientTile:
+    """Up to 128 output channels: every further block of them samples anew."""
+    g, itemsize = problem.geometry, problem.itemsize
+    narrow = problem.x_vector(problem.segment) * itemsize < 8
+    most = 16 if itemsize == 8 else 64 if narrow else 128
+    # wgmma takes no fewer than 64 rows.
+    block_m = power_of_two(g.c_out_group, 64 if itemsize == 2 else 16, most)
+    block_n = power_of_two(problem.segment, 16, 16 if itemsize == 8 else 32)
+    block_k = 16 if itemsize == 8 else 32
+    tiles_n = g.c_in_group // problem.segment * cdiv(problem.segment, block_n) * g.taps
+    return DeformableWeightGradientTile(
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_K=block_k,
+        SPLITS=_splits(tiles_n * cdiv(g.c_out_group, block_m) * g.groups, block_k, problem, target),
+        num_warps=warps(target, THREADS),
+        num_stages=1,
+    )

@@ -1,0 +1,126 @@
+"""Default tiles of the matrix products: dense, grouped, transposed, deformable."""
+
+from __future__ import annotations
+
+from ..kernels.deformable import DeformableTile
+from ..kernels.grouped_packed import GroupedPackedTile
+from ..kernels.implicit_gemm import ImplicitGemmTile
+from ..kernels.kernel import cdiv
+from ..kernels.transposed_phase import TransposedPhaseTile
+from ..problem import DeformProblem, Problem
+from ..target import Target
+from .common import THREADS, power_of_two, stages, warps, wide
+
+
+def implicit_gemm(problem: Problem, target: Target) -> ImplicitGemmTile:
+    """128 x 64 for aligned channels: 64 accumulator registers a thread, and three blocks to a multiprocessor."""
+    g, itemsize = problem.geometry, problem.itemsize
+    flat = _flat_k(problem)
+    # Narrow loads have an address each, most of them pass through registers: a smaller tile leaves room for them.
+    narrow = flat or problem.x_vector(g.c_in_group) * itemsize < 8
+    if itemsize == 8:
+        # sm_100 has no matrix unit for float64: its products are unrolled into registers.
+        return ImplicitGemmTile(
+            BLOCK_M=32, BLOCK_N=16, BLOCK_K=16, FLAT_K=flat, num_warps=warps(target, THREADS), num_stages=1
+        )
+    if not flat and (shape := wide(problem, target, g.M)):
+        return ImplicitGemmTile(
+            BLOCK_M=shape[0], BLOCK_N=shape[1], BLOCK_K=power_of_two(g.c_in_group, 16, 64), num_warps=8, num_stages=3
+        )
+    block_n = power_of_two(g.N, 16, 32 if flat and itemsize == 4 else 64)
+    block_m = 64 if narrow or cdiv(g.M, 128) * cdiv(g.N, block_n) * g.groups < target.sms else 128
+    # Bytes of K a step: on sm_90 a whole swizzled row, which wgmma reads from shared memory; elsewhere half of one,
+    # since more spills (sm_80 keeps operands in registers, sm_100 is compiled for more blocks at once).
+    depth = 128 if target.arch == "sm_90" and not narrow else 64
+    block_k = power_of_two(g.K if flat else g.c_in_group, 16, depth // itemsize)
+    return ImplicitGemmTile(
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_K=block_k,
+        FLAT_K=flat,
+        num_warps=warps(target, THREADS),
+        # Narrow loads cannot be asynchronous: more stages would only cost registers.
+        num_stages=2 if narrow else stages(problem, target, (block_m + block_n) * block_k),
+    )
+
+
+def _flat_k(problem: Problem) -> bool:
+    g = problem.geometry
+    if g.taps == 1:
+        return False
+    # NCHW with a default weight: reading it tap by tap would touch one sector for each of its elements.
+    return (problem.pixels_last and problem.weight_flat) or g.c_in_group < 16
+
+
+def grouped_packed(problem: Problem, target: Target) -> GroupedPackedTile:
+    """Slabs of 32 channels stay memory-bound; groups of more than 16 need 64 for two of them to fit."""
+    g = problem.geometry
+    widest = max(g.c_in_group, g.c_out_group)
+    slab = 32 if widest <= 16 else 64
+    block_m = 64 if slab == 64 or problem.pixels_last else 128
+    if problem.itemsize == 8:
+        slab = 16 if widest <= 16 else 32
+        block_m = 16
+    elif problem.itemsize == 4 and problem.pixels_last:
+        block_m = 32
+    packed = min(slab // widest, g.groups)
+    return GroupedPackedTile(
+        BLOCK_M=block_m,
+        # An output slab may be narrower than an input slab, or the reverse.
+        BLOCK_N=power_of_two(packed * g.c_out_group, 16, slab),
+        BLOCK_K=power_of_two(packed * g.c_in_group, 16, slab),
+        num_warps=warps(target, THREADS),
+        # Taps come from L1, which pipelined loads bypass.
+        num_stages=1,
+    )
+
+
+def transposed_phase(problem: Problem, target: Target) -> TransposedPhaseTile:
+    """As implicit GEMM, half as deep: the taps of a phase are fewer, and found at run time."""
+    g, itemsize = problem.geometry, problem.itemsize
+    num_warps = warps(target, THREADS)
+    if itemsize == 8:
+        return TransposedPhaseTile(BLOCK_M=32, BLOCK_N=16, BLOCK_K=16, num_warps=num_warps, num_stages=1)
+    if shape := wide(problem, target, g.M):
+        return TransposedPhaseTile(
+            BLOCK_M=shape[0], BLOCK_N=shape[1], BLOCK_K=power_of_two(g.c_in_group, 16, 64), num_warps=8, num_stages=3
+        )
+    narrow = problem.x_vector(g.c_in_group) * itemsize < 8
+    if g.groups > 1 and max(g.c_in_group, g.c_out_group) <= 16:
+        block_n, block_k = 32, 64 // itemsize
+    else:
+        block_n, block_k = power_of_two(g.N, 16, 64), power_of_two(g.c_in_group, 16, 64 // itemsize)
+    tiles = cdiv(cdiv(g.M, g.phases), 128) * g.phases * cdiv(g.N, block_n) * g.groups
+    block_m = 64 if narrow or tiles < target.sms else 128
+    return TransposedPhaseTile(
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_K=block_k,
+        num_warps=num_warps,
+        num_stages=2 if narrow else stages(problem, target, (block_m + block_n) * block_k),
+    )
+
+
+def deformable(problem: DeformProblem, target: Target) -> DeformableTile:
+    """64 pixels by up to 128 output channels: a gather is repeated for every further block of channels.
+
+    On sm_90 128 pixels by up to 256 channels: each gather once. On an H100, bfloat16: dcnv2 223 us against 412.
+    """
+    g, itemsize = problem.geometry, problem.itemsize
+    num_warps = warps(target, THREADS)
+    if target.arch == "sm_90" and itemsize == 2 and g.N > 64 and problem.x_vector(problem.segment) >= 8:
+        if g.N > 128:
+            return DeformableTile(BLOCK_M=128, BLOCK_N=256, BLOCK_K=32, num_warps=8, num_stages=1)
+        return DeformableTile(BLOCK_M=128, BLOCK_N=128, BLOCK_K=16, num_warps=num_warps, num_stages=1)
+    if itemsize == 8:
+        return DeformableTile(BLOCK_M=32, BLOCK_N=16, BLOCK_K=16, num_warps=num_warps, num_stages=1)
+    # Four corners of a tile are in flight; narrow loads (NCHW) have an address in registers for each element.
+    narrow = problem.x_vector(problem.segment) * itemsize < 8
+    return DeformableTile(
+        BLOCK_M=64,
+        # The channels are the left operand's rows: wgmma takes no fewer than 64.
+        BLOCK_N=power_of_two(g.N, 64 if itemsize == 2 else 16, 64 if narrow else 128),
+        BLOCK_K=power_of_two(problem.segment, 16, 16 if narrow or itemsize == 4 else 32),
+        num_warps=num_warps,
+        num_stages=1,
+    )
