@@ -19,7 +19,7 @@ def test_version(capsys):
 def test_plan_shows_kernel_tile_and_source(capsys):
     assert cli.main(["plan", "--workload", "dcnv2", "--target", "sm_90"]) == 0
     printed = capsys.readouterr().out
-    for phrase in ("deformable on H100", "BLOCK_M=", "source   analytic default", "bfloat16 NHWC og1+mask"):
+    for phrase in ("deformable on H100", "BLOCK_M=", "source   shipped exact", "bfloat16 NHWC og1+mask"):
         assert phrase in printed
 
 

@@ -50,9 +50,11 @@ def test_json_has_a_row_a_kernel(tmp_path, capsys):
 
 
 def test_complaints_name_what_is_wrong():
-    job = inspection.jobs(kernels=("implicit_gemm",), targets=("sm_90",))[0]
+    measured = inspection.jobs(kernels=("implicit_gemm",), targets=("sm_90",))[0]
+    job = replace(measured, measured=False)
     good = aot.Compiled("implicit_gemm", "sm_90", "bfloat16", "", uses_dot=True, wgmma=4, vector_loads=8)
     assert inspection.complaints(job, good) == []
+    assert inspection.complaints(replace(job, measured=True), replace(good, spill_bytes=8)) == [], "its time is known"
     for change, phrase in (
         ({"spill_bytes": 8}, "spills 8 bytes"),
         ({"warnings": ("C7515",)}, "C7515"),

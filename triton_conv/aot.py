@@ -55,6 +55,7 @@ class Job:
     tile: Tile
     target: Target
     label: str = ""
+    measured: bool = False
 
     def run(self) -> Compiled:
         """Does the job in this process, which must not interpret kernels."""

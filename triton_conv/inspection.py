@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from . import dispatch, workloads
+from . import configs, dispatch, workloads
 from .aot import Compiled, Job
 from .defaults import default_tile
 from .kernels import KERNELS
@@ -73,13 +73,16 @@ def _jobs(workload: Workload, problem: Problem, target: Target) -> list[Job]:
     """The tile that a plan would use, and the default of every form that could."""
     made = dispatch.plan(problem, target)
     tiles = {(made.kernel.name, made.tile): "" if made.source == "analytic default" else f" ({made.source})"}
+    measured = {(made.kernel.name, made.tile)} if made.source in configs.SOURCES else set()
     for kernel in dispatch.forms(problem)[0]:
         tile = default_tile(kernel.name, problem, target)
         if tile.unfit(problem, target) is None:
             tiles.setdefault((kernel.name, tile), " (default)")
     label = f"{workload.name} {'NHWC' if workload.channels_last else 'NCHW'}{_SUFFIXES[workload.part]}"
     label += " fixed" if getattr(problem, "fixed_point", False) else ""
-    return [Job(name, problem, tile, target, label + note) for (name, tile), note in tiles.items()]
+    return [
+        Job(name, problem, tile, target, label + note, (name, tile) in measured) for (name, tile), note in tiles.items()
+    ]
 
 
 def complaints(job: Job, row: Compiled) -> list[str]:
@@ -87,7 +90,8 @@ def complaints(job: Job, row: Compiled) -> list[str]:
     found = []
     if row.error:
         return [row.error]
-    if row.spill_bytes:
+    # A measured tile has shown what its spills cost.
+    if row.spill_bytes and not job.measured:
         found.append(f"spills {row.spill_bytes} bytes")
     if "C7515" in row.warnings:
         found.append("C7515: every wgmma waits for the one before")
