@@ -58,6 +58,9 @@ def depthwise_banded(problem: Problem, target: Target) -> DepthwiseBandedTile:
         tile = replace(tile, ROWS=tile.ROWS // 2, FUSED=min(tile.FUSED, tile.ROWS // 2))
     if _registers(problem, tile) > 112 or tile.shared_bytes(problem) > target.shared_bytes:
         tile = replace(tile, RESIDENT=False)
+    if target.arch == "sm_90" and itemsize < 8 and not tile.RESIDENT and tile.ROWS > 1:
+        # Eight warps hold the rows of a large filter's blocks without a spill.
+        tile = replace(tile, BLOCK_M=256 // itemsize, num_warps=8)
     # One row of a block is little to wait for at a time, unless its loads are narrow and so many.
     few = problem.x_run() * itemsize >= 16 and itemsize < 8
     while few and 2 * _registers(problem, tile) <= 32 and tile.BLOCK_M < 256:

@@ -135,6 +135,9 @@ def depthwise_patch_weight_gradient(problem: WeightGradientProblem, target: Targ
             # The fewest rows past the filter's last, and of those the most threads that share a patch.
             lanes = min((8, 4, 2), key=lambda count: (cdiv(rows, held * count) * held * count, -count))
         widest = 14 if taps < 10 else 8
+    if held * taps > 25 or taps > 16:
+        # As many sums leave no registers for wider patches.
+        widest = 4
     # Columns past the image's last cost as much as others, and each patch reads a filter's width beyond its own.
     widths = (4,) if g.stride[2] > 1 else (4, 7, 8, 14)
     cols = min(

@@ -31,7 +31,8 @@ def implicit_gemm(problem: Problem, target: Target) -> ImplicitGemmTile:
     block_m = 64 if narrow or cdiv(g.M, 128) * cdiv(g.N, block_n) * g.groups < target.sms else 128
     # Bytes of K a step: on sm_90 a whole swizzled row, which wgmma reads from shared memory; elsewhere half of one,
     # since more spills (sm_80 keeps operands in registers, sm_100 is compiled for more blocks at once).
-    depth = 128 if target.arch == "sm_90" and not narrow else 64
+    # Of tf32 half of one is two instructions, which wait for each other (C7515).
+    depth = 128 if target.arch == "sm_90" and (not narrow or (itemsize == 4 and not flat)) else 64
     block_k = power_of_two(g.K if flat else g.c_in_group, 16, depth // itemsize)
     return ImplicitGemmTile(
         BLOCK_M=block_m,
@@ -69,7 +70,8 @@ def grouped_packed(problem: Problem, target: Target) -> GroupedPackedTile:
         # An output slab may be narrower than an input slab, or the reverse.
         BLOCK_N=power_of_two(packed * g.c_out_group, 16, slab),
         BLOCK_K=power_of_two(packed * g.c_in_group, 16, slab),
-        num_warps=warps(target, THREADS),
+        # Of float64 an NCHW tile has an address for each of its elements: more threads share them.
+        num_warps=warps(target, 2 * THREADS if problem.itemsize == 8 and problem.pixels_last else THREADS),
         # Taps come from L1, which pipelined loads bypass.
         num_stages=1,
     )
