@@ -23,6 +23,8 @@ from .problem import (
 )
 from .target import Target
 
+# Forms, the preferred one first.
+_DEPTHWISE = ("depthwise_banded", "depthwise_patch", "depthwise")
 _DEPTHWISE_WEIGHT_GRADIENTS = (
     "depthwise_banded_weight_gradient",
     "depthwise_patch_weight_gradient",
@@ -125,11 +127,7 @@ def family(problem: Problem) -> tuple[tuple[str, ...], str]:
     if g.transposed:
         return ("transposed_phase",), f"it is transposed: {g.phases} output phases, no inserted zeros"
     if direct:
-        return (
-            "depthwise_banded",
-            "depthwise_patch",
-            "depthwise",
-        ), f"one input channel a group, multiplier {g.c_out_group}"
+        return _DEPTHWISE, f"one input channel a group, multiplier {g.c_out_group}"
     if narrow:
         return ("grouped_packed",), f"groups of at most {widest} channels: several fill one tile"
     return ("implicit_gemm",), "a product over channels and taps"

@@ -147,7 +147,7 @@ class Problem:
 
         A depthwise transposed convolution of stride 1 is a forward one with the filter flipped. A filter that lies
         innermost puts neighbouring channels `taps` elements apart: a tile of it touches a 32-byte sector of L2 for each
-        of its 2-byte elements, again for every tile of pixels. Measured on an H100 (dcgan_t2d): 18 TFLOP/s.
+        of its 2-byte elements, again for every tile of pixels.
         """
         g = self.geometry
         if g.transposed and g.c_in_group == g.c_out_group == 1 and (flipped := g.flipped()) is not None:

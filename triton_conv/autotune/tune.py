@@ -43,7 +43,7 @@ def tune(
     journal: Path | None = None,
     report: Report = print,
 ) -> list[Outcome]:
-    """Tunes each workload, all within `seconds`; winners are written to `folder` as they are found.
+    """Tunes each workload, all within `seconds`; winners are written to `folder` at the end.
 
     On a GPU every core compiles, round by round, while this process tries what is ready. Each trial is a line of the
     file `journal`.

@@ -14,7 +14,7 @@ import triton.language as tl
 from ..problem import Problem
 from ..target import Target
 from .common import activate, below, is_read, store_pixels, tap_at, tile_pixels, wide, widen, within
-from .kernel import Kernel, Tile, cdiv, geometry_arguments
+from .kernel import Kernel, Tile, cdiv, geometry_arguments, no_patches
 
 # Taps of a filter row whose weights fit in registers beside the sums of a patch.
 _WIDEST = 13
@@ -325,18 +325,9 @@ def _arguments(problem: Problem, tile: DepthwisePatchTile) -> dict[str, object]:
 
 
 def _unsuited(problem: Problem) -> str | None:
-    g = problem.geometry
-    if g.transposed:
+    if problem.geometry.transposed:
         return "it is transposed"
-    if g.c_in_group != 1 or g.c_out_group != 1:
-        return f"a group has {g.c_in_group} input channels and {g.c_out_group} output channels, not 1 of each"
-    if problem.pixels_last:
-        return "the channels of its input are not contiguous"
-    if g.padding_mode != "zeros":
-        return f"its border is {g.padding_mode}, not zero"
-    if g.kernel[2] > _WIDEST:
-        return f"{g.kernel[2]} taps of a filter row do not fit in registers"
-    return None
+    return no_patches(problem, _WIDEST)
 
 
 KERNEL = Kernel(

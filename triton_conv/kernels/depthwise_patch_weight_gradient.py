@@ -14,7 +14,7 @@ import triton.language as tl
 from ..problem import Problem, WeightGradientProblem
 from ..target import Target
 from .common import below, is_read, tap_at, tile_pixels, widen, within
-from .kernel import Kernel, Tile, cdiv, geometry_arguments
+from .kernel import Kernel, Tile, cdiv, geometry_arguments, no_patches
 
 # Taps of a filter row, each a sum for every channel of a thread: with two channels, sums and one window of gradients
 # are four registers a tap.
@@ -226,16 +226,7 @@ def _arguments(problem: Problem, tile: DepthwisePatchWeightGradientTile) -> dict
 def _unsuited(problem: Problem) -> str | None:
     if not isinstance(problem, WeightGradientProblem):
         return "it is no weight gradient"
-    g = problem.geometry
-    if g.c_in_group != 1 or g.c_out_group != 1:
-        return f"a group has {g.c_in_group} input channels and {g.c_out_group} output channels, not 1 of each"
-    if problem.pixels_last:
-        return "the channels of its input are not contiguous"
-    if g.padding_mode != "zeros":
-        return f"its border is {g.padding_mode}, not zero"
-    if g.kernel[2] > _WIDEST:
-        return f"{g.kernel[2]} taps of a filter row do not fit in registers"
-    return None
+    return no_patches(problem, _WIDEST)
 
 
 KERNEL = Kernel(

@@ -204,6 +204,20 @@ def image_group(batch: int, blocks: int, block_m: int) -> int:
     return min(sizes, key=lambda n: cdiv(batch, n) * cdiv(n * blocks, block_m))
 
 
+def no_patches(problem: Problem, widest: int) -> str | None:
+    """Why patches of a channels-last depthwise convolution cannot be held in registers, or None."""
+    g = problem.geometry
+    if g.c_in_group != 1 or g.c_out_group != 1:
+        return f"a group has {g.c_in_group} input channels and {g.c_out_group} output channels, not 1 of each"
+    if problem.pixels_last:
+        return "the channels of its input are not contiguous"
+    if g.padding_mode != "zeros":
+        return f"its border is {g.padding_mode}, not zero"
+    if g.kernel[2] > widest:
+        return f"{g.kernel[2]} taps of a filter row do not fit in registers"
+    return None
+
+
 def dot_shared_bytes(block_m: int, block_n: int, block_k: int, stages: int, itemsize: int) -> int:
     """An upper bound of what a pipelined product takes: one pair of operand buffers a stage, and barriers.
 

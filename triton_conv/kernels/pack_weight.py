@@ -19,7 +19,7 @@ def pack_weight_kernel(
     """packed[o, tap, i] = w[o, i, tap]; both dense, [rows, columns, TAPS] and [rows, TAPS, columns].
 
     Grid: (cdiv(columns, BLOCK_I), rows). A tile is read along the taps and written along the columns, so that both
-    sides touch whole sectors: torch's copy took 115 us for the 75 MB of modulated_t2d on an H100, 1.3 TB/s.
+    sides touch whole sectors: on an H100 a call of modulated_t2d, 75 MB of weight, takes 188 us, with torch's copy 237.
     """
     row = tl.program_id(1).to(tl.int64) * columns * TAPS
     i = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
