@@ -105,7 +105,8 @@ def _checked_and_timed(record: Record, made: Plan, bench: Bench) -> Record:
         contestants: dict[str, Contestant] = {}
         for name, baseline in build(workload, tensors).items():
             try:
-                entrants.append(_enter(name, baseline, expected, bench))
+                floor = record.standard_floor_us if name in STANDARD else record.floor_us
+                entrants.append(_enter(name, baseline, expected, bench, (floor or 0.0) / 1e6))
             except _AbsentError as absent:
                 contestants[name] = Contestant(absent=str(absent))
             except Exception as failure:  # whatever a library raises is the reason why it is absent
@@ -130,10 +131,13 @@ class _AbsentError(Exception):
     """Why a baseline is not timed."""
 
 
-def _enter(name: str, baseline: Baseline, expected: Expected, bench: Bench) -> _Entrant:
-    """A baseline that ran, computes what it should, and is fast enough to repeat."""
+def _enter(name: str, baseline: Baseline, expected: Expected, bench: Bench, floor: float) -> _Entrant:
+    """A baseline that ran, computes what it should, and is fast enough to repeat; `floor` is its limit in seconds."""
     if baseline.call is None:
         raise _AbsentError(baseline.absent)
+    if floor > bench.seconds / 8:
+        # Not even tried: the search for its fastest algorithm would run it dozens of times.
+        raise _AbsentError(f"too slow to repeat: its limit alone is {floor:.2g} s")
     # The first call also searches for the fastest algorithm.
     result = baseline.call()
     error = None if name in STANDARD else expected.error(result)
