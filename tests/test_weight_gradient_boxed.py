@@ -125,7 +125,6 @@ def plan_of(x_shape, w_shape, layout=channels_last, dtype=torch.bfloat16, **opti
 def test_refused_problems(made, message):
     made = made()
     assert made.kernel.name == "weight_gradient"
-    assert any(message in note for note in made.notes)
     with pytest.raises(PlanError, match=message):
         dispatch.plan(made.problem, made.target, NAME)
 

@@ -232,6 +232,8 @@ def _unsuited(problem: Problem) -> str | None:
         return "only 16-bit numbers are multiplied with channels innermost"
     if not g.M:
         return "it has no pixel"
+    if any(size < step for size, step in zip(g.in_size, g.stride, strict=True)):
+        return f"the stride {g.stride} is larger than the input"
     if not problem.aligned:
         return "the input does not begin at a multiple of 16 bytes"
     for name, strides, channels in (("input", problem.x_strides, g.c_in), ("gradient", problem.y_strides, g.c_out)):
@@ -242,8 +244,6 @@ def _unsuited(problem: Problem) -> str | None:
             return f"the pixels of the {name} are not a multiple of 16 bytes apart"
     if g.groups > 1 and math.gcd(VECTOR_LIMIT, g.c_in_group) * problem.itemsize % 16:
         return f"groups of {g.c_in_group} channels do not begin at a multiple of 16 bytes"
-    if any(size < step for size, step in zip(g.in_size, g.stride, strict=True)):
-        return f"the stride {g.stride} is larger than the input"
     return None
 
 
