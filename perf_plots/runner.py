@@ -16,7 +16,7 @@ from triton_conv.autotune.expected import Expected, expect
 from triton_conv.autotune.measure import Timer
 from triton_conv.dispatch import Plan, plan
 from triton_conv.target import of_device
-from triton_conv.workloads import Workload, differentiated
+from triton_conv.workloads import WEIGHT_GRADIENT, Workload, differentiated
 
 from .baselines import Baseline, build, fastest_algorithms, reason
 from .check import check

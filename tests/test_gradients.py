@@ -284,7 +284,7 @@ def test_the_same_backward_twice_is_the_same_bits(groups):
 def test_partial_sums_are_a_tenth_of_what_is_read(workload):
     """Beyond inputs, outputs and gradients, a weight gradient allocates the partial sums and nothing else."""
     problem = replace(workload, part="weight gradient").problem()
-    kernel = choose_kernel(problem)[0].name
+    kernel = choose_kernel(problem, KNOWN["sm_90"])[0].name
     splits = plan(problem, KNOWN["sm_90"], kernel, default_tile(kernel, problem, KNOWN["sm_90"])).values["SPLITS"]
     g = problem.geometry
     partial = splits * math.prod(problem.result_shape) * problem.accumulator_bytes

@@ -136,20 +136,20 @@ def family(problem: Problem) -> tuple[tuple[str, ...], str]:
     return (*boxed, "implicit_gemm"), "a product over channels and taps"
 
 
-def forms(problem: Problem) -> tuple[list[Kernel], list[str]]:
-    """The kernels that can run a problem, preferred first, and why each other one of its kind cannot."""
+def forms(problem: Problem, target: Target) -> tuple[list[Kernel], list[str]]:
+    """The kernels that can run a problem on a target, preferred first, and why each other one of its kind cannot."""
     suited, notes = [], []
     for name in family(problem)[0]:
-        if reason := KERNELS[name].unsuited(problem):
+        if reason := KERNELS[name].unavailable(target) or KERNELS[name].unsuited(problem):
             notes.append(f"not {name}: {reason}")
         else:
             suited.append(KERNELS[name])
     return suited, notes
 
 
-def choose_kernel(problem: Problem) -> tuple[Kernel, str]:
-    """The preferred kernel for a problem, and the reason."""
-    return forms(problem)[0][0], family(problem)[1]
+def choose_kernel(problem: Problem, target: Target) -> tuple[Kernel, str]:
+    """The preferred kernel for a problem on a target, and the reason."""
+    return forms(problem, target)[0][0], family(problem)[1]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -159,12 +159,12 @@ def plan(problem: Problem, target: Target, kernel: str | None = None, tile: Tile
     Raises `PlanError` if a forced kernel or tile cannot run the problem, naming the reason.
     """
     if kernel is None:
-        (suited, notes), reason = forms(problem), family(problem)[1]
+        (suited, notes), reason = forms(problem, target), family(problem)[1]
     else:
         if kernel not in KERNELS:
             raise PlanError(f"kernel: {kernel!r} is not known; choose one of {', '.join(KERNELS)}")
         suited, notes, reason = [KERNELS[kernel]], [], "forced"
-        unsuited = KERNELS[kernel].unsuited(problem)
+        unsuited = KERNELS[kernel].unavailable(target) or KERNELS[kernel].unsuited(problem)
         reason_apart, apart = _APART.get(type(problem), ("", (kernel,)))
         if unsuited is None and kernel not in apart:
             unsuited = reason_apart

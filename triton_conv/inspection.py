@@ -74,7 +74,7 @@ def _jobs(workload: Workload, problem: Problem, target: Target) -> list[Job]:
     made = dispatch.plan(problem, target)
     tiles = {(made.kernel.name, made.tile): "" if made.source == "analytic default" else f" ({made.source})"}
     measured = {(made.kernel.name, made.tile)} if made.source in configs.SOURCES else set()
-    for kernel in dispatch.forms(problem)[0]:
+    for kernel in dispatch.forms(problem, target)[0]:
         tile = default_tile(kernel.name, problem, target)
         if tile.unfit(problem, target) is None:
             tiles.setdefault((kernel.name, tile), " (default)")

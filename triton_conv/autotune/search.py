@@ -36,7 +36,7 @@ class Search:
 
     def __init__(self, problem: Problem, target: Target) -> None:
         self._problem, self._target = problem, target
-        self._spaces = {kernel.name: candidates(kernel.name, problem, target) for kernel in forms(problem)[0]}
+        self._spaces = {kernel.name: candidates(kernel.name, problem, target) for kernel in forms(problem, target)[0]}
         self.defaults = [Candidate(name, tiles[0]) for name, tiles in self._spaces.items() if tiles]
         self.times: dict[Candidate, float] = {}
         self._given: set[Candidate] = set()

@@ -141,7 +141,7 @@ def survivors(problem: Problem, target: targets.Target, seconds: float) -> tuple
     """
     from ..aot import Job, compile_all
 
-    name = choose_kernel(problem)[0].name
+    name = choose_kernel(problem, target)[0].name
     stop = time.monotonic() + seconds
     tiles = candidates(name, problem, target)
     alive, compiled = [], 0

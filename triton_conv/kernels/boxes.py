@@ -9,7 +9,6 @@ import triton
 import triton.language as tl
 
 from ..problem import VECTOR_LIMIT, Problem
-from ..target import Target
 from .kernel import cdiv
 
 
@@ -60,11 +59,6 @@ def box(problem: Problem, pixels: int) -> dict[str, int]:
 
     best = min(found, key=taken)
     return dict(zip(("BOX_N", "BOX_D", "BOX_H", "BOX_W"), best, strict=True))
-
-
-def unboxed(target: Target) -> str | None:
-    """Why a device cannot copy boxes, or None."""
-    return None if target.bulk_copies else "the device has no engine for bulk copies"
 
 
 def unboxable(problem: Problem) -> str | None:

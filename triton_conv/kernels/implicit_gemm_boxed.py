@@ -8,8 +8,7 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem
-from ..target import Target
-from .boxes import box, boxes, load_box, unboxable, unboxed
+from .boxes import box, boxes, load_box, unboxable
 from .common import aligned, below, dot, epilogue, store_pixels, wide
 from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
 
@@ -125,9 +124,6 @@ class ImplicitGemmBoxedTile(Tile):
 
     def accumulator_values(self) -> int:
         return self.BLOCK_M * self.BLOCK_N
-
-    def unfit(self, problem: Problem, target: Target) -> str | None:
-        return unboxed(target) or super().unfit(problem, target)
 
 
 def _grid(problem: Problem, tile: ImplicitGemmBoxedTile) -> int:

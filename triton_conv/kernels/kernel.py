@@ -114,6 +114,12 @@ class Kernel:
     descriptors: bool = False
     channels_last_result: bool = False
 
+    def unavailable(self, target: Target) -> str | None:
+        """Why the kernel cannot run on a target whatever the problem, or None."""
+        if self.descriptors and not target.bulk_copies:
+            return f"{target.arch} has no engine for bulk copies"
+        return None
+
     def result_strides(self, problem: Problem) -> tuple[int, ...]:
         """Strides of what the kernel writes."""
         if self.channels_last_result:

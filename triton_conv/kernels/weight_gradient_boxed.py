@@ -9,8 +9,7 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem, WeightGradientProblem
-from ..target import Target
-from .boxes import box, boxes, load_box, unboxable, unboxed
+from .boxes import box, boxes, load_box, unboxable
 from .common import aligned, below, dot, wide
 from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
 
@@ -150,9 +149,6 @@ class WeightGradientBoxedTile(Tile):
 
     def accumulator_values(self) -> int:
         return self.BLOCK_M * self.BLOCK_N
-
-    def unfit(self, problem: Problem, target: Target) -> str | None:
-        return unboxed(target) or super().unfit(problem, target)
 
 
 def _grid(problem: Problem, tile: WeightGradientBoxedTile) -> int:
