@@ -7,7 +7,7 @@ from pathlib import Path
 from triton_conv.workloads import Workload
 
 from .cases import KIND_TITLES, describe, label
-from .overview import Line, draw_marks
+from .overview import Line, Scale, draw_marks
 from .record import MEASURED, OURS, REHEARSED, Record
 from .rows import Chart, Point, Row
 from .rows import draw as draw_rows
@@ -105,7 +105,8 @@ def _verdict(record: Record) -> str:
             parts.append(f"no time of {'the standard' if standard else 'another library'}")
         else:
             loss, other = "" if speedup >= 0.995 else "LOSS ", "standard" if standard else _label(best[0])
-            parts.append(f"{loss}{ratio(speedup)} vs {other}")
+            count = f" ({ratio(record.saving)} by the count)" if standard and record.saving else ""
+            parts.append(f"{loss}{ratio(speedup)} vs {other}{count}")
     return " · ".join(parts)
 
 
@@ -129,4 +130,5 @@ def overview(what: str, workloads: list[Workload], results: DeviceResults, stem:
         footer(records or list(results.records)),
     )
     lines.sort(key=lambda line: (bool(line.missing), line.factors[0] is None, line.factors[0] or line.factors[1] or 0))
-    return draw_marks(chart, lines, "times as fast (log scale)", [_LIBRARY, _STANDARD], ["library", "standard"], stem)
+    scale, marks = Scale("times as fast (log scale)", losses=True), [_LIBRARY, _STANDARD]
+    return draw_marks(chart, lines, scale, marks, ["library", "standard"], stem)
