@@ -14,6 +14,8 @@ from .style import BLACK, GREY, VERMILLION, Mark, Sheet, log_ticks, paint, ratio
 _LINE = 0.235
 # Shares of the width: names to the left, and to the right a column of numbers for each mark, or room for the last tick.
 _NAMES, _COLUMN, _MARGIN = 0.29, 0.115, 0.045
+# Of a line's height, between the marks of one line.
+_APART = 0.22
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ def draw_marks(
     for y, line in enumerate(lines):
         for index, (mark, factor) in enumerate(zip(marks, line.factors, strict=True)):
             if factor is not None:
-                axes.plot([factor], [y], linestyle="none", marker=mark.marker, markersize=mark.size, zorder=9 - index,
+                # A little apart, so that none hides another.
+                height = y + _APART * (index - (len(marks) - 1) / 2)
+                axes.plot([factor], [height], linestyle="none", marker=mark.marker, markersize=mark.size, zorder=9 - index,
                           **paint(mark))  # fmt: skip
             number = scale.text(factor) if factor is not None else "–" if line.missing else "absent"
             loss = scale.losses and factor is not None and factor < 0.995

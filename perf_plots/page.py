@@ -90,7 +90,7 @@ def row(record: Record, device: DeviceResults) -> dict[str, Any]:
         "part": workload.part,
         "dtype": workload.dtype,
         "name": workload.name,
-        "shape": describe(workload),
+        "shape": describe(workload.layer),
         "origin": workload.origin,
         "error": record.error,
         "cells": {name: _cell(value, text) for name, (value, text) in cells.items()},

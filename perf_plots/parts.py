@@ -61,17 +61,19 @@ def tuning(records: Sequence[Record], results: DeviceResults, times: Times, stem
     if target is None:
         return []
 
-    def gain(workload: Workload) -> float | None:
-        found = tuned(workload, times, target)
-        return found.gain if found else None
+    found = results.by_title()
 
-    lines = _lines(records, gain)
+    def gain(workload: Workload) -> float | None:
+        what = tuned(workload, times, target, found.get(workload.title))
+        return what.gain if what else None
+
+    lines = sorted(_lines(records, gain), key=lambda line: max((f for f in line.factors if f), default=0.0))
     if not any(factor for line in lines for factor in line.factors):
         return []
     trials = sum(map(len, times.values()))
     chart = Chart(
         "Tuned against default tiles",
-        f"{results.title}, {trials} timed trials; absent: the default was not tried",
+        f"{results.title}, {trials} tiles timed; absent: the default was not tried",
         badge(results),
         footer(list(records)),
     )

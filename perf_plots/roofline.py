@@ -86,5 +86,6 @@ def _points(axes: Axes, records: Sequence[Record]) -> None:
         axes.plot([x], [y], linestyle="none", marker=mark.marker, markersize=mark.size, zorder=5, **paint(mark))
         axes.annotate(
             record.workload.name, xy=(x, y), xytext=(1.04, height), textcoords="axes fraction", va="center", ha="left",
-            size=8.5, arrowprops={"arrowstyle": "-", "color": "#BBBBBB", "linewidth": 0.5, "shrinkA": 1, "shrinkB": 3},
+            size=8.5, arrowprops={"arrowstyle": "-", "color": "#BBBBBB", "linewidth": 0.5, "relpos": (0, 0.5),
+                        "shrinkA": 1, "shrinkB": 3},
         )  # fmt: skip

@@ -13,6 +13,7 @@ from triton_conv.errors import TritonConvError
 from triton_conv.target import Target
 from triton_conv.workloads import Workload
 
+from .record import Record
 from .state import TRIALS
 
 
@@ -58,11 +59,17 @@ def _key(kernel: str, tile: dict[str, Any]) -> tuple[Any, ...]:
     return kernel, *sorted(tile.items())
 
 
-def tuned(workload: Workload, times: Times, target: Target) -> Tuned | None:
-    """The fastest trial of a workload beside the default that this code would take; None if nothing was tried."""
-    tried = times.get(workload.title)
+def tuned(workload: Workload, times: Times, target: Target, record: Record | None = None) -> Tuned | None:
+    """The fastest trial of a workload beside the default that this code would take; None if nothing was tried.
+
+    A trial may be a single run: where the benchmark ran a tile too, `record` has its median, and the lower one counts.
+    """
+    tried = dict(times.get(workload.title, {}))
     if not tried:
         return None
+    if record and record.ours_us and record.plan and "tile" in record.plan:
+        key = _key(record.plan["kernel"], dict(record.plan["tile"]))
+        tried[key] = min(record.ours_us, tried.get(key, record.ours_us))
     return Tuned(min(tried.values()), _default_us(workload, tried, target), len(tried))
 
 
