@@ -43,7 +43,8 @@ def measure(out: Path, rehearse: bool = False) -> Path:
 
     A case that fails is recorded with its error and has no times.
     """
-    found, about = [], {}
+    found: list[dict[str, Any]] = []
+    about: dict[str, Any] = {}
     for workload in cases():
         seconds: dict[str, float] = {}
         error = ""
@@ -60,7 +61,7 @@ def measure(out: Path, rehearse: bool = False) -> Path:
         found.append({"title": workload.title, "kind": workload.kind, "seconds": seconds, "error": error})
     if not about:
         raise RuntimeError(f"no case could be run: {found[0]['error']}")
-    folder = out / about["folder"]
+    folder = out / str(about["folder"])
     refuse_rehearsal(not rehearse, folder)
     write_json(folder / COLD_START, {"measured": not rehearse, "cases": found, "provenance": about["provenance"]})
     return folder / COLD_START

@@ -20,9 +20,7 @@ Say = Callable[[str], None]
 GRADIENTS = "gradients"
 
 
-def draw_all(
-    results: Path, out: Path, say: Say = print, evidence: Path = EVIDENCE
-) -> tuple[list[Path], list[str]]:
+def draw_all(results: Path, out: Path, say: Say = print, evidence: Path = EVIDENCE) -> tuple[list[Path], list[str]]:
     """Draws, writes the page, and prints; returns the files written and complaints about what was left out."""
     devices, complaints = load(results)
     try:

@@ -110,7 +110,7 @@ def _word(word: str) -> tuple[str, str]:
 
 def _padding(text: str) -> Any:
     """The same on both sides, or "before,after" of a one-dimensional layer."""
-    return tuple([tuple(map(int, text.split(",")))]) if "," in text else int(text)
+    return (tuple(map(int, text.split(","))),) if "," in text else int(text)
 
 
 def _kind(words: dict[str, str], groups: int, channels: int, dilation: int) -> str:

@@ -8,7 +8,7 @@ from triton_conv.workloads import Workload
 
 from .cases import KIND_TITLES, describe, label
 from .overview import Line, Scale, draw_marks
-from .record import MEASURED, OURS, REHEARSED, Record
+from .record import LIMITS, MEASURED, OURS, REHEARSED, Record
 from .rows import Chart, Point, Row
 from .rows import draw as draw_rows
 from .store import DeviceResults
@@ -79,7 +79,8 @@ def _row(record: Record) -> Row:
     for name, mark in MARKS.items():
         contestant = record.contestants.get(name)
         if name != OURS and contestant and contestant.samples_us:
-            points.append(Point(mark, contestant.median_us, contestant.interval_us, lane=1))
+            lane = int(name not in LIMITS)
+            points.append(Point(mark, contestant.median_us, contestant.interval_us, lane=lane))
     if record.floor_us:
         points.append(Point(FLOOR, record.floor_us))
     reasons: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""The plot of all cases at once: a line a case, sorted, factors on a log axis around one, or shares from none to all."""
+"""The plot of all cases at once: a line a case, sorted, factors on a log axis around one, or shares of a whole."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _APART = 0.22
 
 @dataclass(frozen=True)
 class Scale:
-    """What the axis means. `losses` shades what lies below one; `share` runs from zero to one, and is not logarithmic."""
+    """What the axis means. `losses` shades what lies below one; `share` runs from zero to one, not logarithmic."""
 
     label: str
     losses: bool = False
@@ -81,8 +81,10 @@ def draw_marks(
             if factor is not None:
                 # A little apart, so that none hides another.
                 height = y + _APART * (index - (len(marks) - 1) / 2)
-                axes.plot([factor], [height], linestyle="none", marker=mark.marker, markersize=mark.size, zorder=9 - index,
-                          **paint(mark))  # fmt: skip
+                axes.plot(
+                    [factor], [height], linestyle="none", marker=mark.marker, markersize=mark.size, zorder=9 - index,
+                    **paint(mark),
+                )  # fmt: skip
             number = scale.text(factor) if factor is not None else "–" if line.missing else "absent"
             loss = scale.losses and factor is not None and factor < 0.995
             colour = GREY if factor is None else VERMILLION if loss else BLACK

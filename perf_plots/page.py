@@ -1,4 +1,4 @@
-"""One HTML page with every figure and table, filters included: a single file that opens from a disk, without a network."""
+"""One HTML page with every figure and table, and filters: a single file that opens from a disk, without a network."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from triton_conv.workloads import KINDS, NOT_SERVED, PARTS, Workload
 
-from .ceilings import describe as describe_ceilings
 from .cases import describe
+from .ceilings import describe as describe_ceilings
 from .evidence import Evidence
 from .floors import DATASHEET, Work
 from .measured import badge, footer

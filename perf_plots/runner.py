@@ -22,7 +22,7 @@ from .baselines import Baseline, build, fastest_algorithms, reason
 from .check import check
 from .floors import Limits, Work
 from .provenance import provenance
-from .record import OURS, STANDARD, Contestant, Record, ResultError, read, write
+from .record import LIMITS, OURS, STANDARD, Contestant, Record, ResultError, read, write
 
 _ROUNDS, _LEAST_ROUNDS = 20, 3
 # A baseline further from the reference than this does not compute the same operation: no rounding is that coarse.
@@ -31,7 +31,10 @@ _OTHER_OPERATION = 0.25
 
 @dataclass(frozen=True)
 class Bench:
-    """What stays the same from case to case. `seconds` is about what timing one case may take."""
+    """What stays the same from case to case. `seconds` is about what timing one case may take.
+
+    `compiled` asks for torch.compile among the baselines.
+    """
 
     device: torch.device
     timer: Timer
@@ -39,6 +42,7 @@ class Bench:
     limits: Limits
     seconds: float = 4.0
     seed: int = 0
+    compiled: bool = False
 
 
 def describe_plan(made: Plan) -> dict[str, Any]:
@@ -103,7 +107,7 @@ def _checked_and_timed(record: Record, made: Plan, bench: Bench) -> Record:
     with fastest_algorithms():
         entrants = [_Entrant(OURS, ours, _seconds(ours, bench.device), record.relative_error)]
         contestants: dict[str, Contestant] = {}
-        for name, baseline in build(workload, tensors).items():
+        for name, baseline in build(workload, tensors, bench.compiled).items():
             try:
                 entrants.append(_enter(name, baseline, expected, bench))
             except _AbsentError as absent:
@@ -136,7 +140,7 @@ def _enter(name: str, baseline: Baseline, expected: Expected, bench: Bench) -> _
         raise _AbsentError(baseline.absent)
     # The first call also searches for the fastest algorithm.
     result = baseline.call()
-    error = None if name in STANDARD else expected.error(result)
+    error = None if name in (*STANDARD, *LIMITS) else expected.error(result)
     if error is not None and error > _OTHER_OPERATION:
         raise _AbsentError(f"computes something else (relative error {error:.2g})")
     seconds = _seconds(baseline.call, bench.device)

@@ -1,4 +1,4 @@
-"""What tuning brought: the trials of a device, every tile with its time, and among them the tile that is the default."""
+"""What tuning brought: the trials of a device, every tile with its time, the default among them."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import subprocess
 from dataclasses import replace
 
 import pytest
-from perf_results import DEVICE, PROVENANCE, contestant, record, write_results
+from perf_results import DEVICE, PROVENANCE, record, write_results
 
 pytest.importorskip("matplotlib")
 
@@ -49,7 +49,7 @@ def test_one_file_holds_everything(page):
     assert loaded
     assert all(source.startswith("data:") for source, _ in loaded), "nothing is fetched"
     assert text.count('<tr class="case"') == 6
-    drawn = [path for path in page.parent.rglob("*.svg")]
+    drawn = list(page.parent.rglob("*.svg"))
     pictures = {base64.b64decode(data) for data in re.findall(r"svg\+xml;base64,([^\"]+)", text)}
     assert pictures == {path.read_bytes() for path in drawn}
     shown = html.unescape(text)

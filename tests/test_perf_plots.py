@@ -16,6 +16,7 @@ from perf_plots.summary import LINES, summarise
 from perf_plots.table import measured_table
 from triton_conv.workloads import FLAGSHIPS, KINDS, find
 
+
 @pytest.fixture
 def results(tmp_path):
     return write_results(tmp_path / "results")
