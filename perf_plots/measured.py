@@ -106,8 +106,9 @@ def _verdict(record: Record) -> str:
             parts.append(f"no time of {'the standard' if standard else 'another library'}")
         else:
             loss, other = "" if speedup >= 0.995 else "LOSS ", "standard" if standard else _label(best[0])
-            count = f" ({ratio(record.saving)} by the count)" if standard and record.saving else ""
-            parts.append(f"{loss}{ratio(speedup)} vs {other}{count}")
+            parts.append(f"{loss}{ratio(speedup)} vs {other}")
+            if standard and record.saving:
+                parts.append(f"computed: {ratio(record.saving)} vs standard")
     return " · ".join(parts)
 
 
