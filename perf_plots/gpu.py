@@ -124,7 +124,7 @@ def _forget(work: Path) -> None:
     """Removes what a run writes, and nothing else that may lie in the folder."""
     from .state import ARCHIVE, STATE, SUMMARY, TESTS, TRIALS, TUNING
 
-    for name in ("results", "autotune_configs", "figures"):
+    for name in ("results", "autotune_configs", "figures", "base"):
         shutil.rmtree(work / name, ignore_errors=True)
     for name in (STATE, TUNING, TRIALS, TESTS, ARCHIVE, SUMMARY, "nvidia-smi.txt"):
         (work / name).unlink(missing_ok=True)
