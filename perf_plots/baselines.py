@@ -38,10 +38,10 @@ class Baseline:
 
 
 @contextlib.contextmanager
-def fastest_algorithms() -> Iterator[None]:
-    """cuDNN searches for its fastest algorithm on the first call of a shape."""
+def fastest_algorithms(search: bool = True) -> Iterator[None]:
+    """cuDNN searches for its fastest algorithm on the first call of a shape; without `search` it takes a guess."""
     before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = search
     try:
         yield
     finally:

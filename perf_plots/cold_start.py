@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -82,7 +83,7 @@ def _process(name: str, what: str, cache: str, rehearse: bool) -> dict[str, Any]
 
 
 def _call(name: str, what: str, rehearse: bool) -> dict[str, Any]:
-    """The first call and the median of ten later ones, in this process, in seconds."""
+    """The first call and the median of later ones, in this process, in seconds."""
     import torch
 
     from triton_conv.target import of_device
@@ -103,14 +104,14 @@ def _call(name: str, what: str, rehearse: bool) -> dict[str, Any]:
                 raise RuntimeError(baseline.absent)
             call = baseline.call
         times = []
-        for _ in range(11):
+        for _ in range(3 if rehearse else 11):
             start = time.perf_counter()
             call()
             if device.type == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
     about = {"folder": device_folder(of_device(device)), "provenance": provenance(device)}
-    return {"first": times[0], "later": sorted(times[1:])[5], "about": about}
+    return {"first": times[0], "later": statistics.median(times[1:]), "about": about}
 
 
 def figure(device: DeviceResults, stem: Path) -> list[Path]:

@@ -122,11 +122,11 @@ def _against_base(run: Run, budget: Budget, stages: list[str], options: argparse
 
 def _forget(work: Path) -> None:
     """Removes what a run writes, and nothing else that may lie in the folder."""
-    from .state import ARCHIVE, STATE, SUMMARY, TESTS, TRIALS, TUNING
+    from .state import ARCHIVE, FAILURES, STATE, SUMMARY, TESTS, TRIALS, TUNING
 
     for name in ("results", "autotune_configs", "figures", "base"):
         shutil.rmtree(work / name, ignore_errors=True)
-    for name in (STATE, TUNING, TRIALS, TESTS, ARCHIVE, SUMMARY, "nvidia-smi.txt"):
+    for name in (STATE, TUNING, TRIALS, TESTS, FAILURES, ARCHIVE, SUMMARY, "nvidia-smi.txt"):
         (work / name).unlink(missing_ok=True)
 
 

@@ -25,6 +25,8 @@ from .provenance import provenance
 from .record import LIMITS, OURS, STANDARD, Contestant, Record, ResultError, read, write
 
 _ROUNDS, _LEAST_ROUNDS = 20, 3
+# Seconds of a call above which no faster algorithm is searched for.
+_SLOW = 0.03
 # A baseline further from the reference than this does not compute the same operation: no rounding is that coarse.
 _OTHER_OPERATION = 0.25
 
@@ -109,7 +111,8 @@ def _checked_and_timed(record: Record, made: Plan, bench: Bench) -> Record:
         contestants: dict[str, Contestant] = {}
         for name, baseline in build(workload, tensors, bench.compiled).items():
             try:
-                entrants.append(_enter(name, baseline, expected, bench))
+                floor = record.standard_floor_us if name in STANDARD else record.floor_us
+                entrants.append(_enter(name, baseline, expected, bench, (floor or 0.0) / 1e6))
             except _AbsentError as absent:
                 contestants[name] = Contestant(absent=str(absent))
             except Exception as failure:  # whatever a library raises is the reason why it is absent
@@ -134,19 +137,33 @@ class _AbsentError(Exception):
     """Why a baseline is not timed."""
 
 
-def _enter(name: str, baseline: Baseline, expected: Expected, bench: Bench) -> _Entrant:
-    """A baseline that ran, computes what it should, and is fast enough to repeat."""
+def _enter(name: str, baseline: Baseline, expected: Expected, bench: Bench, floor: float) -> _Entrant:
+    """A baseline that ran, computes what it should, and is fast enough to repeat; `floor` is its limit in seconds."""
     if baseline.call is None:
         raise _AbsentError(baseline.absent)
+    if floor > bench.seconds / 8:
+        # Not even tried: the search for its fastest algorithm would run it dozens of times.
+        raise _AbsentError(f"too slow to repeat: its limit alone is {floor:.2g} s")
+    call, note = baseline.call, baseline.note
+
+    def guessed() -> Tensor:
+        with fastest_algorithms(search=False):
+            return call()
+
+    guessed()
+    if (seconds := _seconds(guessed, bench.device)) > _SLOW:
+        # Among the algorithms of a 31 x 31 filter's gradient are some that take minutes, and the search tries all.
+        note = "; ".join(filter(None, (note, f"no search for the fastest algorithm: one call took {seconds:.2g} s")))
+        call = guessed
     # The first call also searches for the fastest algorithm.
-    result = baseline.call()
+    result = call()
     error = None if name in (*STANDARD, *LIMITS) else expected.error(result)
     if error is not None and error > _OTHER_OPERATION:
         raise _AbsentError(f"computes something else (relative error {error:.2g})")
-    seconds = _seconds(baseline.call, bench.device)
+    seconds = _seconds(call, bench.device)
     if seconds > bench.seconds / 8:
         raise _AbsentError(f"too slow to repeat: one call took {seconds:.2g} s")
-    return _Entrant(name, baseline.call, seconds, error, baseline.note)
+    return _Entrant(name, call, seconds, error, note)
 
 
 def _rounds(seconds: float, per_round: float) -> int:

@@ -26,7 +26,7 @@ from .floors import Limits
 from .provenance import ROOT, output, provenance, source_hash
 from .record import CEILINGS, refuse_rehearsal, write_json
 from .runner import Bench, finished, run_case
-from .state import TESTS, TRIALS, TUNING, load_state
+from .state import FAILURES, TESTS, TRIALS, TUNING, load_state
 from .store import device_folder, load, read_ceilings
 
 Report = dict[str, Any]
@@ -100,6 +100,9 @@ def tests(run: Run, deadline: Deadline) -> Report:
     command += ["--continue-on-collection-errors", "-W", "default"]
     # Tiles under trial are no business of the tests.
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_CONV_HOME"}
+    failures = run.out / FAILURES
+    failures.write_text("")
+    environment["TRITON_CONV_FAILURES"] = str(failures)
     log, timed_out = run.out / TESTS, False
     with log.open("w") as file:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
@@ -112,7 +115,8 @@ def tests(run: Run, deadline: Deadline) -> Report:
             process.wait()
     lines = log.read_text(errors="replace").splitlines()
     counts = {name: int(n) for n, name in re.findall(r"(\d+) ([a-z]+)", lines[-1])} if lines else {}
-    failed = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
+    failed = failures.read_text(errors="replace").splitlines()
+    failed += [line for line in lines if line.startswith("ERROR ")]
     report = {"source": code, "status": process.returncode, "timed_out": timed_out, "counts": counts, "failed": failed}
     run.say(f"{'stopped at its time limit; ' if timed_out else ''}{lines[-1] if lines else 'no output'}")
     return report

@@ -12,7 +12,7 @@ from .record import write_bytes, write_json
 
 STATE = "run.json"
 ARCHIVE, SUMMARY, TESTS, TUNING = "results.tar.gz", "summary.txt", "tests.txt", "tuning.json"
-TRIALS = "trials.jsonl"
+FAILURES, TRIALS = "failures.txt", "trials.jsonl"
 
 
 def load_json(path: Path) -> dict[str, Any]:

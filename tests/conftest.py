@@ -52,6 +52,16 @@ def conv_precision():
     setting.fp32_precision = before
 
 
+def pytest_runtest_logreport(report):
+    """Writes each failure down as it happens: a run that is stopped at its time limit prints no summary."""
+    log = os.environ.get("TRITON_CONV_FAILURES")
+    if log and report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        reason = " ".join(str(crash.message if crash else report.longrepr).split())[:300]
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(f"FAILED {report.nodeid} - {reason}\n")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     if DEVICE == "cpu":

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import PATCH, case
-from helpers import channels_last, name_of, permuted, random
+from helpers import channels_last, compare, limit, name_of, permuted, random
 from test_tiles import run
 
 import triton_conv as tc
@@ -11,6 +11,7 @@ from triton_conv import dispatch
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
 from triton_conv.kernels.depthwise_patch import DepthwisePatchTile
+from triton_conv.reference import reference
 from triton_conv.target import KNOWN
 
 
@@ -52,7 +53,8 @@ TILES = {
 def test_odd_patches(layer, tile):
     arguments = LAYERS[layer].tensors(torch.float32)
     arguments["input"] = channels_last(arguments["input"])
-    if TILES[tile].mismatch(tc.plan(getattr(tc, LAYERS[layer].function), **arguments).problem) is None:
+    made = tc.plan(getattr(tc, LAYERS[layer].function), **arguments)
+    if TILES[tile].unfit(made.problem, made.target) is None:
         run(LAYERS[layer].function, arguments, PATCH, TILES[tile])
 
 
@@ -95,7 +97,7 @@ def test_input_gradient_is_the_same_kernel():
         float("nan")
     )
     forced.launch(arguments["input"], forced.arranged(arguments["weight"]), arguments["bias"], output)
-    torch.testing.assert_close(output, torch.nn.functional.conv_transpose2d(**arguments), rtol=1e-5, atol=1e-5)
+    compare(output, reference("conv_transpose2d", arguments), limit(forced, output))
 
 
 def plan_of(x, w, **arguments):

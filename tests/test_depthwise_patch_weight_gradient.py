@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import DTYPES, channels_last, compare, launches, name_of, random
+from helpers import DEVICE, DTYPES, channels_last, compare, launches, name_of, random
 from test_depthwise_patch import framed
 from test_gradient_tiles import flat
 
@@ -41,25 +41,28 @@ TILES = {
 }
 
 
-def run(layer, dtype, tile, monkeypatch, x_layout=channels_last, y_layout=channels_last):
-    """The op with a forced tile, its memory NaN before, compared with the derivative of the float64 reference."""
+def run(layer, dtype, tile, monkeypatch, x_layout=channels_last, y_layout=channels_last, name=NAME):
+    """The op with a forced tile, its memory NaN before, compared with the derivative of the float64 reference.
+
+    A layer is (input, filter, options); it is depthwise if the filter has no channels.
+    """
     x_shape, filter_size, options = LAYERS[layer] if isinstance(layer, str) else layer
-    options = options | {"groups": x_shape[1]}
-    w_shape = (x_shape[1], 1, *filter_size)
+    depthwise = len(filter_size) == len(x_shape) - 2
+    w_shape = (x_shape[1], 1, *filter_size) if depthwise else filter_size
+    options = options | {"groups": x_shape[1] // w_shape[1]}
     x = x_layout(random(x_shape, dtype, "gradient"))
     w = torch.zeros(w_shape, dtype=torch.float64, device=x.device).requires_grad_()
-    output = reference(f"conv{len(filter_size)}d", {"input": x, "weight": w, **options})
+    output = reference(f"conv{x.dim() - 2}d", {"input": x, "weight": w, **options})
     grad_output = y_layout(random(output.shape, dtype, "output"))
     (expected,) = torch.autograd.grad(output, w, grad_output.double())
 
     made = ops.plan_conv_weight_gradient(x, grad_output, *flat(options, w_shape))
-    assert made.kernel.name == NAME
-    made = dispatch.plan(made.problem, made.target, NAME, tile(made) if callable(tile) else tile)
+    made = dispatch.plan(made.problem, made.target, name, tile(made) if callable(tile) else tile)
     allocate = ops.allocate
     monkeypatch.setattr(ops, "allocate", lambda *arguments: allocate(*arguments).fill_(float("nan")))
     launches.clear()
     found = ops.run_partial(made, x, grad_output)
-    assert dict(launches) == ({NAME: 1} if made.grid else {})
+    assert dict(launches) == ({name: 1} if made.grid else {})
     assert found.dtype == dtype
     compare(found, expected, tolerance(dtype, made.problem.geometry.M, "ieee"))
 
@@ -88,8 +91,8 @@ def test_layouts(x_layout, y_layout, monkeypatch):
 
 def plan_of(x_shape, w_shape, layout=channels_last, **options):
     options = {"groups": x_shape[1]} | options
-    x = layout(torch.empty(x_shape))
-    w = torch.empty(w_shape, dtype=torch.float64)
+    x = layout(torch.empty(x_shape, device=DEVICE))
+    w = torch.empty(w_shape, dtype=torch.float64, device=DEVICE)
     y = reference(f"conv{x.dim() - 2}d", {"input": x, "weight": w, **options})
     return ops.plan_conv_weight_gradient(x, layout(y.float()), *flat(options, w_shape))
 

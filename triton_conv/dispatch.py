@@ -30,12 +30,13 @@ _DEPTHWISE_WEIGHT_GRADIENTS = (
     "depthwise_patch_weight_gradient",
     "depthwise_weight_gradient",
 )
+_WEIGHT_GRADIENTS = ("weight_gradient_boxed", "weight_gradient")
 # Problems with other operands than a plain convolution have kernels of their own.
 _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
     DeformProblem: ("it has offsets", ("deformable",)),
     WeightGradientProblem: (
         "it is a weight gradient",
-        ("weight_gradient", "grouped_packed_weight_gradient", *_DEPTHWISE_WEIGHT_GRADIENTS),
+        (*_WEIGHT_GRADIENTS, "grouped_packed_weight_gradient", *_DEPTHWISE_WEIGHT_GRADIENTS),
     ),
     DeformWeightGradientProblem: ("it has offsets", ("deformable_weight_gradient",)),
     DeformInputGradientProblem: ("it is the gradient of what is sampled", ("deformable_input_gradient",)),
@@ -120,7 +121,7 @@ def family(problem: Problem) -> tuple[tuple[str, ...], str]:
         if narrow and not direct:
             names: tuple[str, ...] = ("grouped_packed_weight_gradient", "weight_gradient")
             return names, f"it is a sum over pixels, in groups of at most {widest} channels"
-        names = _DEPTHWISE_WEIGHT_GRADIENTS if direct else ("weight_gradient",)
+        names = _DEPTHWISE_WEIGHT_GRADIENTS if direct else _WEIGHT_GRADIENTS
         return names, "it is a sum over pixels"
     if isinstance(problem, DeformProblem):
         return ("deformable",), "it samples the input at offsets"
@@ -179,7 +180,7 @@ def plan(problem: Problem, target: Target, kernel: str | None = None, tile: Tile
         grid=chosen.grid(problem, picked),
         values=chosen.values(problem, picked),
         out_shape=problem.result_shape,
-        out_strides=problem.result_strides,
+        out_strides=chosen.result_strides(problem),
     )
 
 

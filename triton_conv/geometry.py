@@ -339,13 +339,16 @@ class TensorMeta(NamedTuple):
     strides: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    aligned: bool = True
+    """Whether it begins a multiple of 16 bytes into its storage, which torch aligns to more."""
 
     @classmethod
     def of(cls, name: str, tensor: torch.Tensor) -> TensorMeta:
         """Reads a tensor; `name` is the argument it was passed as, for the errors."""
         if tensor.layout is not torch.strided:
             raise ArgumentError(f"{name}: expected a strided tensor, got layout {tensor.layout}")
-        return cls(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        first = tensor.storage_offset() * tensor.dtype.itemsize
+        return cls(tensor.shape, tensor.stride(), tensor.dtype, tensor.device, first % 16 == 0)
 
 
 def check_tensors(

@@ -204,6 +204,7 @@ def _plan_conv_weight_gradient(
         (0, 0, 0, 0, 0),
         five(grad_output.strides),
         precision=precision,
+        aligned=input.aligned,
     )
     return plan(problem, targets.of_device(input.device))
 

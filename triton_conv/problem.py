@@ -215,8 +215,11 @@ class Problem:
 class WeightGradientProblem(Problem):
     """The weight gradient of a forward convolution: `y_strides` are those of the output's gradient.
 
-    The result is dense; there is no weight, bias or activation, and `w_strides` are zero.
+    The result is dense; there is no weight, bias or activation, and `w_strides` are zero. `aligned` says whether the
+    input begins at a multiple of 16 bytes.
     """
+
+    aligned: bool = True
 
     @property
     def result_shape(self) -> tuple[int, ...]:

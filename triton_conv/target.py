@@ -42,6 +42,11 @@ class Target:
         return self.vendor == "interpreter"
 
     @property
+    def bulk_copies(self) -> bool:
+        """Whether an engine copies boxes of a tensor into shared memory, computing the addresses itself."""
+        return self.interpreted or (self.vendor == "nvidia" and int(self.arch.removeprefix("sm_")) >= 90)
+
+    @property
     def config_folder(self) -> str:
         """Where this device's tile configurations live, below a folder of configurations."""
         device = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-").removeprefix(f"{self.vendor}-")

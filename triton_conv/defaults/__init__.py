@@ -27,6 +27,7 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
         products.transposed_phase,
         products.deformable,
         gradients.weight_gradient,
+        gradients.weight_gradient_boxed,
         gradients.depthwise_weight_gradient,
         gradients.depthwise_patch_weight_gradient,
         gradients.grouped_packed_weight_gradient,
@@ -44,10 +45,13 @@ def default_tile(kernel: str, problem: Problem, target: Target) -> Tile:
     if target.interpreted:
         # The interpreter pays about a millisecond for a step of a program, whatever the size of the step.
         along = {
-            "weight_gradient": "BLOCK_K", "deformable_weight_gradient": "BLOCK_K", "depthwise_patch": "BLOCK_P",
+            "weight_gradient": "BLOCK_K",
+            "weight_gradient_boxed": "BLOCK_K",
+            "deformable_weight_gradient": "BLOCK_K",
+            "depthwise_patch": "BLOCK_P",
             "depthwise_patch_weight_gradient": "BLOCK_P",
             "grouped_packed_weight_gradient": "BLOCK_K",
-        }.get(kernel, "BLOCK_M")  # fmt: skip
+        }.get(kernel, "BLOCK_M")
         pixels = cdiv(problem.geometry.M, problem.geometry.phases)
         tile = replace(tile, **{along: power_of_two(pixels, 16, 4096)})  # type: ignore[arg-type]
     return tile

@@ -13,6 +13,7 @@ from ..kernels.depthwise_weight_gradient import DepthwiseWeightGradientTile
 from ..kernels.grouped_packed_weight_gradient import GroupedPackedWeightGradientTile
 from ..kernels.kernel import cdiv, columns_read
 from ..kernels.weight_gradient import WeightGradientTile
+from ..kernels.weight_gradient_boxed import WeightGradientBoxedTile
 from ..problem import DeformInputGradientProblem, DeformWeightGradientProblem, WeightGradientProblem
 from ..target import Target
 from .common import THREADS, power_of_two, warps
@@ -61,6 +62,26 @@ def weight_gradient(problem: WeightGradientProblem, target: Target) -> WeightGra
         SPLITS=_splits(tiles_n * cdiv(g.c_out_group, block_m) * g.groups, block_k, problem, target),
         num_warps=warps(target, threads),
         num_stages=stages,
+    )
+
+
+def weight_gradient_boxed(problem: WeightGradientProblem, target: Target) -> WeightGradientBoxedTile:
+    """The widest tile that two warp groups hold: of L2's bytes 128 x 256 makes 43 products each, 64 x 64 16."""
+    g = problem.geometry
+    # wgmma takes no fewer than 64 rows.
+    block_m = power_of_two(g.c_out_group, 64, 128)
+    block_n = power_of_two(g.c_in_group, 64, 256)
+    programs = cdiv(g.c_in_group, block_n) * g.taps * cdiv(g.c_out_group, block_m) * g.groups
+    # Waves of one program a multiprocessor, whose last one is as full as can be.
+    most = _most_splits(64, 64, problem)
+    splits = min(range(1, most + 1), key=lambda count: (cdiv(programs * count, target.sms) / count, count))
+    return WeightGradientBoxedTile(
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_K=64,
+        SPLITS=splits,
+        num_warps=warps(target, THREADS if block_m * block_n <= 64 * 128 else 2 * THREADS),
+        num_stages=4,
     )
 
 

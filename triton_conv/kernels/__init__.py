@@ -18,6 +18,7 @@ from . import (
     implicit_gemm,
     transposed_phase,
     weight_gradient,
+    weight_gradient_boxed,
 )
 from .kernel import Kernel, Tile, launch, launches
 
@@ -31,6 +32,7 @@ KERNELS: dict[str, Kernel] = {
         transposed_phase,
         deformable,
         weight_gradient,
+        weight_gradient_boxed,
         depthwise_weight_gradient,
         depthwise_patch_weight_gradient,
         grouped_packed_weight_gradient,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import functools
 import inspect
@@ -11,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import triton
 import triton.language as tl
 
 from ..errors import ConfigError
-from ..problem import DeformProblem, Problem
+from ..problem import DeformProblem, Problem, dense_strides
 from ..target import Target
 
 _ACCUMULATOR = {torch.float64: tl.float64}
@@ -96,7 +98,9 @@ class Kernel:
     """One kernel: its name everywhere (config file, test id, result file, figure), its code, its tile, its arguments.
 
     `grid` and `arguments` are functions of (problem, tile): the number of programs, and everything the kernel takes
-    besides pointers. `unsuited` says why a problem is not for this kernel, or None.
+    besides pointers. `unsuited` says why a problem is not for this kernel, or None. A kernel with `descriptors` makes
+    some on the device, in memory that Triton asks for at the launch; one with `channels_last_result` writes its result
+    with channels innermost whatever the problem's format.
     """
 
     name: str
@@ -107,6 +111,14 @@ class Kernel:
     unsuited: Callable[[Any], str | None]
     safe_tile: Tile
     pointers: tuple[str, ...] = ("x_ptr", "w_ptr", "b_ptr", "y_ptr")
+    descriptors: bool = False
+    channels_last_result: bool = False
+
+    def result_strides(self, problem: Problem) -> tuple[int, ...]:
+        """Strides of what the kernel writes."""
+        if self.channels_last_result:
+            return dense_strides(problem.result_shape, channels_last=True)
+        return problem.result_strides
 
     @functools.cached_property
     def parameters(self) -> tuple[str, ...]:
@@ -130,7 +142,24 @@ launches: Counter[str] = Counter()
 def launch(kernel: Kernel, grid: int, tile: Tile, values: dict[str, object], *tensors: torch.Tensor | None) -> None:
     """Launches on the current device: allocates nothing, decides nothing. Tensors in the order of `kernel.pointers`."""
     launches[kernel.name] += 1
-    kernel.function[(grid,)](*tensors, **values, num_warps=tile.num_warps, num_stages=tile.num_stages)
+    run = functools.partial(
+        kernel.function[(grid,)], *tensors, **values, num_warps=tile.num_warps, num_stages=tile.num_stages
+    )
+    if kernel.descriptors:
+        # Triton's allocator belongs to the context of whoever calls: it is set in a copy, and theirs stays.
+        contextvars.copy_context().run(_with_allocator, run)
+    else:
+        run()
+
+
+def _with_allocator(run: Callable[[], object]) -> None:
+    triton.set_allocator(_scratch)
+    run()
+
+
+def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
+    # torch's allocations are aligned to 512 bytes, and live until the stream has passed them.
+    return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 def geometry_arguments(problem: Problem, block_m: int) -> dict[str, object]:
