@@ -128,8 +128,17 @@ class _Device:
             self._add(paths, f"Scaling: {sweep.title}", sweep.kind, (FORWARD,))
         shown = {record.workload.title for record in first}
         shown |= {workload.title for sweep in layers.sweeps() for workload in sweep.workloads.values()}
+        found = device.by_title()
+        networks = [workload for workload in layers.networks() if workload.title in found]
+        for kind in KINDS:
+            of_kind = [workload for workload in networks if workload.kind == kind]
+            if of_kind:
+                what = f"{kind} layers of networks"
+                paths = measured.overview(f"{kind} layers", of_kind, device, out / f"{kind}_networks")
+                self._add(paths, f"Speed-up, {what}", kind, (FORWARD,))
+        shown |= {workload.title for workload in networks}
         for kind in KINDS:
             others = [r for r in device.records if r.workload.kind == kind and r.workload.title not in shown]
             if others:
                 paths = measured.variants_figure(kind, others, device, out / f"{kind}_variants")
-                self._add(paths, f"{KIND_TITLES[kind]}, other layers, dtypes and formats", kind)
+                self._add(paths, f"{KIND_TITLES[kind]}, other dtypes and formats", kind)

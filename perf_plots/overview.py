@@ -14,6 +14,8 @@ from .style import BLACK, GREY, VERMILLION, Mark, Sheet, log_ticks, paint, ratio
 _LINE = 0.235
 # Shares of the width: names to the left, and to the right a column of numbers for each mark, or room for the last tick.
 _NAMES, _COLUMN, _MARGIN = 0.29, 0.115, 0.045
+# So many letters of the usual size fit beside the plot.
+_LETTERS = 21
 # Of a line's height, between the marks of one line.
 _APART = 0.22
 
@@ -122,6 +124,7 @@ def _sheet(
     axes.set_ylim(len(lines) - 0.4, -0.7 if bars else -1.3)
     axes.axvline(1, color=BLACK, linewidth=1.0, zorder=1)
     for y, line in enumerate(lines):
-        axes.text(-0.02, y, line.name, transform=axes.get_yaxis_transform(), ha="right", va="center", size=9)
+        size = min(9.0, 9.0 * _LETTERS / max(1, len(line.name)))
+        axes.text(-0.02, y, line.name, transform=axes.get_yaxis_transform(), ha="right", va="center", size=size)
     sheet.legend(legend, columns)
     return sheet

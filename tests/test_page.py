@@ -18,13 +18,16 @@ pytest.importorskip("matplotlib")
 from matplotlib.text import Text
 
 from perf_plots import __main__ as command
-from perf_plots import figures
-from perf_plots.evidence import EVIDENCE, EvidenceError, read_evidence
+from perf_plots import figures, layers
+from perf_plots.evidence import EVIDENCE, EvidenceError, moved_bytes, predicted_share, read_evidence
 from perf_plots.page import PAGE
 from perf_plots.record import COMMITTED, OURS, write
 from perf_plots.store import load
 from perf_plots.style import Sheet
-from triton_conv.workloads import FLAGSHIPS
+from triton_conv.aot import Job
+from triton_conv.kernels import KERNELS
+from triton_conv.target import KNOWN
+from triton_conv.workloads import FLAGSHIPS, KINDS, find
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
@@ -83,7 +86,9 @@ def test_the_evidence_is_what_inspect_writes(tmp_path):
     found = read_evidence(EVIDENCE)
     assert {row["target"] for row in found.rows} == {"sm_90"}
     assert all(row["registers"] > 0 for row in found.rows)
-    assert "triton-conv inspect" in found.source
+    assert "compilations by Triton" in found.source
+    assert any(row["share"].endswith("%") for row in found.rows)
+    assert any(row["share"] == "–" for row in found.rows), "of matrix products alone"
     assert read_evidence(tmp_path / "none.json") is None
     broken = tmp_path / "broken.json"
     broken.write_text('{"kernels": [{"kernel": "depthwise"}]}')
@@ -92,6 +97,22 @@ def test_the_evidence_is_what_inspect_writes(tmp_path):
     paths, complaints = figures.draw_all(tmp_path, tmp_path / "out", say=lambda line: None, evidence=broken)
     assert any("broken.json" in complaint for complaint in complaints)
     assert (tmp_path / "out" / PAGE) in paths
+
+
+def test_predicted_traffic_and_share():
+    """Tiles of 64 x 64: every operand is read once for 64 of the other."""
+    workload = find("dilated_d4")[0]
+    problem = workload.problem()
+    tile = KERNELS["implicit_gemm"].tile_type(BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, num_warps=4, num_stages=2)
+    job = Job("implicit_gemm", problem, tile, KNOWN["sm_90"])
+    # 8 x 65 x 65 = 33800 pixels, 528.1 tiles of 64; 512 channels, 8 tiles; K = 512 * 9.
+    by_hand = 2 * (33800 * 4608 * 8 + 512 * 4608 * 529)
+    assert moved_bytes(job) == pytest.approx(by_hand)
+    arithmetic = 2 * 33800 * 512 * 4608 / 989e12
+    assert predicted_share(job) == pytest.approx(arithmetic / (by_hand / 9.0e12))
+    depthwise = find("mobile_dw5")[0].problem()
+    job = Job("depthwise", depthwise, KERNELS["depthwise"].safe_tile, KNOWN["sm_90"])
+    assert moved_bytes(job) is predicted_share(job) is None
 
 
 def _texts(figure):
@@ -126,6 +147,23 @@ def _check_labels(sheet, footer, stem):
     for text, box in texts:
         assert box.x0 >= 0 and box.x1 <= sheet.figure.bbox.width + 1, (stem.name, text)
     return [stem.with_suffix(".svg")]
+
+
+def test_no_two_labels_of_other_figures_overlap(monkeypatch, tmp_path):
+    """Sweeps and layers of networks, those with the longest names, of which there are no results yet."""
+    workloads = [max(_of_kind(kind), key=lambda workload: len(workload.name)) for kind in KINDS]
+    workloads += [workload for sweep in layers.sweeps() for workload in sweep.workloads.values()]
+    for workload in workloads:
+        made = record("dw3d", {OURS: 100, "cudnn": 90, "standard": 300, "device copy": 20, "torch.compile": 95})
+        write(replace(made, workload=workload), tmp_path / "results" / DEVICE)
+    monkeypatch.setattr(Sheet, "save", _check_labels)
+    drawn = figures.draw_device(load(tmp_path / "results")[0][0], tmp_path, say=lambda line: None)
+    names = {drawing.paths[0].stem for drawing in drawn}
+    assert {f"{kind}_networks" for kind in KINDS} | {f"sweep_{sweep.name}" for sweep in layers.sweeps()} <= names
+
+
+def _of_kind(kind):
+    return [workload for workload in layers.networks() if workload.kind == kind]
 
 
 def test_no_two_labels_of_a_figure_overlap(monkeypatch, tmp_path):
