@@ -20,6 +20,7 @@ import triton
 from triton_conv import inspection
 from triton_conv.aot import Job
 from triton_conv.target import KNOWN
+from triton_conv.workloads import FLAGSHIPS, FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT
 
 from .provenance import output
 from .record import write_bytes
@@ -67,7 +68,11 @@ def _row(raw: dict[str, Any]) -> dict[str, Any]:
     row = {name: kind(raw[name]) for name, kind in _FIELDS.items()}
     matrix = f"{row['wgmma']} wgmma" if row["wgmma"] else f"{row['mma']} mma" if row["mma"] else "none"
     moved, share = raw.get("moved_bytes"), raw.get("predicted_share")
+    name, *rest = row["label"].split()
+    part = INPUT_GRADIENT if "dx" in rest else WEIGHT_GRADIENT if "dw" in rest else FORWARD
     return row | {
+        "kind": next((workload.kind for workload in FLAGSHIPS if workload.name == name), ""),
+        "part": part,
         "matrix": matrix,
         "occupancy": f"{row['occupancy']:.0%}",
         "moved": f"{float(moved) / 1e6:.0f}" if moved else "–",

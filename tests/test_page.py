@@ -242,6 +242,9 @@ def test_filters(visit):
       const result = {all: cases(), mean: said("mean"), failed: said("failed")};
       set("filter-kind", "depthwise");
       result.kind = cases(); result.pictures = pictures(); result.shown = said("shown");
+      d.querySelectorAll("details").forEach((each) => { each.open = true; });
+      const compiled = [...d.querySelectorAll("#evidence tbody tr")].filter(shown);
+      result.compiled = [...new Set(compiled.map((each) => each.dataset.kind))];
       set("filter-part", "weight gradient");
       result.both = cases(); result.worst = said("worst"); result.gradients = pictures();
       set("filter-part", "forward"); set("filter-dtype", "float32");
@@ -266,6 +269,7 @@ def test_filters(visit):
     assert found["failed"] == "1"
     assert sorted(found["kind"]) == ["convnext_dw7", "convnext_dw7 weight gradient", "mobile_dw5"]
     assert found["shown"] == "3"
+    assert sorted(found["compiled"]) == ["", "depthwise"], "and probes, which are of no kind"
     assert {"depthwise", "overview", "computed_depthwise"} <= set(found["pictures"])
     assert not {"grouped", "computed_grouped"} & set(found["pictures"])
     assert found["both"] == ["convnext_dw7 weight gradient"]

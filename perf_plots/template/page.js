@@ -27,7 +27,7 @@
       const part = !filter.part || !parts || parts.split(" ").includes(filter.part.replaceAll(" ", "_"));
       figure.hidden = !(part && fits(figure, "kind", filter.kind) && fits(figure, "device", filter.device));
     }
-    for (const element of rest) element.hidden = !["kind", "dtype", "device"].every((key) => fits(element, key, filter[key]));
+    for (const element of rest) element.hidden = !["kind", "part", "dtype", "device"].every((key) => fits(element, key, filter[key]));
     const factors = shown.map(factor).filter((value) => value > 0);
     const mean = Math.exp(factors.reduce((sum, value) => sum + Math.log(value), 0) / factors.length);
     byId("shown").textContent = shown.length;
