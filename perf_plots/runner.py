@@ -16,7 +16,7 @@ from triton_conv.autotune.expected import Expected, expect
 from triton_conv.autotune.measure import Timer
 from triton_conv.dispatch import Plan, plan
 from triton_conv.target import of_device
-from triton_conv.workloads import Workload, differentiated
+from triton_conv.workloads import WEIGHT_GRADIENT, Workload, differentiated
 
 from .baselines import Baseline, build, fastest_algorithms, reason
 from .check import check
@@ -25,8 +25,8 @@ from .provenance import provenance
 from .record import LIMITS, OURS, STANDARD, Contestant, Record, ResultError, read, write
 
 _ROUNDS, _LEAST_ROUNDS = 20, 3
-# Seconds of a call above which no faster algorithm is searched for.
-_SLOW = 0.03
+# Taps of a filter for whose weight gradient cuDNN has algorithms that take minutes: it is not let search.
+_MANY_TAPS = 400
 # A baseline further from the reference than this does not compute the same operation: no rounding is that coarse.
 _OTHER_OPERATION = 0.25
 
@@ -106,7 +106,8 @@ def _checked_and_timed(record: Record, made: Plan, bench: Bench) -> Record:
     record = replace(record, tolerance=expected.tolerance, checked=expected.description)
     ours = differentiated(workload.call, tensors, workload.part)
     record = replace(record, relative_error=check(ours, expected, made.problem.repeatable))
-    with fastest_algorithms():
+    search = workload.part != WEIGHT_GRADIENT or made.problem.geometry.taps < _MANY_TAPS
+    with fastest_algorithms(search):
         entrants = [_Entrant(OURS, ours, _seconds(ours, bench.device), record.relative_error)]
         contestants: dict[str, Contestant] = {}
         for name, baseline in build(workload, tensors, bench.compiled).items():
@@ -144,26 +145,15 @@ def _enter(name: str, baseline: Baseline, expected: Expected, bench: Bench, floo
     if floor > bench.seconds / 8:
         # Not even tried: the search for its fastest algorithm would run it dozens of times.
         raise _AbsentError(f"too slow to repeat: its limit alone is {floor:.2g} s")
-    call, note = baseline.call, baseline.note
-
-    def guessed() -> Tensor:
-        with fastest_algorithms(search=False):
-            return call()
-
-    guessed()
-    if (seconds := _seconds(guessed, bench.device)) > _SLOW:
-        # Among the algorithms of a 31 x 31 filter's gradient are some that take minutes, and the search tries all.
-        note = "; ".join(filter(None, (note, f"no search for the fastest algorithm: one call took {seconds:.2g} s")))
-        call = guessed
     # The first call also searches for the fastest algorithm.
-    result = call()
+    result = baseline.call()
     error = None if name in (*STANDARD, *LIMITS) else expected.error(result)
     if error is not None and error > _OTHER_OPERATION:
         raise _AbsentError(f"computes something else (relative error {error:.2g})")
-    seconds = _seconds(call, bench.device)
+    seconds = _seconds(baseline.call, bench.device)
     if seconds > bench.seconds / 8:
         raise _AbsentError(f"too slow to repeat: one call took {seconds:.2g} s")
-    return _Entrant(name, call, seconds, error, note)
+    return _Entrant(name, baseline.call, seconds, error, baseline.note)
 
 
 def _rounds(seconds: float, per_round: float) -> int:

@@ -13,7 +13,8 @@ from test_gradient_tiles import flat
 from triton_conv import dispatch, ops
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
-from triton_conv.kernels.weight_gradient_boxed import WeightGradientBoxedTile, box
+from triton_conv.kernels.boxes import box
+from triton_conv.kernels.weight_gradient_boxed import WeightGradientBoxedTile
 from triton_conv.reference import reference
 from triton_conv.target import KNOWN
 from triton_conv.workloads import FLAGSHIPS, WEIGHT_GRADIENT
@@ -89,7 +90,7 @@ def test_what_no_output_reads_does_not_matter(bad, monkeypatch):
 )
 def test_boxes_of_the_flagships_waste_little(workload):
     problem = replace(workload, part=WEIGHT_GRADIENT).problem()
-    sides = box(problem, 64)
+    sides = tuple(box(problem, 64).values())
     sizes = (problem.geometry.batch, *problem.geometry.out_size)
     covered = math.prod(-(-size // side) * side for size, side in zip(sizes, sides, strict=True))
     assert math.prod(sides) == 64

@@ -125,13 +125,15 @@ def family(problem: Problem) -> tuple[tuple[str, ...], str]:
         return names, "it is a sum over pixels"
     if isinstance(problem, DeformProblem):
         return ("deformable",), "it samples the input at offsets"
+    # Narrow groups share tiles, which boxes of one group cannot.
+    boxed = () if narrow else ("implicit_gemm_boxed",)
     if g.transposed:
-        return ("transposed_phase",), f"it is transposed: {g.phases} output phases, no inserted zeros"
+        return (*boxed, "transposed_phase"), f"it is transposed: {g.phases} output phases, no inserted zeros"
     if direct:
         return _DEPTHWISE, f"one input channel a group, multiplier {g.c_out_group}"
     if narrow:
         return ("grouped_packed",), f"groups of at most {widest} channels: several fill one tile"
-    return ("implicit_gemm",), "a product over channels and taps"
+    return (*boxed, "implicit_gemm"), "a product over channels and taps"
 
 
 def forms(problem: Problem) -> tuple[list[Kernel], list[str]]:

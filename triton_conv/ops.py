@@ -147,6 +147,7 @@ def _plan_conv(
         stride_b=1 if bias is None else bias.strides[0],
         activation=activation,
         precision=precision,
+        aligned=input.aligned,
     )
     return plan(problem.rearranged(), targets.of_device(input.device))
 

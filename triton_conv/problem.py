@@ -76,6 +76,8 @@ class Problem:
     weight_view: str = "stored"
     """What `w_strides` are the strides of: the weight as it is "stored"; a copy "packed" with its second dimension
     innermost; or the weight "flipped", a view that starts at its last tap and has negative strides."""
+    aligned: bool = True
+    """Whether the input begins at a multiple of 16 bytes."""
 
     @property
     def repeatable(self) -> bool:
@@ -215,11 +217,8 @@ class Problem:
 class WeightGradientProblem(Problem):
     """The weight gradient of a forward convolution: `y_strides` are those of the output's gradient.
 
-    The result is dense; there is no weight, bias or activation, and `w_strides` are zero. `aligned` says whether the
-    input begins at a multiple of 16 bytes.
+    The result is dense; there is no weight, bias or activation, and `w_strides` are zero.
     """
-
-    aligned: bool = True
 
     @property
     def result_shape(self) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
     rule.__name__: rule
     for rule in (
         products.implicit_gemm,
+        products.implicit_gemm_boxed,
         products.grouped_packed,
         depthwise.depthwise,
         depthwise.depthwise_patch,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..kernels.deformable import DeformableTile
 from ..kernels.grouped_packed import GroupedPackedTile
 from ..kernels.implicit_gemm import ImplicitGemmTile
+from ..kernels.implicit_gemm_boxed import ImplicitGemmBoxedTile
 from ..kernels.kernel import cdiv
 from ..kernels.transposed_phase import TransposedPhaseTile
 from ..problem import DeformProblem, Problem
@@ -51,6 +52,22 @@ def _flat_k(problem: Problem) -> bool:
         return False
     # NCHW with a default weight: reading it tap by tap would touch one sector for each of its elements.
     return (problem.pixels_last and problem.weight_flat) or g.c_in_group < 16
+
+
+def implicit_gemm_boxed(problem: Problem, target: Target) -> ImplicitGemmBoxedTile:
+    """128 x 256, of L2's bytes 43 products each, where there are tiles for every multiprocessor; else 128 x 128."""
+    g = problem.geometry
+    # wgmma takes no fewer than 64 rows: output channels.
+    block_n = power_of_two(g.c_out_group, 64, 128)
+    enough = g.groups * cdiv(g.c_out_group, block_n) * cdiv(g.M, 256) >= target.sms
+    block_m = power_of_two(g.M, 64, 256 if enough else 128)
+    return ImplicitGemmBoxedTile(
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_K=64 if g.c_in_group > 32 else 32,
+        num_warps=warps(target, THREADS if block_m * block_n <= 64 * 128 else 2 * THREADS),
+        num_stages=4,
+    )
 
 
 def grouped_packed(problem: Problem, target: Target) -> GroupedPackedTile:

@@ -16,6 +16,7 @@ from . import (
     grouped_packed,
     grouped_packed_weight_gradient,
     implicit_gemm,
+    implicit_gemm_boxed,
     transposed_phase,
     weight_gradient,
     weight_gradient_boxed,
@@ -26,6 +27,7 @@ KERNELS: dict[str, Kernel] = {
     module.KERNEL.name: module.KERNEL
     for module in (
         implicit_gemm,
+        implicit_gemm_boxed,
         grouped_packed,
         depthwise,
         depthwise_patch,

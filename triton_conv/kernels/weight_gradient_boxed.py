@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import triton
 import triton.language as tl
 
-from ..problem import VECTOR_LIMIT, Problem, WeightGradientProblem
+from ..problem import Problem, WeightGradientProblem
 from ..target import Target
+from .boxes import box, boxes, load_box, unboxable, unboxed
 from .common import aligned, below, dot, wide
 from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
 
@@ -29,38 +28,6 @@ def tap_phase(k, size_in, size_out, STRIDE: tl.constexpr, PAD: tl.constexpr, DIL
     shift = position // STRIDE - UP
     # A descriptor has at least one element: a tap that lies in the padding for every output reads one, times zero.
     return phase, shift, tl.maximum(tl.minimum(tl.cdiv(size_in - phase, STRIDE), size_out + shift), 1)
-
-
-@triton.jit
-def boxes(
-    ptr, batch, d, h, w, channels, stride_n, stride_d, stride_h, stride_w,
-    RANK: tl.constexpr, BOX_N: tl.constexpr, BOX_D: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """A descriptor of a channels-last tensor, from which boxes of BOX_N x BOX_D x BOX_H x BOX_W pixels are loaded."""
-    if RANK == 1:
-        return tl.make_tensor_descriptor(ptr, [batch, w, channels], [stride_n, stride_w, 1], [BOX_N, BOX_W, BLOCK_C])
-    elif RANK == 2:
-        return tl.make_tensor_descriptor(
-            ptr, [batch, h, w, channels], [stride_n, stride_h, stride_w, 1], [BOX_N, BOX_H, BOX_W, BLOCK_C]
-        )
-    else:
-        return tl.make_tensor_descriptor(
-            ptr, [batch, d, h, w, channels], [stride_n, stride_d, stride_h, stride_w, 1],
-            [BOX_N, BOX_D, BOX_H, BOX_W, BLOCK_C],
-        )  # fmt: skip
-
-
-@triton.jit
-def load_box(descriptor, n, d, h, w, channel, RANK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr):
-    """A [BLOCK_K, BLOCK_C] tile of the box at a pixel; zero outside the tensor."""
-    if RANK == 1:
-        box = descriptor.load([n, w, channel])
-    elif RANK == 2:
-        box = descriptor.load([n, h, w, channel])
-    else:
-        box = descriptor.load([n, d, h, w, channel])
-    return tl.reshape(box, (BLOCK_K, BLOCK_C))
 
 
 @triton.jit
@@ -185,23 +152,7 @@ class WeightGradientBoxedTile(Tile):
         return self.BLOCK_M * self.BLOCK_N
 
     def unfit(self, problem: Problem, target: Target) -> str | None:
-        if not target.bulk_copies:
-            return "the device has no engine for bulk copies"
-        return super().unfit(problem, target)
-
-
-def box(problem: Problem, block_k: int) -> tuple[int, int, int, int]:
-    """Images, depth, height and width of the box of `block_k` pixels with the fewest outside the output; the widest."""
-    g = problem.geometry
-    sizes = (max(g.batch, 1), *g.out_size)
-    powers = [1 << i for i in range(block_k.bit_length())]
-    ranges = [[p for p in powers if p < 2 * size] for size in sizes]
-    found = [(n, d, h, block_k // (n * d * h)) for n, d, h in itertools.product(*ranges[:3]) if n * d * h <= block_k]
-
-    def taken(shape: tuple[int, int, int, int]) -> tuple[int, int]:
-        return math.prod(cdiv(size, side) * side for size, side in zip(sizes, shape, strict=True)), -shape[3]
-
-    return min(found, key=taken)
+        return unboxed(target) or super().unfit(problem, target)
 
 
 def _grid(problem: Problem, tile: WeightGradientBoxedTile) -> int:
@@ -211,7 +162,6 @@ def _grid(problem: Problem, tile: WeightGradientBoxedTile) -> int:
 
 def _arguments(problem: Problem, tile: WeightGradientBoxedTile) -> dict[str, object]:
     g = problem.geometry
-    sides = dict(zip(("BOX_N", "BOX_D", "BOX_H", "BOX_W"), box(problem, tile.BLOCK_K), strict=True))
     channels = dict(
         c_in_group=g.c_in_group,
         c_out_group=g.c_out_group,
@@ -219,32 +169,16 @@ def _arguments(problem: Problem, tile: WeightGradientBoxedTile) -> dict[str, obj
         X_VECTOR=problem.x_vector(g.c_in_group),
         Y_VECTOR=problem.y_vector(g.c_out_group),
     )
-    return geometry_arguments(problem, tile.BLOCK_K) | tile.sizes() | channels | sides
+    return geometry_arguments(problem, tile.BLOCK_K) | tile.sizes() | channels | box(problem, tile.BLOCK_K)
 
 
 def _unsuited(problem: Problem) -> str | None:
     if not isinstance(problem, WeightGradientProblem):
         return "it is no weight gradient"
     g = problem.geometry
-    if g.padding_mode != "zeros":
-        return f"its border is {g.padding_mode}, not zero"
-    if problem.itemsize != 2:
-        return "only 16-bit numbers are multiplied with channels innermost"
-    if not g.M:
-        return "it has no pixel"
     if any(size < step for size, step in zip(g.in_size, g.stride, strict=True)):
         return f"the stride {g.stride} is larger than the input"
-    if not problem.aligned:
-        return "the input does not begin at a multiple of 16 bytes"
-    for name, strides, channels in (("input", problem.x_strides, g.c_in), ("gradient", problem.y_strides, g.c_out)):
-        n, c, *spatial = (*strides[:2], *strides[5 - g.rank :])
-        if c != 1 or channels < 16:
-            return f"the channels of the {name} are not contiguous, or fewer than 16"
-        if min(n, *spatial) <= 0 or math.gcd(VECTOR_LIMIT, n, *spatial) * problem.itemsize % 16:
-            return f"the pixels of the {name} are not a multiple of 16 bytes apart"
-    if g.groups > 1 and math.gcd(VECTOR_LIMIT, g.c_in_group) * problem.itemsize % 16:
-        return f"groups of {g.c_in_group} channels do not begin at a multiple of 16 bytes"
-    return None
+    return unboxable(problem)
 
 
 KERNEL = Kernel(

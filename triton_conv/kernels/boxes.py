@@ -1,0 +1,89 @@
+"""Boxes of pixels of channels-last tensors, which the bulk copy engine brings into shared memory (TMA on NVIDIA)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import triton
+import triton.language as tl
+
+from ..problem import VECTOR_LIMIT, Problem
+from ..target import Target
+from .kernel import cdiv
+
+
+@triton.jit
+def boxes(
+    ptr, batch, d, h, w, channels, stride_n, stride_d, stride_h, stride_w,
+    RANK: tl.constexpr, BOX_N: tl.constexpr, BOX_D: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """A descriptor of a channels-last tensor, from which boxes of BOX_N x BOX_D x BOX_H x BOX_W pixels are loaded."""
+    if RANK == 1:
+        return tl.make_tensor_descriptor(ptr, [batch, w, channels], [stride_n, stride_w, 1], [BOX_N, BOX_W, BLOCK_C])
+    elif RANK == 2:
+        return tl.make_tensor_descriptor(
+            ptr, [batch, h, w, channels], [stride_n, stride_h, stride_w, 1], [BOX_N, BOX_H, BOX_W, BLOCK_C]
+        )
+    else:
+        return tl.make_tensor_descriptor(
+            ptr, [batch, d, h, w, channels], [stride_n, stride_d, stride_h, stride_w, 1],
+            [BOX_N, BOX_D, BOX_H, BOX_W, BLOCK_C],
+        )  # fmt: skip
+
+
+@triton.jit
+def load_box(descriptor, n, d, h, w, channel, RANK: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr):
+    """A [BLOCK_K, BLOCK_C] tile of the box at a pixel; zero outside the tensor."""
+    if RANK == 1:
+        box = descriptor.load([n, w, channel])
+    elif RANK == 2:
+        box = descriptor.load([n, h, w, channel])
+    else:
+        box = descriptor.load([n, d, h, w, channel])
+    return tl.reshape(box, (BLOCK_K, BLOCK_C))
+
+
+def box(problem: Problem, pixels: int) -> dict[str, int]:
+    """Images, depth, height and width of the box of so many pixels of which the fewest lie outside; the widest."""
+    g = problem.geometry
+    sizes = max(g.batch, 1), *g.out_size
+    powers = [1 << i for i in range(pixels.bit_length())]
+    ranges = [[p for p in powers if p < 2 * size] for size in sizes]
+    found: list[tuple[int, ...]] = [
+        (n, d, h, pixels // (n * d * h)) for n, d, h in itertools.product(*ranges[:3]) if n * d * h <= pixels
+    ]
+
+    def taken(shape: tuple[int, ...]) -> tuple[int, int]:
+        return math.prod(cdiv(size, side) * side for size, side in zip(sizes, shape, strict=True)), -shape[3]
+
+    best = min(found, key=taken)
+    return dict(zip(("BOX_N", "BOX_D", "BOX_H", "BOX_W"), best, strict=True))
+
+
+def unboxed(target: Target) -> str | None:
+    """Why a device cannot copy boxes, or None."""
+    return None if target.bulk_copies else "the device has no engine for bulk copies"
+
+
+def unboxable(problem: Problem) -> str | None:
+    """Why input and output, or its gradient, cannot be copied in boxes and multiplied, or None."""
+    g = problem.geometry
+    if not g.M:
+        return "it has no pixel"
+    if g.padding_mode != "zeros":
+        return f"its border is {g.padding_mode}, not zero"
+    if problem.itemsize != 2:
+        return "only 16-bit numbers are multiplied with channels innermost"
+    if not problem.aligned:
+        return "the input does not begin at a multiple of 16 bytes"
+    for name, strides, channels in (("input", problem.x_strides, g.c_in), ("output", problem.y_strides, g.c_out)):
+        n, c, *spatial = (*strides[:2], *strides[5 - g.rank :])
+        if c != 1 or channels < 16:
+            return f"the channels of the {name} are not contiguous, or fewer than 16"
+        if min(n, *spatial) <= 0 or math.gcd(VECTOR_LIMIT, n, *spatial) * problem.itemsize % 16:
+            return f"the pixels of the {name} are not a multiple of 16 bytes apart"
+    if g.groups > 1 and math.gcd(VECTOR_LIMIT, g.c_in_group) * problem.itemsize % 16:
+        return f"groups of {g.c_in_group} channels do not begin at a multiple of 16 bytes"
+    return None
