@@ -67,7 +67,8 @@ def tuning(records: Sequence[Record], results: DeviceResults, times: Times, stem
         what = tuned(workload, times, target, found.get(workload.title))
         return what.gain if what else None
 
-    lines = sorted(_lines(records, gain), key=lambda line: max((f for f in line.factors if f), default=0.0))
+    lines = _lines(records, gain)
+    lines.sort(key=lambda line: (bool(line.missing), max((f for f in line.factors if f), default=0.0)))
     if not any(factor for line in lines for factor in line.factors):
         return []
     trials = sum(map(len, times.values()))
@@ -87,5 +88,5 @@ def _lines(records: Sequence[Record], value: Callable[[Workload], float | None])
     lines = []
     for layer in layers.values():
         factors = tuple(value(part) for part in layer.parts())
-        lines.append(Line(layer.name, factors, "" if any(factors) else "no time", GREY))
+        lines.append(Line(layer.name, factors, "" if any(factors) else "absent", GREY))
     return sorted(lines, key=lambda line: (bool(line.missing), min((f for f in line.factors if f), default=0.0)))
