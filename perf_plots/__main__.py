@@ -1,4 +1,7 @@
-"""`python -m perf_plots`: draws every figure from the result files and prints the numbers."""
+"""`python -m perf_plots`: draws every figure and the page from the result files and prints the numbers.
+
+`python -m perf_plots compare A B` compares two folders of results.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,47 @@ import argparse
 import sys
 from pathlib import Path
 
+from .compare import compare
+from .evidence import EVIDENCE
 from .figures import draw_all
 from .record import COMMITTED
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 1 if a result file had to be left out; the rest is drawn all the same."""
-    parser = argparse.ArgumentParser(prog="python -m perf_plots", description=__doc__)
+    """Exit status 1 if a result file had to be left out, though the rest is drawn, or if a comparison finds a loss."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return _compare(arguments[1:]) if arguments[:1] == ["compare"] else _draw(arguments)
+
+
+def _draw(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m perf_plots", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--results", type=Path, default=COMMITTED, help="folder of results, one folder a device in it")
-    parser.add_argument("--out", type=Path, default=COMMITTED.parent / "figures", help="where the figures go")
+    parser.add_argument("--out", type=Path, default=COMMITTED.parent / "figures", help="where figures and page go")
+    parser.add_argument("--evidence", type=Path, default=EVIDENCE, help="what triton-conv inspect --json wrote")
     options = parser.parse_args(arguments)
-    paths, complaints = draw_all(options.results, options.out)
-    print(f"\n{len(paths)} files written below {options.out}")
+    paths, complaints = draw_all(options.results, options.out, evidence=options.evidence)
+    print(f"\n{len(paths)} files written below {options.out}; the page: {paths[-1]}")
     for complaint in complaints:
         print(complaint, file=sys.stderr)
     return 1 if complaints else 0
+
+
+def _compare(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m perf_plots compare",
+        description="What became faster or slower beyond its interval. Exit status 1 if a case became slower or fails.",
+    )
+    parser.add_argument("before", type=Path, metavar="A", help="folder of results, one folder a device in it")
+    parser.add_argument("after", type=Path, metavar="B", help="the same, measured later")
+    options = parser.parse_args(arguments)
+    for path in (options.before, options.after):
+        if not path.is_dir():
+            parser.error(f"{path} is no folder of results")
+    found = compare(options.before, options.after)
+    print("\n".join(found.lines))
+    return 1 if found.worse else 0
 
 
 if __name__ == "__main__":

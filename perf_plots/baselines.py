@@ -20,6 +20,8 @@ from torch import Tensor
 from triton_conv.geometry import ConvGeometry
 from triton_conv.workloads import FORWARD, Workload, differentiated
 
+from .floors import Work
+
 Call = Callable[[], Tensor]
 
 # Of the device's memory, for weights and activations of a standard convolution.
@@ -46,11 +48,11 @@ def fastest_algorithms(search: bool = True) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def build(workload: Workload, tensors: Mapping[str, Any]) -> dict[str, Baseline]:
+def build(workload: Workload, tensors: Mapping[str, Any], compiled: bool = False) -> dict[str, Baseline]:
     """Every baseline of a workload by name; a baseline that cannot be built is absent with its reason.
 
     "cudnn" is torch's own function, which picks cuDNN or a kernel of its own; it and "standard" run in the workload's
-    memory format and in the other one.
+    memory format and in the other one. `compiled` asks for torch.compile too, whose search takes up to a minute a case.
     """
     makers: dict[str, Callable[[], Baseline]] = {}
     geometry = workload.layer.problem().geometry
@@ -67,10 +69,14 @@ def build(workload: Workload, tensors: Mapping[str, Any]) -> dict[str, Baseline]
         if workload.kind == "depthwise":
             for kernel in ("cudnn", "native"):
                 makers[f"{kernel} depthwise kernel"] = functools.partial(_forced, kernel, makers["cudnn"])
+        if compiled:
+            makers["torch.compile"] = lambda: _compiled(workload, geometry, tensors)
     makers["standard"] = lambda: _standard(workload, geometry, tensors, workload.channels_last)
     makers["standard other format"] = lambda: (
         _standard(workload, geometry, tensors, not workload.channels_last) if geometry.rank > 1 else _ONE_FORMAT
     )
+    makers["device copy"] = lambda: _copy(workload, tensors)
+    makers["matrix product"] = lambda: _product(workload, tensors)
     built = {}
     for name, make in makers.items():
         try:
@@ -96,9 +102,15 @@ def _formatted(tensor: Tensor, channels_last: bool) -> Tensor:
     return tensor.permute(order).contiguous().permute(inverse)
 
 
-def _torch(workload: Workload, g: ConvGeometry, tensors: Mapping[str, Any], channels_last: bool) -> Baseline:
-    """torch's own function on the same operation."""
-    function: Callable[..., Tensor] = getattr(F, workload.function)
+def _torch(
+    workload: Workload,
+    g: ConvGeometry,
+    tensors: Mapping[str, Any],
+    channels_last: bool,
+    function: Callable[..., Tensor] | None = None,
+) -> Baseline:
+    """torch's own function on the same operation, or `function` in its place."""
+    function = function or getattr(F, workload.function)
     arguments = dict(tensors)
     mode = arguments.pop("padding_mode", "zeros")
     for name in ("input", "weight"):
@@ -122,6 +134,44 @@ def _torch(workload: Workload, g: ConvGeometry, tensors: Mapping[str, Any], chan
         return function(**{**tensors, "input": F.pad(tensors["input"], flat, mode=pad_mode)})
 
     return Baseline(differentiated(padded, arguments, workload.part), note=note)
+
+
+def _compiled(workload: Workload, g: ConvGeometry, tensors: Mapping[str, Any]) -> Baseline:
+    """torch's own function, compiled: the search measures cuDNN and Inductor's own Triton templates."""
+    if tensors["input"].device.type != "cuda":
+        return Baseline(absent="compiled on a GPU alone")
+    # One graph a case: without this, the ninth shape of a function would run uncompiled.
+    torch.compiler.reset()
+    function = torch.compile(getattr(F, workload.function), mode="max-autotune-no-cudagraphs", dynamic=False)
+    made = _torch(workload, g, tensors, workload.channels_last, function)
+    return Baseline(made.call, note="mode max-autotune, without CUDA graphs, whose copies would be timed")
+
+
+def _copy(workload: Workload, tensors: Mapping[str, Any]) -> Baseline:
+    """The memory limit: a copy that reads and writes as many bytes as the operation must move."""
+    half = max(1, Work.of(workload).least_bytes // 2)
+    source = torch.zeros(half, dtype=torch.int8, device=tensors["input"].device)
+    target = torch.empty_like(source)
+    return Baseline(lambda: target.copy_(source), note=f"{half / 1e6:.1f} MB read and written")
+
+
+def _product(workload: Workload, tensors: Mapping[str, Any]) -> Baseline:
+    """The arithmetic limit: a square matrix product of as many FLOPs, the sides a multiple of 8."""
+    work, x = Work.of(workload), tensors["input"]
+    side = max(8, round((work.flops / 2) ** (1 / 3) / 8) * 8)
+    a, b = (torch.randn(side, side, dtype=torch.float32, device=x.device).to(x.dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    settings = torch.backends.cuda.matmul
+
+    def product() -> Tensor:
+        before = settings.fp32_precision
+        settings.fp32_precision = "tf32" if work.precision == "tf32" else "ieee"
+        try:
+            return torch.mm(a, b, out=out)
+        finally:
+            settings.fp32_precision = before
+
+    return Baseline(product, note=f"{side} x {side} x {side}, {2e-9 * side**3:.1f} GFLOP")
 
 
 def _forced(kernel: str, make: Callable[[], Baseline]) -> Baseline:

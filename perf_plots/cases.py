@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from triton_conv.workloads import FLAGSHIPS, FORWARD, INPUT_GRADIENT, KINDS, WEIGHT_GRADIENT, Workload
 
+from .layers import networks, sweeps
+
 KIND_TITLES = {
     "grouped": "Grouped convolution",
     "depthwise": "Depthwise convolution",
@@ -32,6 +34,12 @@ def variants() -> list[Workload]:
         candidates = workload.variants(dtypes) + workload.variants(both_formats=True)
         found += [candidate for candidate in candidates if candidate.title not in first]
     return found
+
+
+def second_tier() -> list[Workload]:
+    """What is timed with the time that is left: scaling sweeps, variants, the layers of real networks."""
+    swept = [workload for sweep in sweeps() for workload in sweep.workloads.values()]
+    return swept + variants() + networks()
 
 
 def rehearsal() -> list[Workload]:

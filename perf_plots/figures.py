@@ -5,32 +5,41 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from triton_conv.workloads import KINDS, NOT_SERVED
+from triton_conv.workloads import FORWARD, INPUT_GRADIENT, KINDS, NOT_SERVED, WEIGHT_GRADIENT, Workload
 
-from . import computed, measured
-from .cases import flagships, gradients
+from . import cold_start, computed, layers, measured, parts, roofline, sweeps
+from .cases import KIND_TITLES, flagships, gradients
+from .evidence import EVIDENCE, EvidenceError, read_evidence
 from .floors import DATASHEET
-from .record import COMPUTED, MEASURED, REHEARSED
+from .page import Drawing, write_page
+from .record import COMPUTED, MEASURED, REHEARSED, Record
 from .store import DeviceResults, load
 from .table import computed_table, measured_table
 
 Say = Callable[[str], None]
+GRADIENTS = "gradients"
 
 
-def draw_all(results: Path, out: Path, say: Say = print) -> tuple[list[Path], list[str]]:
-    """Draws and prints; returns the files written and the complaints about result files left out."""
+def draw_all(results: Path, out: Path, say: Say = print, evidence: Path = EVIDENCE) -> tuple[list[Path], list[str]]:
+    """Draws, writes the page, and prints; returns the files written and complaints about what was left out."""
     devices, complaints = load(results)
+    try:
+        found = read_evidence(evidence)
+    except EvidenceError as error:
+        found = None
+        complaints.append(f"left out: {error}")
     for complaint in complaints:
         say(complaint)
-    paths = draw_computed(out / "computed", say)
+    drawn = draw_computed(out / "computed", say)
     if not devices:
         say(f"No results in {results}: every figure is {COMPUTED}. Measure with: python -m perf_plots.gpu --help")
     for device in devices:
-        paths += draw_device(device, out / device.name, say)
-    return paths, complaints
+        drawn += draw_device(device, out / device.name, say)
+    page = write_page(out, devices, drawn, flagships(), found, complaints)
+    return [path for drawing in drawn for path in drawing.paths] + [page], complaints
 
 
-def draw_computed(out: Path, say: Say) -> list[Path]:
+def draw_computed(out: Path, say: Say) -> list[Drawing]:
     """Floors of every kind, and the overview."""
     say(f"\nFloors on NVIDIA {DATASHEET.target.name} by its datasheet: {COMPUTED}")
     for line in computed_table(flagships(), DATASHEET):
@@ -38,32 +47,98 @@ def draw_computed(out: Path, say: Say) -> list[Path]:
     for name, why in NOT_SERVED.items():
         say(f"{name}: absent, {why}")
     paths = computed.overview(flagships(), out / "overview")
+    drawn = [Drawing(tuple(paths), "What the five kinds can save, by the count", computed=True)]
     for kind in KINDS:
-        paths += computed.kind_figure(kind, [w for w in flagships() if w.kind == kind], out / kind)
-    return paths
+        paths = computed.kind_figure(kind, [w for w in flagships() if w.kind == kind], out / kind)
+        drawn.append(Drawing(tuple(paths), f"{KIND_TITLES[kind]}, by the count", kind, computed=True))
+    return drawn
 
 
-def draw_device(device: DeviceResults, out: Path, say: Say) -> list[Path]:
+def draw_device(device: DeviceResults, out: Path, say: Say) -> list[Drawing]:
     """Measured figures; a kind without any result on the device gets the computed one, which says so."""
     say(f"\n{device.title}: {MEASURED if device.measured else REHEARSED}")
     for line in measured_table(device.records):
         say(line)
-    titles = {record.workload.title for record in device.records}
-    shown = {workload.title for workload in flagships() + gradients()}
-    paths = measured.overview("forward", flagships(), device, out / "overview")
-    if any(workload.title in titles for workload in gradients()):
-        paths += measured.overview("gradients", gradients(), device, out / "overview_gradients")
-    for kind in KINDS:
-        workloads = [workload for workload in flagships() if workload.kind == kind]
-        records = [record for record in device.records if record.workload.kind == kind]
-        if any(workload.title in titles for workload in workloads):
-            paths += measured.kind_figure(kind, "Forward pass", workloads, device, out / kind)
-        else:
-            paths += computed.kind_figure(kind, workloads, out / kind, missing=f"No result on {device.title} yet")
-        backward = [workload for workload in gradients() if workload.kind == kind]
+    return _Device(device, out).draw()
+
+
+class _Device:
+    """The figures of one device, one after the other."""
+
+    def __init__(self, device: DeviceResults, out: Path) -> None:
+        self._device, self._out = device, out
+        self._drawn: list[Drawing] = []
+
+    def draw(self) -> list[Drawing]:
+        found = self._device.by_title()
+        forward, backward = flagships(), gradients()
+        first = [found[w.title] for w in (*forward, *backward) if w.title in found]
+        self._overviews(forward, backward, first)
+        for kind in KINDS:
+            self._kind(kind, [w for w in forward if w.kind == kind], [w for w in backward if w.kind == kind])
+        self._others(first)
+        if self._device.cold_start:
+            self._add(cold_start.figure(self._device, self._out / "cold_start"), "Cold start")
+        return self._drawn
+
+    def _add(self, paths: list[Path], title: str, kind: str = "", parts: tuple[str, ...] = ()) -> None:
+        if paths:
+            self._drawn.append(Drawing(tuple(paths), title, kind, parts, self._device.name))
+
+    def _overviews(self, forward: list[Workload], backward: list[Workload], first: list[Record]) -> None:
+        device, out = self._device, self._out
+        titles = {record.workload.title for record in first}
+        one, both = (FORWARD,), (INPUT_GRADIENT, WEIGHT_GRADIENT)
+        self._add(measured.overview("forward", forward, device, out / "overview"), "Speed-up, forward", parts=one)
         if any(workload.title in titles for workload in backward):
-            paths += measured.kind_figure(kind, "Gradients", backward, device, out / f"{kind}_gradients")
-        others = [record for record in records if record.workload.title not in shown]
-        if others:
-            paths += measured.variants_figure(kind, others, device, out / f"{kind}_variants")
-    return paths
+            paths = measured.overview(GRADIENTS, backward, device, out / "overview_gradients")
+            self._add(paths, "Speed-up, gradients", parts=both)
+        for what, suffix, wanted in (("forward", "", one), (GRADIENTS, "_gradients", both)):
+            records = [record for record in first if record.workload.part in wanted]
+            if any(record.speedup(True) and record.saving for record in records):
+                paths = parts.saving(records, device, what, out / f"saving{suffix}")
+                self._add(paths, f"Saving over the standard convolution, {what}", parts=wanted)
+        for part, suffix in ((FORWARD, ""), (INPUT_GRADIENT, "_dx"), (WEIGHT_GRADIENT, "_dw")):
+            records = [record for record in first if record.workload.part == part]
+            paths = roofline.roofline(part, records, device, out / f"roofline{suffix}")
+            self._add(paths, f"Roofline, {part}", parts=(part,))
+        if any(record.share for record in first):
+            self._add(parts.shares(first, device, out / "shares"), "Share of the limit")
+        if first:
+            paths = parts.tuning(first, device, device.trials, out / "tuning")
+            self._add(paths, "Tuned against default tiles")
+
+    def _kind(self, kind: str, forward: list[Workload], backward: list[Workload]) -> None:
+        device, out, title = self._device, self._out, KIND_TITLES[kind]
+        titles = {record.workload.title for record in device.records}
+        if any(workload.title in titles for workload in forward):
+            paths = measured.kind_figure(kind, "Forward pass", forward, device, out / kind)
+        else:
+            paths = computed.kind_figure(kind, forward, out / kind, missing=f"No result on {device.title} yet")
+        self._add(paths, f"{title}, forward", kind, (FORWARD,))
+        if any(workload.title in titles for workload in backward):
+            paths = measured.kind_figure(kind, "Gradients", backward, device, out / f"{kind}_gradients")
+            self._add(paths, f"{title}, gradients", kind, (INPUT_GRADIENT, WEIGHT_GRADIENT))
+
+    def _others(self, first: list[Record]) -> None:
+        """What is no flagship: sweeps, and by kind the layers of networks and the other dtypes and formats."""
+        device, out = self._device, self._out
+        for sweep, points in sweeps.found(device):
+            paths = sweeps.figure(sweep, points, device, out / f"sweep_{sweep.name}")
+            self._add(paths, f"Scaling: {sweep.title}", sweep.kind, (FORWARD,))
+        shown = {record.workload.title for record in first}
+        shown |= {workload.title for sweep in layers.sweeps() for workload in sweep.workloads.values()}
+        found = device.by_title()
+        networks = [workload for workload in layers.networks() if workload.title in found]
+        for kind in KINDS:
+            of_kind = [workload for workload in networks if workload.kind == kind]
+            if of_kind:
+                what = f"{kind} layers of networks"
+                paths = measured.overview(f"{kind} layers", of_kind, device, out / f"{kind}_networks")
+                self._add(paths, f"Speed-up, {what}", kind, (FORWARD,))
+        shown |= {workload.title for workload in networks}
+        for kind in KINDS:
+            others = [r for r in device.records if r.workload.kind == kind and r.workload.title not in shown]
+            if others:
+                paths = measured.variants_figure(kind, others, device, out / f"{kind}_variants")
+                self._add(paths, f"{KIND_TITLES[kind]}, other dtypes and formats", kind)

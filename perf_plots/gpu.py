@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .stages import Run
 
 STAGE_NAMES = ("environment", "tests", "ceilings", "tuning", "benchmark", "gradients", "variants", "figures")
+# Those of triton_conv.workloads, which may not be imported yet when they are needed.
+KIND_NAMES = ("grouped", "depthwise", "dilated", "transposed", "deformable")
 _NO_GPU, _STOPPED = 2, 3
 _REHEARSAL_BUDGET, _LEAST_RESTART, _MOST_RESTARTS = 100.0, 30.0, 5
 
@@ -34,12 +36,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--budget", type=float, help="seconds within which everything ends")
     parser.add_argument("--out", type=Path, help="folder for results.tar.gz, summary.txt and overview.png")
     parser.add_argument("--work", type=Path, help="folder of the run, which a second call goes on with (.perf_run)")
-    parser.add_argument("--only", default=",".join(STAGE_NAMES), help="stages to run, comma-separated (default: all)")
+    parser.add_argument(
+        "--only", default=",".join(STAGE_NAMES), help="stages and kinds, comma-separated (default: all)"
+    )
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run in --out has done")
     parser.add_argument(
         "--rehearse", action="store_true",
         help="walk every stage without a GPU: tiny cases, Triton's interpreter, made-up times, a temporary folder",
     )  # fmt: skip
+    parser.add_argument("--compile", action="store_true", help="torch.compile among the baselines (a minute a case)")
+    parser.add_argument("--base", metavar="REV", help="measure this revision too, and say what became faster or slower")
     parser.add_argument("--restarts", type=int, default=0, help=argparse.SUPPRESS)
     return parser
 
@@ -48,9 +54,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status 0 if all went well, 1 if something failed (see the summary), 2 if nothing was run, 3 if stopped."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    stages = options.only.split(",")
-    if unknown := [stage for stage in stages if stage not in STAGE_NAMES]:
-        parser.error(f"argument --only: {', '.join(unknown)} is not known; choose of {', '.join(STAGE_NAMES)}")
+    only = options.only.split(",")
+    if unknown := [name for name in only if name not in STAGE_NAMES + KIND_NAMES]:
+        parser.error(
+            f"argument --only: {', '.join(unknown)} is not known; choose of {', '.join(STAGE_NAMES + KIND_NAMES)}"
+        )
+    stages = [stage for stage in STAGE_NAMES if stage in only] or list(STAGE_NAMES)
     if options.rehearse:
         # Must be known before triton_conv is imported.
         os.environ["TRITON_INTERPRET"] = "1"
@@ -85,15 +94,37 @@ def main(arguments: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A log that is followed, or cut off, holds whole lines.
         sys.stdout.reconfigure(line_buffering=True)
-    run = Run(work, torch.device("cpu") if options.rehearse else torch.device("cuda", 0), options.rehearse)
-    return _run(run, budget, [stage for stage in STAGE_NAMES if stage in stages], options)
+    kinds = tuple(name for name in KIND_NAMES if name in only)
+    device = torch.device("cpu") if options.rehearse else torch.device("cuda", 0)
+    run = Run(work, device, options.rehearse, compiled=options.compile, kinds=kinds)
+    if not options.base:
+        return _run(run, budget, stages, options)
+    code = _run(run, Budget(0.5 * budget.end.left), stages, options)
+    return max(code, _against_base(run, budget, stages, options))
+
+
+def _against_base(run: Run, budget: Budget, stages: list[str], options: argparse.Namespace) -> int:
+    """Measures the other revision with the time that is left, and compares; 1 for a loss or red tests."""
+    from .base import BaseError, measure, report
+    from .record import write_bytes
+
+    only = [*stages, *run.kinds]
+    try:
+        before = measure(options.base, run.out, only, max(budget.end.left - 5.0, 1.0), options.rehearse)
+    except BaseError as error:
+        print(error, file=sys.stderr)
+        return 1
+    lines, well = report(before, run.out)
+    print(f"== compared with {options.base}", *lines, sep="\n")
+    write_bytes(options.out / "compared.txt", ("\n".join(lines) + "\n").encode())
+    return 0 if well else 1
 
 
 def _forget(work: Path) -> None:
     """Removes what a run writes, and nothing else that may lie in the folder."""
     from .state import ARCHIVE, FAILURES, STATE, SUMMARY, TESTS, TRIALS, TUNING
 
-    for name in ("results", "autotune_configs", "figures"):
+    for name in ("results", "autotune_configs", "figures", "base"):
         shutil.rmtree(work / name, ignore_errors=True)
     for name in (STATE, TUNING, TRIALS, TESTS, FAILURES, ARCHIVE, SUMMARY, "nvidia-smi.txt"):
         (work / name).unlink(missing_ok=True)
@@ -170,6 +201,8 @@ def _restart(budget: Budget, run: Run, options: argparse.Namespace) -> int | Non
     ]
     command += [f"--restarts={options.restarts + 1}"]
     command += ["--rehearse"] if options.rehearse else []
+    command += ["--compile"] if options.compile else []
+    command += [f"--base={options.base}"] if options.base else []
     sys.stdout.flush()
     os.execv(sys.executable, command)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from triton_conv.workloads import Workload
 
 from .cases import KIND_TITLES, describe, label
-from .overview import Line, draw_marks
-from .record import MEASURED, OURS, REHEARSED, Record
+from .overview import Line, Scale, draw_marks
+from .record import LIMITS, MEASURED, OURS, REHEARSED, Record
 from .rows import Chart, Point, Row
 from .rows import draw as draw_rows
 from .store import DeviceResults
@@ -79,7 +79,8 @@ def _row(record: Record) -> Row:
     for name, mark in MARKS.items():
         contestant = record.contestants.get(name)
         if name != OURS and contestant and contestant.samples_us:
-            points.append(Point(mark, contestant.median_us, contestant.interval_us, lane=1))
+            lane = int(name not in LIMITS)
+            points.append(Point(mark, contestant.median_us, contestant.interval_us, lane=lane))
     if record.floor_us:
         points.append(Point(FLOOR, record.floor_us))
     reasons: dict[str, list[str]] = {}
@@ -106,6 +107,8 @@ def _verdict(record: Record) -> str:
         else:
             loss, other = "" if speedup >= 0.995 else "LOSS ", "standard" if standard else _label(best[0])
             parts.append(f"{loss}{ratio(speedup)} vs {other}")
+            if standard and record.saving:
+                parts.append(f"computed: {ratio(record.saving)} vs standard")
     return " · ".join(parts)
 
 
@@ -129,4 +132,5 @@ def overview(what: str, workloads: list[Workload], results: DeviceResults, stem:
         footer(records or list(results.records)),
     )
     lines.sort(key=lambda line: (bool(line.missing), line.factors[0] is None, line.factors[0] or line.factors[1] or 0))
-    return draw_marks(chart, lines, "times as fast (log scale)", [_LIBRARY, _STANDARD], ["library", "standard"], stem)
+    scale, marks = Scale("times as fast (log scale)", losses=True), [_LIBRARY, _STANDARD]
+    return draw_marks(chart, lines, scale, marks, ["library", "standard"], stem)

@@ -1,9 +1,12 @@
-"""The plot of all cases at once: a line a case, sorted, factors on a log axis around one."""
+"""The plot of all cases at once: a line a case, sorted, factors on a log axis around one, or shares of a whole."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from matplotlib.ticker import FuncFormatter
 
 from .rows import Chart
 from .style import BLACK, GREY, VERMILLION, Mark, Sheet, log_ticks, paint, ratio
@@ -11,6 +14,28 @@ from .style import BLACK, GREY, VERMILLION, Mark, Sheet, log_ticks, paint, ratio
 _LINE = 0.235
 # Shares of the width: names to the left, and to the right a column of numbers for each mark, or room for the last tick.
 _NAMES, _COLUMN, _MARGIN = 0.29, 0.115, 0.045
+# So many letters of the usual size fit beside the plot.
+_LETTERS = 21
+# Of a line's height, between the marks of one line.
+_APART = 0.22
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the axis means. `losses` shades what lies below one; `share` runs from zero to one, not logarithmic."""
+
+    label: str
+    losses: bool = False
+    share: bool = False
+
+    @property
+    def text(self) -> Callable[[float], str]:
+        return percent if self.share else ratio
+
+
+def percent(value: float) -> str:
+    """A share: "93%"."""
+    return f"{value:.0%}"
 
 
 @dataclass(frozen=True)
@@ -25,7 +50,7 @@ class Line:
 
 def draw_bars(chart: Chart, lines: list[Line], label: str, legend: list[Mark], stem: Path) -> list[Path]:
     """A bar from one for the only factor of each line, in the line's colour, the factor written at its end."""
-    sheet = _sheet(chart, lines, label, legend, _MARGIN)
+    sheet = _sheet(chart, lines, Scale(label), legend, _MARGIN, bars=True)
     axes = sheet.axes
     for y, line in enumerate(lines):
         factor = line.factors[0] or 1.0
@@ -41,13 +66,14 @@ def draw_bars(chart: Chart, lines: list[Line], label: str, legend: list[Mark], s
 
 
 def draw_marks(
-    chart: Chart, lines: list[Line], label: str, marks: list[Mark], heads: list[str], stem: Path
+    chart: Chart, lines: list[Line], scale: Scale, marks: list[Mark], heads: list[str], stem: Path
 ) -> list[Path]:
     """A mark for every factor; the numbers stand in columns to the right, losses in another colour."""
-    sheet = _sheet(chart, lines, label, marks, _COLUMN * len(marks), least=4.0)
+    sheet = _sheet(chart, lines, scale, marks, _COLUMN * len(marks))
     axes = sheet.axes
     beside = axes.get_yaxis_transform()
-    axes.axvspan(axes.get_xlim()[0], 1, color=VERMILLION, alpha=0.08, linewidth=0, zorder=0)
+    if scale.losses:
+        axes.axvspan(axes.get_xlim()[0], 1, color=VERMILLION, alpha=0.08, linewidth=0, zorder=0)
     # Share of the plot's own width that a column of numbers takes.
     column = _COLUMN / (1 - _NAMES - _COLUMN * len(marks))
     for index, head in enumerate(heads):
@@ -55,10 +81,15 @@ def draw_marks(
     for y, line in enumerate(lines):
         for index, (mark, factor) in enumerate(zip(marks, line.factors, strict=True)):
             if factor is not None:
-                axes.plot([factor], [y], linestyle="none", marker=mark.marker, markersize=mark.size, zorder=9 - index,
-                          **paint(mark))  # fmt: skip
-            number = ratio(factor) if factor is not None else "–" if line.missing else "absent"
-            colour = GREY if factor is None else VERMILLION if factor < 0.995 else BLACK
+                # A little apart, so that none hides another.
+                height = y + _APART * (index - (len(marks) - 1) / 2)
+                axes.plot(
+                    [factor], [height], linestyle="none", marker=mark.marker, markersize=mark.size, zorder=9 - index,
+                    **paint(mark),
+                )  # fmt: skip
+            number = scale.text(factor) if factor is not None else "–" if line.missing else "absent"
+            loss = scale.losses and factor is not None and factor < 0.995
+            colour = GREY if factor is None else VERMILLION if loss else BLACK
             right = 1 + column * (index + 1)
             axes.text(right, y, number, transform=beside, ha="right", va="center", size=9, color=colour)
         if line.missing:
@@ -67,8 +98,10 @@ def draw_marks(
     return sheet.save(chart.footer, stem)
 
 
-def _sheet(chart: Chart, lines: list[Line], label: str, legend: list[Mark], right: float, least: float = 1.0) -> Sheet:
-    """The empty plot: names, and a log axis that holds one, all factors, and at least `least` times from end to end."""
+def _sheet(
+    chart: Chart, lines: list[Line], scale: Scale, legend: list[Mark], right: float, bars: bool = False
+) -> Sheet:
+    """The empty plot: names, and an axis that holds one and all factors; without bars four times from end to end."""
     columns = 3
     sheet = Sheet(chart.title, chart.subtitle, chart.badge, _LINE * len(lines) + 0.2, -(-len(legend) // columns))
     axes = sheet.axes
@@ -76,15 +109,22 @@ def _sheet(chart: Chart, lines: list[Line], label: str, legend: list[Mark], righ
     axes.set_position((left + _NAMES * width, bottom, (1 - _NAMES - right) * width, height))
     factors = [factor for line in lines for factor in line.factors if factor] + [1.0]
     low, high = min(factors), max(factors)
-    pad = max((high / low) ** 0.06, (least / (high / low)) ** 0.5, 1.06)
-    axes.set_xscale("log")
-    # Beyond the longest bar its number is written.
-    axes.set_xlim(low / pad, high * pad * (pad if least > 1 else max((high / low) ** 0.12, 1.3)))
-    log_ticks(axes, lambda value: f"{value:g}×")
-    axes.set_xlabel(label, size=9.5)
-    axes.set_ylim(len(lines) - 0.4, -1.3 if least > 1 else -0.7)
+    if scale.share:
+        axes.set_xlim(0, 1.06 * high)
+        axes.set_xticks([0, 0.5, 1])
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+        axes.tick_params(axis="x", labelsize=9)
+    else:
+        pad = max((high / low) ** 0.06, 1.06 if bars else (4.0 / (high / low)) ** 0.5)
+        axes.set_xscale("log")
+        # Beyond the longest bar its number is written.
+        axes.set_xlim(low / pad, high * pad * (max((high / low) ** 0.12, 1.3) if bars else pad))
+        log_ticks(axes, lambda value: f"{value:g}×")
+    axes.set_xlabel(scale.label, size=9.5)
+    axes.set_ylim(len(lines) - 0.4, -0.7 if bars else -1.3)
     axes.axvline(1, color=BLACK, linewidth=1.0, zorder=1)
     for y, line in enumerate(lines):
-        axes.text(-0.02, y, line.name, transform=axes.get_yaxis_transform(), ha="right", va="center", size=9)
+        size = min(9.0, 9.0 * _LETTERS / max(1, len(line.name)))
+        axes.text(-0.02, y, line.name, transform=axes.get_yaxis_transform(), ha="right", va="center", size=size)
     sheet.legend(legend, columns)
     return sheet

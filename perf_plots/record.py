@@ -23,7 +23,9 @@ from .floors import Work
 SCHEMA = 1
 OURS = "triton_conv"
 STANDARD = ("standard", "standard other format")
-CEILINGS = "ceilings.json"
+# Not the operation, but what it is held against: they win no comparison.
+LIMITS = ("device copy", "matrix product")
+CEILINGS, COLD_START = "ceilings.json", "cold_start.json"
 # What kind of numbers a figure or a table shows.
 COMPUTED, MEASURED, REHEARSED = "computed, not measured", "measured", "REHEARSAL: made-up times, not a measurement"
 COMMITTED = Path(__file__).parent / "results"
@@ -82,7 +84,7 @@ class Record:
         times = {
             name: contestant.median_us
             for name, contestant in self.contestants.items()
-            if name != OURS and (name in STANDARD) == standard and contestant.samples_us
+            if name not in (OURS, *LIMITS) and (name in STANDARD) == standard and contestant.samples_us
         }
         return min(times.items(), key=lambda item: item[1]) if times else None
 
@@ -95,6 +97,11 @@ class Record:
     def share(self) -> float | None:
         """Share of the roofline limit that was reached."""
         return self.floor_us / self.ours_us if self.floor_us and self.ours_us else None
+
+    @property
+    def saving(self) -> float | None:
+        """What the operation saves over the standard convolution by the count: the ratio of their floors."""
+        return self.standard_floor_us / self.floor_us if self.standard_floor_us and self.floor_us else None
 
     def absent(self) -> dict[str, str]:
         """Baselines that were not timed, and why."""

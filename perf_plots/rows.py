@@ -9,6 +9,8 @@ from typing import Any
 
 from .style import BLACK, FAINT, GREY, Mark, Sheet, duration, paint, time_axis
 
+_PART = " · "
+"""What stands between the parts of a verdict."""
 _HEAD, _VERDICT, _NOTE, _LANE, _GAP = 0.19, 0.18, 0.15, 0.2, 0.12
 
 
@@ -36,7 +38,14 @@ class Row:
 
     @property
     def verdict_lines(self) -> list[str]:
-        return textwrap.wrap(self.verdict, 80)
+        """Broken between its parts."""
+        lines: list[str] = []
+        for part in self.verdict.split(_PART):
+            if lines and len(lines[-1]) + len(_PART) + len(part) <= 80:
+                lines[-1] += _PART + part
+            else:
+                lines += textwrap.wrap(part, 80) or [""]
+        return lines
 
     @property
     def note_lines(self) -> list[str]:

@@ -22,7 +22,7 @@ from .baselines import Baseline, build, fastest_algorithms, reason
 from .check import check
 from .floors import Limits, Work
 from .provenance import provenance
-from .record import OURS, STANDARD, Contestant, Record, ResultError, read, write
+from .record import LIMITS, OURS, STANDARD, Contestant, Record, ResultError, read, write
 
 _ROUNDS, _LEAST_ROUNDS = 20, 3
 # Taps of a filter for whose weight gradient cuDNN has algorithms that take minutes: it is not let search.
@@ -33,7 +33,10 @@ _OTHER_OPERATION = 0.25
 
 @dataclass(frozen=True)
 class Bench:
-    """What stays the same from case to case. `seconds` is about what timing one case may take."""
+    """What stays the same from case to case. `seconds` is about what timing one case may take.
+
+    `compiled` asks for torch.compile among the baselines.
+    """
 
     device: torch.device
     timer: Timer
@@ -41,6 +44,7 @@ class Bench:
     limits: Limits
     seconds: float = 4.0
     seed: int = 0
+    compiled: bool = False
 
 
 def describe_plan(made: Plan) -> dict[str, Any]:
@@ -106,7 +110,7 @@ def _checked_and_timed(record: Record, made: Plan, bench: Bench) -> Record:
     with fastest_algorithms(search):
         entrants = [_Entrant(OURS, ours, _seconds(ours, bench.device), record.relative_error)]
         contestants: dict[str, Contestant] = {}
-        for name, baseline in build(workload, tensors).items():
+        for name, baseline in build(workload, tensors, bench.compiled).items():
             try:
                 floor = record.standard_floor_us if name in STANDARD else record.floor_us
                 entrants.append(_enter(name, baseline, expected, bench, (floor or 0.0) / 1e6))
@@ -143,7 +147,7 @@ def _enter(name: str, baseline: Baseline, expected: Expected, bench: Bench, floo
         raise _AbsentError(f"too slow to repeat: its limit alone is {floor:.2g} s")
     # The first call also searches for the fastest algorithm.
     result = baseline.call()
-    error = None if name in STANDARD else expected.error(result)
+    error = None if name in (*STANDARD, *LIMITS) else expected.error(result)
     if error is not None and error > _OTHER_OPERATION:
         raise _AbsentError(f"computes something else (relative error {error:.2g})")
     seconds = _seconds(baseline.call, bench.device)

@@ -45,6 +45,8 @@ class Run:
     device: torch.device
     rehearse: bool = False
     say: Callable[[str], None] = print
+    compiled: bool = False
+    kinds: tuple[str, ...] = ()
 
     @property
     def results(self) -> Path:
@@ -53,15 +55,19 @@ class Run:
 
     @property
     def flagships(self) -> list[Workload]:
-        return cases.rehearsal() if self.rehearse else cases.flagships()
+        return self._of_kinds(cases.rehearsal() if self.rehearse else cases.flagships())
 
     @property
     def gradients(self) -> list[Workload]:
-        return cases.rehearsal()[0].parts()[1:] if self.rehearse else cases.gradients()
+        return self._of_kinds(cases.rehearsal()[0].parts()[1:] if self.rehearse else cases.gradients())
 
     @property
     def variants(self) -> list[Workload]:
-        return cases.rehearsal()[0].variants(("float16",)) if self.rehearse else cases.variants()
+        return self._of_kinds(cases.rehearsal()[0].variants(("float16",)) if self.rehearse else cases.second_tier())
+
+    def _of_kinds(self, workloads: list[Workload]) -> list[Workload]:
+        """Those of the kinds that were asked for: of all, if of none."""
+        return [workload for workload in workloads if not self.kinds or workload.kind in self.kinds]
 
     def timer(self) -> Timer:
         return RehearsalTimer() if self.rehearse else CudaTimer(self.device)
@@ -145,7 +151,7 @@ def variants(run: Run, deadline: Deadline) -> Report:
 def _benchmark(run: Run, deadline: Deadline, workloads: Sequence[Workload]) -> Report:
     ops.forget_plans()
     limits = Limits.of(of_device(run.device), read_ceilings(run.results))
-    bench = Bench(run.device, run.timer(), run.results, limits)
+    bench = Bench(run.device, run.timer(), run.results, limits, compiled=run.compiled)
     ran = kept = 0
     for workload in workloads:
         if finished(workload, bench) is not None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from triton_conv.target import Target
+from triton_conv.target import KNOWN, Target
 
-from .record import CEILINGS, Record, ResultError, read
+from .floors import Limits
+from .record import CEILINGS, COLD_START, Record, ResultError, read
+from .trials import Times, read_trials
 
 REHEARSAL = "rehearsal"
 
@@ -22,6 +25,8 @@ class DeviceResults:
     name: str
     records: tuple[Record, ...]
     ceilings: Mapping[str, Any] | None = None
+    trials: Times = field(default_factory=dict)
+    cold_start: Mapping[str, Any] | None = None
 
     @property
     def measured(self) -> bool:
@@ -31,6 +36,17 @@ class DeviceResults:
     def title(self) -> str:
         """The device as its maker calls it."""
         return str(self.records[0].provenance.get("device", self.name))
+
+    @property
+    def target(self) -> Target | None:
+        """What the results were measured on; None for an architecture that nothing is known of, or a rehearsal."""
+        known = KNOWN.get(str(self.records[0].provenance.get("arch")))
+        return replace(known, sms=self.records[0].provenance.get("sms", known.sms)) if known else None
+
+    @property
+    def limits(self) -> Limits | None:
+        """The measured ceilings, or the datasheet's; None where neither is known."""
+        return Limits.of(self.target, self.ceilings) if self.target else None
 
     def by_title(self) -> dict[str, Record]:
         return {record.workload.title: record for record in self.records}
@@ -56,21 +72,81 @@ def read_ceilings(folder: Path) -> dict[str, Any] | None:
 
 
 def load(results: Path) -> tuple[list[DeviceResults], list[str]]:
-    """Every device with at least one sound record, and a line for every file that was left out."""
+    """Every device with at least one sound record, and a line for everything that was left out."""
     devices, complaints = [], []
+    if results.exists() and not results.is_dir():
+        complaints.append(f"{results} is no folder of results")
+    elif any(path.name != CEILINGS and _is_record(path) for path in results.glob("*.json")):
+        complaints.append(f"{results} holds results itself: name the folder above it, which has one folder a device")
     for folder in sorted(path for path in results.glob("*") if path.is_dir()):
-        records = []
-        for path in sorted(folder.glob("*.json")):
-            try:
-                if path.name != CEILINGS:
-                    records.append(read(path))
-            except ResultError as error:
-                complaints.append(f"left out: {error}")
-        try:
-            ceilings = read_ceilings(folder)
-        except ResultError as error:
-            ceilings = None
-            complaints.append(f"left out: {error}")
-        if records:
-            devices.append(DeviceResults(folder.name, tuple(records), ceilings))
+        device, left_out = _load(folder)
+        devices += [device] if device else []
+        complaints += left_out
     return devices, complaints
+
+
+def _load(folder: Path) -> tuple[DeviceResults | None, list[str]]:
+    records, complaints = [], []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            if path.name not in (CEILINGS, COLD_START):
+                records.append(read(path))
+        except ResultError as error:
+            complaints.append(f"left out: {error}")
+    try:
+        ceilings = read_ceilings(folder)
+    except ResultError as error:
+        ceilings = None
+        complaints.append(f"left out: {error}")
+    records, foreign = _of_one_device(records, folder)
+    trials, broken = read_trials(folder)
+    try:
+        cold_start = read_cold_start(folder)
+    except ResultError as error:
+        cold_start = None
+        complaints.append(f"left out: {error}")
+    complaints += foreign + broken
+    if not records:
+        return None, complaints
+    return DeviceResults(folder.name, tuple(records), ceilings, trials, cold_start), complaints
+
+
+def _of_one_device(records: list[Record], folder: Path) -> tuple[list[Record], list[str]]:
+    """The records of the device that most are of, measured ones if any is; and what was left out for it."""
+    complaints = []
+    if len({record.measured for record in records}) > 1:
+        rehearsed = [record.workload.title for record in records if not record.measured]
+        complaints.append(f"left out: {folder}: a rehearsal among measurements: {', '.join(rehearsed)}")
+        records = [record for record in records if record.measured]
+    names = Counter(str(record.provenance.get("device")) for record in records)
+    for name, count in names.most_common()[1:]:
+        complaints.append(
+            f"left out: {folder}: {count} results of {name} among {names.most_common()[0][1]} of "
+            f"{names.most_common()[0][0]}; a folder holds one device"
+        )
+    device = names.most_common()[0][0] if names else ""
+    return [record for record in records if str(record.provenance.get("device")) == device], complaints
+
+
+def _is_record(path: Path) -> bool:
+    try:
+        read(path)
+    except ResultError:
+        return False
+    return True
+
+
+def read_cold_start(folder: Path) -> dict[str, Any] | None:
+    """What first calls took on a device, or None; raises `ResultError`."""
+    path = folder / COLD_START
+    if not path.is_file():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        if not isinstance(content["measured"], bool) or not all(
+            all(seconds > 0 for seconds in case["seconds"].values()) for case in content["cases"]
+        ):
+            raise ResultError(f"{path}: a time is not positive, or it is not said whether they were measured")
+        return content
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ResultError(f"{path}: {type(error).__name__}: {error}") from error

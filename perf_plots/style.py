@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -45,6 +46,9 @@ MARKS = {
     "native depthwise kernel": Mark("PyTorch's own kernel", VERMILLION, "v", filled=False),
     "torchvision": Mark("torchvision", ORANGE, "P"),
     "torchvision float16": Mark("torchvision, fp16", ORANGE, "X", filled=False),
+    "torch.compile": Mark("torch.compile", PURPLE, "p"),
+    "device copy": Mark("copy of the same bytes", GREY, "3", size=10),
+    "matrix product": Mark("product of the same FLOPs", GREY, "4", size=10),
     "standard": Mark("standard convolution", GREEN, "D", size=7),
     "standard other format": Mark("standard, other format", GREEN, "D", filled=False, size=7),
 }
@@ -123,11 +127,12 @@ class Sheet:
 
 def paint(mark: Mark) -> dict[str, Any]:
     """Colours of a mark: hollow ones have a white inside, so that they read where they overlap."""
-    edge = "white" if mark.filled and mark.marker != "|" else mark.colour
+    bar = mark.marker in "|_34"
+    edge = "white" if mark.filled and not bar else mark.colour
     return {
         "markerfacecolor": mark.colour if mark.filled else "white",
         "markeredgecolor": edge,
-        "markeredgewidth": 2.2 if mark.marker == "|" else 0.8 if mark.filled else 1.6,
+        "markeredgewidth": 2.2 if bar else 0.8 if mark.filled else 1.6,
     }
 
 
@@ -137,18 +142,25 @@ def time_axis(axes: Axes, values: list[float], margin: float = 0.15) -> None:
     span = max((high / low) ** margin, 1.5)
     axes.set_xscale("log")
     axes.set_xlim(low / span**0.6, high * span)
-    log_ticks(axes, duration)
+    low, high = axes.get_xlim()
+
+    def shown(us: float) -> str:
+        # At the very end of a plot as wide as the sheet a label would be cut off.
+        return duration(us) if 0.03 < math.log(us / low) / math.log(high / low) < 0.955 else ""
+
+    log_ticks(axes, shown)
     axes.set_xlabel("time of one call (log scale)", size=9.5)
 
 
-def log_ticks(axes: Axes, label: Callable[[float], str]) -> None:
+def log_ticks(axes: Axes, label: Callable[[float], str], which: Literal["x", "y"] = "x") -> None:
     """Ticks at powers of ten; below two decades also at 2 and 5."""
-    low, high = axes.get_xlim()
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = axis.get_view_interval()
     subs = (1.0,) if high / low > 150 else (1.0, 2.0, 5.0) if high / low > 8 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
-    axes.xaxis.set_major_locator(LogLocator(10, subs=subs))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: label(value)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.tick_params(axis="x", labelsize=9)
+    axis.set_major_locator(LogLocator(10, subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: label(value)))
+    axis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis=which, labelsize=9)
 
 
 def duration(us: float) -> str:

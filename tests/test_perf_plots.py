@@ -1,75 +1,31 @@
 """The figures and tables, from no results and from made-up result files, and what a result file must be."""
 
 import json
-import xml.etree.ElementTree as ElementTree
 
 import pytest
+from perf_results import DEVICE, PROVENANCE, contestant, record, text_of, write_results
 
 pytest.importorskip("matplotlib")
 
 from perf_plots import __main__ as command
 from perf_plots import cases, figures, overview, style
 from perf_plots.floors import DATASHEET, Limits, Work
-from perf_plots.record import COMMITTED, OURS, Contestant, Record, ResultError, read, write
+from perf_plots.record import COMMITTED, OURS, Record, ResultError, read, write
 from perf_plots.store import load
 from perf_plots.summary import LINES, summarise
 from perf_plots.table import measured_table
 from triton_conv.workloads import FLAGSHIPS, KINDS, find
 
-DEVICE = "h100-80gb-hbm3-132sm"
-PROVENANCE = {
-    "device": "NVIDIA H100 80GB HBM3", "arch": "sm_90", "sms": 132, "driver": "1.2.3", "cuda": "13.0", "cudnn": 91900,
-    "torch": "2.11.0", "triton": "3.6.0", "commit": "0123456789abcdef", "dirty": False,
-    "source": "fedcba", "date": "2026-01-02",
-}  # fmt: skip
-
-
-def contestant(us):
-    return Contestant(tuple(us + i % 3 for i in range(20)), (us, us + 2), 0.001)
-
-
-def record(name, times, absent=None, **changes):
-    """A record with these medians less one, in microseconds."""
-    (workload,) = find(name)
-    contestants = {key: contestant(us) for key, us in times.items()}
-    contestants |= {key: Contestant(absent=why) for key, why in (absent or {}).items()}
-    fields = {
-        "floor_us": 40.0,
-        "standard_floor_us": 160.0,
-        "floor_basis": "datasheet",
-        "plan": {"source": "analytic default"},
-    }
-    return Record(workload, True, Work.of(workload), PROVENANCE, contestants=contestants, **fields | changes)
-
 
 @pytest.fixture
 def results(tmp_path):
-    """A win, a loss, absent baselines, a failed case, one that was not run, and a file that is broken."""
-    folder = tmp_path / "results" / DEVICE
-    for made in (
-        record("narrow_groups_4", {OURS: 100, "cudnn": 250, "cudnn other format": 300, "standard": 400}),
-        record(
-            "convnext_dw7", {OURS: 100, "cudnn": 79, "standard": 900}, {"cudnn other format": "RuntimeError: no engine"}
-        ),
-        record("dcnv2", {OURS: 100, "standard": 90}, {"torchvision": "not importable", "cudnn": "has none"}),
-        record("dilated_1d", {}, error="CheckError: relative error 0.5 exceeds 0.004"),
-    ):
-        write(made, folder)
-    (folder / "broken.json").write_text('{"schema": 1, "measu')
-    return tmp_path / "results"
-
-
-def text_of(path):
-    """All the text in an SVG, as a viewer would show it."""
-    return " ".join(
-        " ".join(element.itertext()) for element in ElementTree.parse(path).iter("{http://www.w3.org/2000/svg}text")
-    )
+    return write_results(tmp_path / "results")
 
 
 def test_without_results_every_figure_is_computed_and_says_so(tmp_path, capsys):
     assert command.main(["--results", str(tmp_path / "none"), "--out", str(tmp_path / "figures")]) == 0
     drawn = sorted(path.relative_to(tmp_path / "figures") for path in (tmp_path / "figures").rglob("*.*"))
-    assert {str(path) for path in drawn} == {
+    assert {str(path) for path in drawn} == {"index.html"} | {
         f"computed/{name}.{kind}" for name in ("overview", *KINDS) for kind in ("svg", "png")
     }
     for path in (tmp_path / "figures").rglob("*.svg"):
@@ -123,8 +79,8 @@ def test_the_same_results_give_the_same_bytes(results, tmp_path):
     drawn = []
     for name in ("once", "again"):
         devices, _ = load(results)
-        paths = figures.draw_device(devices[0], tmp_path / name, say=lambda line: None)
-        drawn.append({path.name: path.read_bytes() for path in paths})
+        drawings = figures.draw_device(devices[0], tmp_path / name, say=lambda line: None)
+        drawn.append({path.name: path.read_bytes() for drawing in drawings for path in drawing.paths})
     assert drawn[0] == drawn[1]
     assert all(content for content in drawn[0].values())
 
