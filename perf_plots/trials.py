@@ -76,7 +76,7 @@ def tuned(workload: Workload, times: Times, target: Target, record: Record | Non
 def _default_us(workload: Workload, tried: dict[tuple[Any, ...], float], target: Target) -> float | None:
     try:
         problem = workload.problem()
-        for kernel in forms(problem)[0]:
+        for kernel in forms(problem, target)[0]:
             tile = default_tile(kernel.name, problem, target)
             if tile.unfit(problem, target) is None:
                 return tried.get(_key(kernel.name, tile.asdict()))
