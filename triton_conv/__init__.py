@@ -5,7 +5,7 @@
 >>> print(tc.plan(tc.conv2d, x, weight, bias, padding=1, groups=64))
 """
 
-from . import errors
+from . import cost, errors
 from .functional import (
     conv1d,
     conv2d,
@@ -26,6 +26,7 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "cost",
     "deform_conv2d",
     "errors",
     "plan",

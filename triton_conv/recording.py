@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,14 +20,19 @@ _PLANNERS: dict[Any, Callable[..., Plan]] = {
 }
 
 
+def problem_of(func: Any, arguments: Sequence[Any]) -> Problem | None:
+    """The problem that a call of one of our ops is, or None if the op is not ours."""
+    return _PLANNERS[func](*arguments).problem if func in _PLANNERS else None
+
+
 class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.problems: list[Problem] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _PLANNERS:
-            self.problems.append(_PLANNERS[func](*args).problem)
+        if (problem := problem_of(func, args)) is not None:
+            self.problems.append(problem)
         return func(*args, **(kwargs or {}))
 
 
