@@ -21,15 +21,19 @@ LAYERS = (
     "target",
     "geometry",
     "problem",
+    "lecture_problems",
     "kernels",
     "configs",
     "defaults",
     "dispatch",
     "ops",
     "ops_deform",
+    "lecture_ops",
     "reference",
     "autograd",
+    "lecture_autograd",
     "functional",
+    "lectures",
     "recording",
     "cost",
     "examples",
@@ -181,16 +185,17 @@ def test_device_code(function):
 
 
 FUNCTIONS = [name for name in tc.__all__ if name not in ("plan", "cost", "errors")]
+OF_TORCH = [name for name in FUNCTIONS if name.startswith(("conv", "deform"))]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_public_function_says_what_it_is_equivalent_to(name):
     text = " ".join(getattr(tc, name).__doc__.split())
     library = "torchvision.ops" if name.startswith("deform") else "torch.nn.functional"
-    assert f"Equivalent to `{library}.{name}(" in text
+    assert f"Equivalent to `{library}.{name if name in OF_TORCH else ''}" in text
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", OF_TORCH)
 def test_a_public_function_has_torchs_signature(name):
     parameters = inspect.signature(getattr(tc, name)).parameters
     ours = {key: p.default for key, p in parameters.items() if p.kind is not inspect.Parameter.KEYWORD_ONLY}

@@ -16,10 +16,21 @@ from .functional import (
     deform_conv2d,
     plan,
 )
+from .lectures import (
+    channel_shuffle,
+    locally_connected1d,
+    locally_connected2d,
+    locally_connected3d,
+    separable_conv1d,
+    separable_conv2d,
+    separable_conv3d,
+    shuffle_conv2d,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "channel_shuffle",
     "conv1d",
     "conv2d",
     "conv3d",
@@ -29,5 +40,12 @@ __all__ = [
     "cost",
     "deform_conv2d",
     "errors",
+    "locally_connected1d",
+    "locally_connected2d",
+    "locally_connected3d",
     "plan",
+    "separable_conv1d",
+    "separable_conv2d",
+    "separable_conv3d",
+    "shuffle_conv2d",
 ]

@@ -16,6 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import ArgumentError, ArgumentTypeError, TritonConvError
 from ..geometry import ConvGeometry
+from ..lecture_problems import LocalProblem, SeparableProblem, ShuffleProblem
 from ..problem import DeformProblem
 from ..recording import problem_of
 from ..target import Target
@@ -24,6 +25,10 @@ from .layers import Cost, Layer, find_device, kind_of
 
 _aten: Any = torch.ops.aten
 _VIEWS_OF_WEIGHTS = (_aten.t.default, _aten.transpose.int, _aten.view.default, _aten.permute.default)
+_KINDS = {
+    DeformProblem: "deformable", SeparableProblem: "separable", LocalProblem: "locally connected",
+    ShuffleProblem: "shuffled",
+}  # fmt: skip
 _PRODUCTS = {_aten.mm.default: 0, _aten.addmm.default: 1, _aten.bmm.default: 0, _aten.baddbmm.default: 1}
 _POOLS = {
     _aten.max_pool2d_with_indices.default: 2, _aten.avg_pool2d.default: 2,
@@ -81,18 +86,18 @@ class _Tracer(TorchDispatchMode):
     ) -> _Map | None:
         kind, least = "", 0
         if (problem := problem_of(func, args)) is not None:
-            geometry, least = problem.geometry, problem.least_bytes
-            kind = "deformable" if isinstance(problem, DeformProblem) else ""
+            geometry, least, macs = problem.geometry, problem.least_bytes, problem.flops // 2
+            kind = next((name for kind, name in _KINDS.items() if isinstance(problem, kind)), "")
         else:
             assert own is not None
-            geometry = own
+            geometry, macs = own, own.flops // 2
         seen: _Map | None = self._maps.get(tensors[0])
         field = None
         if seen is not None and len(seen.field.axes) == geometry.rank and seen.sizes == tuple(args[0].shape[2:]):
             field = seen.field.convolved(geometry)
         # Where an offset leads, it is learned: the field is that of the taps without offsets.
         self._layer(
-            kind or kind_of(geometry), args[0], output, tensors, geometry.flops // 2,
+            kind or kind_of(geometry), args[0], output, tensors, macs,
             least or geometry.least_bytes(output.element_size()), field, geometry,
         )  # fmt: skip
         return None if field is None else _Map(field, tuple(output.shape[2:]))
@@ -110,7 +115,7 @@ class _Tracer(TorchDispatchMode):
         elif func in _POOLS:
             moved = args[0].numel() + output.numel()
             self._layer("pooling", args[0], output, (), 0, moved * output.element_size(), field)
-        elif any(tensor in self._weights for tensor in tensors):
+        elif any(tensor in self._weights for tensor in tensors) and not _is_view(func):
             kind = "norm" if "norm" in func.name() else func.name().removeprefix("aten::").split(".")[0]
             self._layer(kind, tensors[0], output, tensors, 0, moved * output.element_size(), field)
         return found
@@ -141,6 +146,10 @@ class _Tracer(TorchDispatchMode):
                 least_bytes, str(output.dtype).removeprefix("torch."), field, geometry,
             )
         )  # fmt: skip
+
+
+def _is_view(func: Any) -> bool:
+    return any(result.alias_info is not None for result in func._schema.returns)
 
 
 def _tensors(args: Any) -> Iterator[Tensor]:

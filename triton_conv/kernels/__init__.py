@@ -16,6 +16,11 @@ from . import (
     grouped_packed,
     grouped_packed_weight_gradient,
     implicit_gemm,
+    locally_connected,
+    locally_connected_input_gradient,
+    locally_connected_weight_gradient,
+    separable,
+    shuffle_gemm,
     transposed_phase,
     weight_gradient,
 )
@@ -38,6 +43,11 @@ KERNELS: dict[str, Kernel] = {
         depthwise_banded_weight_gradient,
         deformable_input_gradient,
         deformable_weight_gradient,
+        shuffle_gemm,
+        separable,
+        locally_connected,
+        locally_connected_input_gradient,
+        locally_connected_weight_gradient,
     )
 }
 
