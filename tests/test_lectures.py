@@ -133,16 +133,39 @@ def check(name, dtype, layout=None):
         compare(result, expected, bound(made, dtype))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("name", CASES)
+PLAIN = ("shuffle", "separable", "local")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(
+            name, dtype, id=f"{name}-{name_of(dtype)}",
+            marks=pytest.mark.slow if dtype != torch.float32 and name not in PLAIN else (),
+        )
+        for name in CASES
+        for dtype in DTYPES
+    ],
+)  # fmt: skip
 def test_values(name, dtype):
     check(name, dtype)
 
 
+def both(x):
+    return channels_last(sliced(x))
+
+
 @pytest.mark.parametrize(
-    "layout", [channels_last, sliced, lambda x: channels_last(sliced(x))], ids=["nhwc", "sliced", "x"]
-)
-@pytest.mark.parametrize("name", CASES)
+    ("name", "layout"),
+    [
+        pytest.param(
+            name, layout, id=f"{name}-{layout.__name__}",
+            marks=pytest.mark.slow if layout is not channels_last and name not in PLAIN else (),
+        )
+        for name in CASES
+        for layout in (channels_last, sliced, both)
+    ],
+)  # fmt: skip
 def test_layouts(name, layout):
     check(name, torch.float32 if layout is sliced else torch.bfloat16, layout)
 
@@ -248,7 +271,7 @@ FEW = [
     "separable-activations",
     "separable-causal",
 ]
-LONG = ("local-groups", "local-innermost", "local-3d", "local-1x1", "separable-activations")
+LONG = ("local-batch", "local-groups", "local-innermost", "local-3d", "local-1x1", "separable-activations")
 FEW += ["local", "local-batch", "local-groups", "local-innermost", "local-1d", "local-3d", "local-1x1"]
 
 
@@ -273,8 +296,10 @@ def test_derivatives(name):
         assert launches["locally_connected_weight_gradient"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=name_of)
-@pytest.mark.parametrize("name", ["shuffle", "separable", "local-batch", "local-innermost"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=name_of)
+@pytest.mark.parametrize(
+    "name", ["shuffle", "separable", "local-innermost", pytest.param("local-batch", marks=pytest.mark.slow)]
+)
 def test_gradients_in(name, dtype):
     function, arguments = CASES[name]
     arguments = cast(arguments, dtype, channels_last)
@@ -356,7 +381,9 @@ GRADIENT_TILES = [
 ]
 
 
-@pytest.mark.parametrize("name", ["local-groups", "local-batch", "local-innermost"])
+@pytest.mark.parametrize(
+    "name", ["local", *(pytest.param(f"local-{n}", marks=pytest.mark.slow) for n in ("groups", "batch", "innermost"))]
+)
 @pytest.mark.parametrize("tile", GRADIENT_TILES, ids=lambda t: f"{type(t).__name__[16:24]}-{t.BLOCK_M}-{t.BLOCK_N}")
 def test_forced_gradients(name, tile, monkeypatch):
     function, arguments = CASES[name]

@@ -34,6 +34,7 @@ LAYERS = (
     "lecture_autograd",
     "functional",
     "lectures",
+    "nn_lectures",
     "recording",
     "cost",
     "examples",
