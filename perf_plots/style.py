@@ -45,6 +45,8 @@ MARKS = {
     "native depthwise kernel": Mark("PyTorch's own kernel", VERMILLION, "v", filled=False),
     "torchvision": Mark("torchvision", ORANGE, "P"),
     "torchvision float16": Mark("torchvision, fp16", ORANGE, "X", filled=False),
+    "two kernels": Mark("ours, two kernels", SKY, "h"),
+    "unfold": Mark("PyTorch, unfolded", ORANGE, "P"),
     "standard": Mark("standard convolution", GREEN, "D", size=7),
     "standard other format": Mark("standard, other format", GREEN, "D", filled=False, size=7),
 }

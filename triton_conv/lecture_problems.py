@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from .geometry import Triple
+from .geometry import ConvGeometry, Triple
 from .problem import INT32_LIMIT, Problem, channels_last_like, dense_strides, vector_of
 
 
@@ -152,6 +152,10 @@ class SeparableProblem(Problem):
     def result_shape(self) -> tuple[int, ...]:
         g = self.geometry
         return (g.batch, self.c_final, *g.out_size[3 - g.rank :])
+
+    @property
+    def whole(self) -> ConvGeometry:
+        return replace(self.geometry, c_out=self.c_final, groups=1)
 
     @property
     def flops(self) -> int:

@@ -91,6 +91,11 @@ class Problem:
         return self.accumulator.itemsize
 
     @property
+    def whole(self) -> ConvGeometry:
+        """The convolution whose input and output are the problem's: what a standard one is compared with."""
+        return self.geometry
+
+    @property
     def flops(self) -> int:
         """Useful floating-point operations, as `ConvGeometry.flops` counts them."""
         return self.geometry.flops
