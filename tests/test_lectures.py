@@ -22,7 +22,7 @@ from test_gradients import compare as compare_derivatives
 from test_gradients import derivatives
 
 import triton_conv as tc
-from triton_conv import dispatch, lecture_ops, workloads
+from triton_conv import dispatch, ops, ops_fused, ops_local, workloads
 from triton_conv.defaults import default_tile
 from triton_conv.errors import ArgumentError, ArgumentTypeError, ArgumentValueError, DtypeError, PlanError
 from triton_conv.kernels import KERNELS
@@ -31,8 +31,8 @@ from triton_conv.kernels.locally_connected_input_gradient import LocallyConnecte
 from triton_conv.kernels.locally_connected_weight_gradient import LocallyConnectedWeightGradientTile
 from triton_conv.kernels.separable import SeparableTile
 from triton_conv.kernels.shuffle_gemm import ShuffleGemmTile
-from triton_conv.lecture_ops import Chain
-from triton_conv.lecture_problems import local_weight_strides
+from triton_conv.ops_fused import Chain
+from triton_conv.problem_lectures import local_weight_strides
 from triton_conv.reference import reference, tolerance
 from triton_conv.target import KNOWN
 
@@ -342,7 +342,7 @@ def run(name, pick, dtype):
     made = dispatch.plan(made.problem, made.target, kernel_of(name), pick(made.problem))
     assert made.source == "forced"
     operands = arguments | {"weight": arguments.get("weight", arguments.get("depthwise_weight"))}
-    operands["input"] = lecture_ops._arranged(operands["input"], made.problem.x_strides)
+    operands["input"] = ops_local._arranged(operands["input"], made.problem.x_strides)
     output = torch.full(made.out_shape, float("nan"), dtype=dtype, device=DEVICE).as_strided(
         made.out_shape, made.out_strides
     )
@@ -394,13 +394,13 @@ def test_forced_gradients(name, tile, monkeypatch):
         made = planned(problem, target)
         return planned(problem, target, made.kernel.name, tile) if isinstance(tile, made.kernel.tile_type) else made
 
-    monkeypatch.setattr(lecture_ops, "plan", forced)
-    lecture_ops.ops.forget_plans()
+    monkeypatch.setattr(ops_local, "plan", forced)
+    ops.forget_plans()
     leaves = {k: arguments[k].requires_grad_() for k in ("input", "weight")}
     result = getattr(tc, function)(**arguments)
     grad = random(result.shape, seed="g")
     mine = torch.autograd.grad(result, tuple(leaves.values()), grad)
-    lecture_ops.ops.forget_plans()
+    ops.forget_plans()
     exact = {k: v.detach().double().requires_grad_() for k, v in leaves.items()}
     theirs = torch.autograd.grad(reference(function, arguments | exact), tuple(exact.values()), grad.double())
     compare_derivatives(mine, theirs, 1e-5)
@@ -426,9 +426,9 @@ def op_arguments():
     filters = random((3, 2, 5, 4, 2, 2), seed="f")
     dy = random((2, 5, 3, 2), seed="y")
     return {
-        "shuffle": (lecture_ops.shuffle_conv, (x, w, random((6,)), *window, 2, "relu")),
+        "shuffle": (ops_fused.shuffle_conv, (x, w, random((6,)), *window, 2, "relu")),
         "separable": (
-            lecture_ops.separable_conv,
+            ops_fused.separable_conv,
             (
                 x,
                 random((8, 1, 3, 2), seed="d"),
@@ -440,9 +440,9 @@ def op_arguments():
                 "relu",
             ),
         ),
-        "local": (lecture_ops.local_conv, (x, filters, random((5, 3, 2)), *window, 1)),
-        "local-dx": (lecture_ops.local_conv_input_gradient, (dy, filters, [4, 3], *window, 1, True)),
-        "local-dw": (lecture_ops.local_conv_weight_gradient, (x, dy, [2, 2], *window, 1, True)),
+        "local": (ops_local.local_conv, (x, filters, random((5, 3, 2)), *window, 1)),
+        "local-dx": (ops_local.local_conv_input_gradient, (dy, filters, [4, 3], *window, 1, True)),
+        "local-dw": (ops_local.local_conv_weight_gradient, (x, dy, [2, 2], *window, 1, True)),
     }
 
 

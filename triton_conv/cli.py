@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from . import __version__, configs, dispatch, inspection, lecture_commands, target, workloads
+from . import __version__, cli_lectures, configs, dispatch, inspection, target, workloads
 from .aot import Compiled, compile_all
 from .errors import TritonConvError, WorkloadError
 from .kernels import KERNELS
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--target", choices=target.KNOWN, help="for this target instead of this machine's GPU")
     plan.set_defaults(run=_plan)
 
-    lecture_commands.add(commands, lambda line: _OUT.print(line, highlight=False, markup=False, soft_wrap=True))
+    cli_lectures.add(commands, lambda line: _OUT.print(line, highlight=False, markup=False, soft_wrap=True))
     return parser
 
 

@@ -14,19 +14,19 @@ from .defaults import default_tile
 from .errors import PlanError
 from .kernels import KERNELS, Kernel, Tile, launch
 from .kernels.pack_weight import pack_weight
-from .lecture_problems import (
-    LocalInputGradientProblem,
-    LocalProblem,
-    LocalWeightGradientProblem,
-    SeparableProblem,
-    ShuffleProblem,
-)
 from .problem import (
     DeformInputGradientProblem,
     DeformProblem,
     DeformWeightGradientProblem,
     Problem,
     WeightGradientProblem,
+)
+from .problem_lectures import (
+    LocalInputGradientProblem,
+    LocalProblem,
+    LocalWeightGradientProblem,
+    SeparableProblem,
+    ShuffleProblem,
 )
 from .target import Target
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd, functional, lecture_autograd, lecture_ops, ops
+from . import autograd, autograd_lectures, functional, ops, ops_fused, ops_local
 from .dispatch import Plan
 from .errors import ArgumentError, ArgumentTypeError
 from .functional import Padding, Size
-from .lecture_ops import Chain
+from .ops_fused import Chain
 
 
 def _window(
@@ -57,7 +57,7 @@ def channel_shuffle(input: Tensor, groups: int) -> Tensor:
         raise ArgumentError(f"input: channel_shuffle needs (N, C, *size), got size {list(input.shape)}")
     if count < 1 or input.shape[1] % count:
         raise ArgumentError(f"groups: {groups} groups do not divide the channels of input {list(input.shape)}")
-    return lecture_autograd.shuffle_channels(input, count)
+    return autograd_lectures.shuffle_channels(input, count)
 
 
 def _shuffle_arguments(
@@ -97,7 +97,7 @@ def shuffle_conv2d(
     arguments = _shuffle_arguments(input, weight, bias, stride, padding, dilation, groups, activation)
     if _in_order(weight, arguments[6]):
         return functional.conv2d(input, weight, bias, stride, padding, dilation, groups, activation=activation)
-    return _batched(lecture_autograd.shuffle_conv(*arguments), input, 2)
+    return _batched(autograd_lectures.shuffle_conv(*arguments), input, 2)
 
 
 def _plan_shuffle(*given: Any) -> Plan:
@@ -106,7 +106,7 @@ def _plan_shuffle(*given: Any) -> Plan:
         *rest, activation = given
         made: Plan = functional.plan(functional.conv2d, *rest, activation=activation)
         return made
-    return lecture_ops.plan_shuffle_conv(*arguments)
+    return ops_fused.plan_shuffle_conv(*arguments)
 
 
 # --------------------------------------------------------------------------------------------------------- separable
@@ -150,11 +150,11 @@ def _pair(arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], Callable[[Tensor
 
 def _separable(rank: int, *given: Any) -> Tensor:
     arguments = _separable_arguments(rank, *given)
-    if _unfused(lecture_ops.plan_separable_conv(*arguments)):
+    if _unfused(ops_fused.plan_separable_conv(*arguments)):
         first, second = _pair(arguments)
         output: Tensor = autograd.conv(*second(autograd.conv(*first)))
     else:
-        output = lecture_autograd.separable_conv(*arguments)
+        output = autograd_lectures.separable_conv(*arguments)
     return _batched(output, given[0], rank)
 
 
@@ -166,7 +166,7 @@ def _unfused(made: Plan) -> str | None:
 
 def _plan_separable(rank: int, *given: Any) -> Plan | Chain:
     arguments = _separable_arguments(rank, *given)
-    made = lecture_ops.plan_separable_conv(*arguments)
+    made = ops_fused.plan_separable_conv(*arguments)
     reason = _unfused(made)
     if reason is None:
         return made
@@ -290,11 +290,11 @@ def _local_arguments(
 
 
 def _local(rank: int, *given: Any) -> Tensor:
-    return _batched(lecture_autograd.local_conv(*_local_arguments(rank, *given)), given[0], rank)
+    return _batched(autograd_lectures.local_conv(*_local_arguments(rank, *given)), given[0], rank)
 
 
 def _plan_local(rank: int, *given: Any) -> Plan:
-    return lecture_ops.plan_local_conv(*_local_arguments(rank, *given))
+    return ops_local.plan_local_conv(*_local_arguments(rank, *given))
 
 
 def locally_connected1d(

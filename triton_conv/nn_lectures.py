@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import functional, lectures
 from .errors import ArgumentError
 from .geometry import ConvGeometry
-from .lecture_problems import local_weight_strides
+from .problem_lectures import local_weight_strides
 
 __all__ = [
     "ChannelShuffle",

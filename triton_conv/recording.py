@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import lecture_ops, ops, ops_deform
+from . import ops, ops_deform, ops_fused, ops_local
 from .dispatch import Plan
 from .problem import Problem
 
@@ -17,7 +17,8 @@ _PLANNERS: dict[Any, Callable[..., Plan]] = {
     ops_deform.deform_conv: ops_deform.plan_deform_conv,
     ops_deform.deform_conv_input_gradient: ops_deform.plan_deform_conv_input_gradient,
     ops_deform.deform_conv_weight_gradient: ops_deform.plan_deform_conv_weight_gradient,
-    **lecture_ops.PLANNERS,
+    **ops_fused.PLANNERS,
+    **ops_local.PLANNERS,
 }
 
 

@@ -17,9 +17,9 @@ import torch
 
 from . import functional, lectures
 from .errors import WorkloadError
-from .lecture_ops import Chain
-from .lecture_problems import local_weight_strides
+from .ops_fused import Chain
 from .problem import Problem, dense_strides
+from .problem_lectures import local_weight_strides
 from .recording import record
 
 KINDS = ("grouped", "depthwise", "dilated", "transposed", "deformable")

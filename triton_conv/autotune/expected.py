@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..lecture_problems import SeparableProblem
 from ..problem import DeformProblem, Problem
+from ..problem_lectures import SeparableProblem
 from ..reference import reference, relative_error, tolerance
 from ..workloads import FORWARD, WEIGHT_GRADIENT, Workload, output_gradient
 

@@ -12,8 +12,8 @@ from ..kernels.depthwise_banded import DepthwiseBandedTile
 from ..kernels.depthwise_banded_weight_gradient import DepthwiseBandedWeightGradientTile
 from ..kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradientTile
 from ..kernels.kernel import cdiv, columns_read
-from ..lecture_problems import LocalProblem, LocalWeightGradientProblem, SeparableProblem
 from ..problem import Problem
+from ..problem_lectures import LocalProblem, LocalWeightGradientProblem, SeparableProblem
 from ..target import Target
 
 _DOT: dict[str, Sequence[int | bool]] = {

@@ -16,8 +16,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import ArgumentError, ArgumentTypeError, TritonConvError
 from ..geometry import ConvGeometry
-from ..lecture_problems import LocalProblem, SeparableProblem, ShuffleProblem
 from ..problem import DeformProblem
+from ..problem_lectures import LocalProblem, SeparableProblem, ShuffleProblem
 from ..recording import problem_of
 from ..target import Target
 from .fields import Field, union

@@ -12,8 +12,8 @@ from typing import Any
 
 from ..kernels import Tile
 from ..kernels.kernel import cdiv
-from ..lecture_problems import LocalProblem
 from ..problem import Problem
+from ..problem_lectures import LocalProblem
 from ..target import Target
 from . import depthwise, gradients, lectures, products
 from .common import power_of_two

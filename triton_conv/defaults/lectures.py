@@ -7,7 +7,7 @@ from ..kernels.locally_connected_input_gradient import LocallyConnectedInputGrad
 from ..kernels.locally_connected_weight_gradient import LocallyConnectedWeightGradientTile
 from ..kernels.separable import SeparableTile
 from ..kernels.shuffle_gemm import ShuffleGemmTile
-from ..lecture_problems import (
+from ..problem_lectures import (
     LocalInputGradientProblem,
     LocalProblem,
     LocalWeightGradientProblem,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from ..lecture_problems import LocalInputGradientProblem, LocalProblem, LocalWeightGradientProblem
 from ..problem import Problem
+from ..problem_lectures import LocalInputGradientProblem, LocalProblem, LocalWeightGradientProblem
 from .common import aligned, below, dot, store_pixels, wide, within
 from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from ..lecture_problems import SeparableProblem
 from ..problem import Problem
+from ..problem_lectures import SeparableProblem
 from .common import accumulate_tap, activate, below, dot, epilogue, narrow, store_pixels, tile_pixels, wide
 from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from ..lecture_problems import ShuffleProblem
 from ..problem import Problem
+from ..problem_lectures import ShuffleProblem
 from .common import aligned, below, dot, epilogue, load_pixels, store_pixels, tap_offset, tile_pixels, wide
 from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd, lecture_ops, ops
-from .lecture_problems import is_channels_last
+from . import autograd, ops, ops_fused, ops_local
+from .problem_lectures import is_channels_last
 
 
 def shuffle_channels(x: Tensor, groups: int) -> Tensor:
@@ -102,11 +102,9 @@ def _local_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     grad_input = grad_weight = grad_bias = None
     rank = input.dim() - 2
     if ctx.needs_input_grad[0]:
-        grad_input = lecture_ops.local_conv_input_gradient(
-            grad, weight, input.shape[2:], *ctx.arguments, _format(input)
-        )
+        grad_input = ops_local.local_conv_input_gradient(grad, weight, input.shape[2:], *ctx.arguments, _format(input))
     if ctx.needs_input_grad[1]:
-        grad_weight = lecture_ops.local_conv_weight_gradient(
+        grad_weight = ops_local.local_conv_weight_gradient(
             input, grad, weight.shape[rank + 2 :], *ctx.arguments, _channels_innermost(weight)
         )
     if ctx.needs_input_grad[2]:
@@ -125,9 +123,9 @@ def _local_input_gradient_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     rank = grad.dim() - 2
     grad_grad = grad_weight = None
     if ctx.needs_input_grad[0]:
-        grad_grad = lecture_ops.local_conv(grad, weight, None, *ctx.arguments)
+        grad_grad = ops_local.local_conv(grad, weight, None, *ctx.arguments)
     if ctx.needs_input_grad[1]:
-        grad_weight = lecture_ops.local_conv_weight_gradient(
+        grad_weight = ops_local.local_conv_weight_gradient(
             grad, grad_output, weight.shape[rank + 2 :], *ctx.arguments, _channels_innermost(weight)
         )
     return grad_grad, grad_weight, *(None,) * (len(ctx.arguments) + 2)
@@ -142,16 +140,16 @@ def _local_weight_gradient_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     input, grad_output = ctx.saved_tensors
     grad_input = grad_grad = None
     if ctx.needs_input_grad[0]:
-        grad_input = lecture_ops.local_conv_input_gradient(
+        grad_input = ops_local.local_conv_input_gradient(
             grad_output, grad, input.shape[2:], *ctx.arguments, _format(input)
         )
     if ctx.needs_input_grad[1]:
-        grad_grad = lecture_ops.local_conv(input, grad, None, *ctx.arguments)
+        grad_grad = ops_local.local_conv(input, grad, None, *ctx.arguments)
     return grad_input, grad_grad, *(None,) * (len(ctx.arguments) + 2)
 
 
 # The ops, now with their gradients.
-shuffle_conv, separable_conv, local_conv = lecture_ops.shuffle_conv, lecture_ops.separable_conv, lecture_ops.local_conv
+shuffle_conv, separable_conv, local_conv = ops_fused.shuffle_conv, ops_fused.separable_conv, ops_local.local_conv
 
 for _name, _backward, _setup in (
     ("shuffle_conv", _shuffle_backward, _shuffle_setup),
