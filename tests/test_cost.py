@@ -199,6 +199,12 @@ def test_forms_of_a_layer():
     assert forms["grouped"] == forms["standard"], "no group but one divides 3 and 256"
     (row,) = cost.of(F.conv2d, torch.empty(1, 64, 8, 8), torch.empty(128, 64, 1, 1)).layers
     assert cost.forms(row.geometry, 8)["shuffle"].macs * 8 == row.macs
+    (row,) = cost.of(F.conv2d, torch.empty(1, 64, 8, 8), torch.empty(128, 64, 3, 3), padding=1).layers
+    forms = cost.forms(row.geometry, 8)
+    assert (forms["grouped"].macs, forms["grouped"].weights) == (
+        cost.grouped_macs(64, 3, 3, 128, 8, 8, 8), cost.grouped_parameters(64, 3, 3, 128, 8) - 128,
+    )  # fmt: skip
+    assert forms["shuffle"].macs == cost.depthwise_macs(64, 3, 3, 8, 8) + cost.grouped_macs(64, 1, 1, 128, 8, 8, 8)
     (row,) = cost.of(F.conv_transpose2d, torch.empty(1, 8, 4, 4), torch.empty(8, 4, 4, 4), stride=2).layers
     assert cost.forms(row.geometry)["standard"].macs == row.macs
 

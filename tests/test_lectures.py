@@ -88,7 +88,7 @@ CASES = {
     "separable-3d": separable((1, 3, 4, 3, 5), (6, 1, 2, 2, 2), 5, padding=1, activation="relu"),
     "local": local((2, 5, 5, 4), (3, 2), (4, 5, 3, 3)),
     "local-batch": local((9, 4, 4, 4), (3, 2), (3, 4, 2, 3)),
-    "local-groups": local((2, 6, 4, 4), (2, 2), (4, 3, 3, 2), groups=2, padding=(1, 0), stride=(2, 1), dilation=(1, 2)),
+    "local-groups": local((2, 6, 5, 4), (2, 2), (4, 3, 3, 2), groups=2, padding=(1, 0), stride=(2, 1), dilation=2),
     "local-innermost": local((9, 4, 3, 3), (3, 2), (5, 4, 2, 3), innermost=True, padding=((1, 0), (1, 0)), bias=False),
     "local-1d": local((3, 3, 9), (4,), (5, 3, 3), stride=2, padding=((0, 1),)),
     "local-3d": local((2, 2, 3, 3, 4), (2, 2, 2), (3, 2, 2, 2, 2), dilation=(1, 1, 2)),
