@@ -88,6 +88,15 @@ def test_cost_of_an_example(tmp_path, capsys):
     assert shared.stat().st_size > 5000
 
 
+def test_networks_beside_each_other(capsys):
+    names = [f"triton_conv.examples:{name}" for name in ("mobilenet", "googlenet", "vgg16")]
+    assert cli.main(["cost", "--model", names[0], "--beside", names[1], "--beside", names[2]]) == 0
+    *_, mobile, google, vgg = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert [row[0] for row in (mobile, google, vgg)] == names
+    assert mobile[1:4] == ["4,231,976", "568,740,352", "1"]
+    assert [float(row[3]) for row in (google, vgg)] == [2.78, 27.2]
+
+
 def test_cost_of_ones_own_model(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine_for_cost.py").write_text("import torch\nnet = torch.nn.Conv1d(2, 3, 5)\nnumber = lambda: 3\n")
     monkeypatch.chdir(tmp_path)

@@ -31,6 +31,7 @@ def add(commands: Any, say: Say) -> None:
     subject.add_argument("--model", metavar="MODULE:FUNCTION", help="a function that returns an nn.Module, or a module")
     subject.add_argument("--formula", metavar="NAME", help="one formula, or 'all' for the list of them")
     count.add_argument("arguments", nargs="*", metavar="NAME=VALUE", help="arguments of the function or the formula")
+    count.add_argument("--beside", action="append", default=[], metavar="MODULE:FUNCTION", help="compare (repeatable)")
     count.add_argument(
         "--input", default="1,3,224,224", metavar="SIZES", help="the input's shape (default: %(default)s)"
     )
@@ -80,6 +81,11 @@ def _cost(arguments: argparse.Namespace, say: Say) -> int:
     model = _model(arguments.model, named)
     found = cost.of(model, tuple(_ints("input", arguments.input)), device=arguments.device, dtype=dtype)
     say(str(found))
+    if arguments.beside:
+        others = {path: _model(path, {}) for path in arguments.beside}
+        shape = tuple(_ints("input", arguments.input))
+        counted = {path: cost.of(net, shape, device=arguments.device, dtype=dtype) for path, net in others.items()}
+        say(cost.summary({arguments.model: found} | counted))
     if arguments.json:
         _write(arguments.json, json.dumps(found.asdict(), indent=1), say)
     if arguments.plot:

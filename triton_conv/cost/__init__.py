@@ -37,7 +37,7 @@ from .formulas import (
     standard_macs,
     transposed,
 )
-from .layers import Cost, Layer, find_device
+from .layers import Cost, Layer, find_device, summary
 from .trace import of
 from .variants import FORMS, Form, Sharing, compare, forms, sharing, sharing_table
 
@@ -82,5 +82,6 @@ __all__ = [
     "shuffle_unit_macs",
     "shuffled_channel",
     "standard_macs",
+    "summary",
     "transposed",
 ]

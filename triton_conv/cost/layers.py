@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,6 +145,18 @@ class Cost:
         ))  # fmt: skip
         note = f"floors computed from the datasheet of {self.device.name}; nothing was run"
         return f"{aligned(rows, left=3)}\n{note}"
+
+
+def summary(costs: Mapping[str, Cost]) -> str:
+    """Networks beside each other: parameters, products, bytes and floors of each."""
+    rows = [("network", "parameters", "MACs", "times the first's", "bytes", "FLOP/B", "floor us")]
+    first = next(iter(costs.values()))
+    for name, cost in costs.items():
+        rows.append((
+            name, f"{cost.parameters:,}", f"{cost.macs:,}", f"{cost.macs / first.macs:.3g}" if first.macs else "-",
+            f"{cost.least_bytes:,}", f"{cost.intensity:.3g}", f"{1e6 * cost.floor_seconds:.3g}",
+        ))  # fmt: skip
+    return aligned(rows)
 
 
 def _each(values: Sequence[float]) -> str:

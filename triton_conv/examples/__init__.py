@@ -3,7 +3,7 @@
 Each one takes `layers`, the namespace that its convolutions come from: `torch.nn`, or one with the same classes. They
 run anywhere that those do; the deformable classifier runs our kernel in any case.
 
->>> triton-conv cost --model triton_conv.examples:mobilenet --input 1,3,224,224
+    triton-conv cost --model triton_conv.examples:mobilenet --input 1,3,224,224
 """
 
 from .classifiers import Inception, ShuffleUnit, googlenet, mobilenet, shufflenet, vgg16
