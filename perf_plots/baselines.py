@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triton_conv.geometry import ConvGeometry
-from triton_conv.workloads import FORWARD, Workload, differentiated
+from triton_conv.workloads import FORWARD, LECTURE_KINDS, Workload, differentiated
 
+from . import lecture_baselines
 from .floors import Work
 
 Call = Callable[[], Tensor]
@@ -55,8 +56,11 @@ def build(workload: Workload, tensors: Mapping[str, Any], compiled: bool = False
     memory format and in the other one. `compiled` asks for torch.compile too, whose search takes up to a minute a case.
     """
     makers: dict[str, Callable[[], Baseline]] = {}
-    geometry = workload.layer.problem().geometry
-    if workload.offset_groups:
+    geometry = workload.layer.problem().whole
+    if workload.kind in LECTURE_KINDS:
+        for name, call in lecture_baselines.calls(workload, tensors, _formatted).items():
+            makers[name] = functools.partial(Baseline, call)
+    elif workload.offset_groups:
         makers["cudnn"] = lambda: Baseline(absent="cuDNN has no deformable convolution")
         makers["torchvision"] = lambda: _torchvision(workload.part, tensors, None)
         if workload.dtype == "bfloat16":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from triton_conv.workloads import FLAGSHIPS, FORWARD, INPUT_GRADIENT, KINDS, WEIGHT_GRADIENT, Workload
+from triton_conv.workloads import FLAGSHIPS, FORWARD, INPUT_GRADIENT, KINDS, LECTURES, WEIGHT_GRADIENT, Workload
 
 from .layers import networks, sweeps
 
@@ -23,6 +23,11 @@ def flagships() -> list[Workload]:
 def gradients() -> list[Workload]:
     """Both gradients of every flagship that has them."""
     return [part for workload in FLAGSHIPS for part in workload.parts()[1:]]
+
+
+def lectures() -> list[Workload]:
+    """Layers of the kinds that torch has no function for, and the gradients that have kernels of their own."""
+    return [part for workload in LECTURES for part in workload.parts()]
 
 
 def variants() -> list[Workload]:

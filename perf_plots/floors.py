@@ -52,9 +52,9 @@ class Work:
     def of(cls, workload: Workload) -> Work:
         # A gradient multiplies the same numbers, and reads and writes tensors of the same three shapes.
         problem = workload.layer.problem()
-        dense = problem.geometry.dense()
+        dense = problem.whole.dense()
         return cls(
-            flops=problem.geometry.flops,
+            flops=problem.flops,
             least_bytes=problem.least_bytes,
             standard_flops=dense.flops,
             standard_bytes=dense.least_bytes(problem.itemsize),

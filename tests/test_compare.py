@@ -211,7 +211,7 @@ def test_sweeps_are_drawn_where_there_are_times(tmp_path):
 def test_tuning_is_read_from_trials(tmp_path):
     workload = find("convnext_dw7")[0]
     problem = workload.problem()
-    kernel = forms(problem)[0][0].name
+    kernel = forms(problem, DATASHEET.target)[0][0].name
     default = default_tile(kernel, problem, DATASHEET.target).asdict()
     row = {"workload": workload.title, "kernel": kernel, "kernel_hash": "0"}
     rows = [row | {"tile": default, "time_us": 300.0}, row | {"tile": default | {"num_warps": 99}, "time_us": 100.0}]

@@ -37,7 +37,7 @@ def test_without_results_every_figure_is_computed_and_says_so(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "computed, not measured" in out
     assert all(workload.title in out for workload in FLAGSHIPS)
-    assert "local2d: absent" in out
+    assert "fused_chains: absent" in out
 
 
 def test_figures_of_results(results, tmp_path, capsys):

@@ -89,7 +89,7 @@ def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(input, weight, bias, output if activation in ("relu", "relu6") else None)
 
 
-def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def conv_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     input, weight, bias, output = ctx.saved_tensors
     stride, padding, dilation, groups, transposed, output_padding, padding_mode, activation = ctx.arguments
     need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
@@ -267,7 +267,7 @@ def _deform_weight_gradient_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 conv, deform_conv = ops.conv, ops_deform.deform_conv
 
 for _name, _backward, _setup in (
-    ("conv", _conv_backward, _conv_setup),
+    ("conv", conv_backward, _conv_setup),
     ("conv_weight_gradient", _weight_gradient_backward, _weight_gradient_setup),
     ("deform_conv", _deform_backward, _deform_setup),
     ("deform_conv_input_gradient", _deform_input_gradient_backward, _deform_input_gradient_setup),

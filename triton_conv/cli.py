@@ -1,4 +1,4 @@
-"""The command line, `triton-conv`: inspect compiled kernels, tune tiles, show plans. Each command has `--help`."""
+"""The command line, `triton-conv`: inspect kernels, tune tiles, show plans, count costs. Each command has `--help`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from . import __version__, configs, dispatch, inspection, target, workloads
+from . import __version__, cli_lectures, configs, dispatch, inspection, target, workloads
 from .aot import Compiled, compile_all
 from .errors import TritonConvError, WorkloadError
 from .kernels import KERNELS
@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="triton-conv", description="Triton convolution kernels: inspect and tune.")
+    parser = argparse.ArgumentParser(
+        prog="triton-conv", description="Triton convolution kernels: inspect, tune and count."
+    )
     parser.add_argument("--version", action="version", version=f"triton_conv {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -64,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--workload", default="all", metavar="NAME", help="a workload, a kind, all, or a .json file")
     plan.add_argument("--target", choices=target.KNOWN, help="for this target instead of this machine's GPU")
     plan.set_defaults(run=_plan)
+
+    cli_lectures.add(commands, lambda line: _OUT.print(line, highlight=False, markup=False, soft_wrap=True))
     return parser
 
 

@@ -21,6 +21,13 @@ from .problem import (
     Problem,
     WeightGradientProblem,
 )
+from .problem_lectures import (
+    LocalInputGradientProblem,
+    LocalProblem,
+    LocalWeightGradientProblem,
+    SeparableProblem,
+    ShuffleProblem,
+)
 from .target import Target
 
 # Forms, the preferred one first.
@@ -40,7 +47,16 @@ _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
     ),
     DeformWeightGradientProblem: ("it has offsets", ("deformable_weight_gradient",)),
     DeformInputGradientProblem: ("it is the gradient of what is sampled", ("deformable_input_gradient",)),
+    ShuffleProblem: ("its channels leave shuffled", ("shuffle_gemm",)),
+    SeparableProblem: ("a 1x1 convolution follows it", ("separable",)),
+    LocalProblem: ("every pixel has its own filter", ("locally_connected",)),
+    LocalInputGradientProblem: ("every pixel has its own filter", ("locally_connected_input_gradient",)),
+    LocalWeightGradientProblem: ("every pixel has its own filter", ("locally_connected_weight_gradient",)),
 }
+# Of these problems there is one kernel each, whatever their sizes.
+_ALONE = (
+    ShuffleProblem, SeparableProblem, LocalProblem, LocalInputGradientProblem, LocalWeightGradientProblem,
+)  # fmt: skip
 
 
 Watcher = Callable[["Plan", tuple[torch.Tensor | None, ...]], None]
@@ -101,7 +117,7 @@ class Plan:
             *(f"  note     {note}" for note in self.notes),
             f"  grid     {self.grid} programs",
             f"  GEMM     M={g.M} N={g.N} K={g.K} groups={g.groups}",
-            f"  work     {g.flops / 1e9:.4g} GFLOP, at least {self.problem.least_bytes / 1e6:.4g} MB",
+            f"  work     {self.problem.flops / 1e9:.4g} GFLOP, at least {self.problem.least_bytes / 1e6:.4g} MB",
         ]
         return "\n".join(lines)
 
@@ -109,6 +125,9 @@ class Plan:
 def family(problem: Problem) -> tuple[tuple[str, ...], str]:
     """The kernels of a problem's kind, the preferred form first and the one that takes all of them last; and why."""
     g = problem.geometry
+    if type(problem) in _ALONE:
+        why, kernels = _APART[type(problem)]
+        return kernels, why
     if isinstance(problem, DeformWeightGradientProblem):
         return ("deformable_weight_gradient",), "it is a sum over pixels of samples at offsets"
     if isinstance(problem, DeformInputGradientProblem):

@@ -375,13 +375,20 @@ _KINDS: dict[str, tuple[Callable[..., Plan], Callable[..., tuple[Any, ...]]]] = 
 }
 
 
-def plan(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Plan:
+planners: dict[Callable[..., Tensor], Callable[..., Any]] = {}
+"""What plans the functions of other modules: a call's arguments in, its plan out."""
+
+
+def plan(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Any:
     """What `function(*args, **kwargs)` would launch, and why, without launching it; raises what the call would.
 
-    The forward pass alone: its gradients have plans of their own. Meta tensors are planned for an H100.
+    A `Plan`, or a `Chain` of two of them. The forward pass alone: its gradients have plans of their own. Meta tensors
+    are planned for an H100.
 
     >>> print(tc.plan(tc.conv2d, input, weight, padding=1, groups=64))      # kernel, tile, where the tile came from
     """
+    if function in planners:
+        return planners[function](*args, **kwargs)
     name = getattr(function, "__name__", "")
     kind, rank = name[:-2], name[-2:-1]
     if globals().get(name) is not function or kind not in _KINDS:

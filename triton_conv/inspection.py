@@ -34,7 +34,10 @@ _PROBES: tuple[Workload, ...] = (
 
 _SUFFIXES = {"forward": "", "input gradient": " dx", "weight gradient": " dw"}
 
-_BRIEF = ("narrow_groups_4", "mobile_dw5", "convnext_dw7", "dilated_d4", "decoder_t2d", "dcnv2")
+_BRIEF = (
+    "narrow_groups_4", "mobile_dw5", "convnext_dw7", "dilated_d4", "decoder_t2d", "dcnv2",
+    "separable_56", "shuffle_g3", "local2d",
+)  # fmt: skip
 
 
 def jobs(
@@ -47,7 +50,7 @@ def jobs(
 
     Each at the tile that a plan would use and, where that one was measured, at the analytic default too.
     """
-    subjects = [w for w in workloads.FLAGSHIPS if everything or w.name in _BRIEF]
+    subjects = [w for w in workloads.FLAGSHIPS + workloads.LECTURES if everything or w.name in _BRIEF]
     subjects += _PROBES if everything else ()
     return [
         job

@@ -93,6 +93,16 @@ class Problem:
         return self.accumulator.itemsize
 
     @property
+    def whole(self) -> ConvGeometry:
+        """The convolution whose input and output are the problem's: what a standard one is compared with."""
+        return self.geometry
+
+    @property
+    def flops(self) -> int:
+        """Useful floating-point operations, as `ConvGeometry.flops` counts them."""
+        return self.geometry.flops
+
+    @property
     def least_bytes(self) -> int:
         """Bytes that must cross device memory: each operand read once, the output written once."""
         return self.geometry.least_bytes(self.itemsize)
@@ -130,19 +140,19 @@ class Problem:
         """
         if self.pixels_last:
             return 1
-        return _alignment(*_but_channels(self.x_strides), *steps)
+        return vector_of(*_but_channels(self.x_strides), *steps)
 
     def w_vector(self, *steps: int) -> int:
         """The same for the weight, along its second dimension."""
         if self.w_strides[1] != 1:
             return 1
-        return _alignment(*_but_channels(self.w_strides), *steps)
+        return vector_of(*_but_channels(self.w_strides), *steps)
 
     def y_vector(self, *steps: int) -> int:
         """The same for the output, along its channels."""
         if self.y_strides[1] != 1:
             return 1
-        return _alignment(*_but_channels(self.y_strides), *steps)
+        return vector_of(*_but_channels(self.y_strides), *steps)
 
     def rearranged(self) -> Problem:
         """The same convolution with its weight arranged as kernels read it best; itself, if it is so already.
@@ -357,7 +367,7 @@ class DeformInputGradientProblem(DeformProblem):
     def dx_vector(self, *steps: int) -> int:
         """Channels that lie side by side at an aligned place in the input's gradient, as `x_vector` has it."""
         n, c, h, w = self.result_strides
-        return _alignment(n, h, w, *steps) if c == 1 else 1
+        return vector_of(n, h, w, *steps) if c == 1 else 1
 
     def describe(self) -> str:
         needed = (self.need_input, "dx"), (self.need_offset, "do"), (self.need_mask, "dm")
@@ -379,10 +389,11 @@ def _but_channels(strides: Strides) -> Strides:
 
 def _run(strides: Strides, width: int, *steps: int) -> int:
     *others, w = strides
-    return _alignment(*others, width, *steps) if w == 1 else 1
+    return vector_of(*others, width, *steps) if w == 1 else 1
 
 
-def _alignment(*numbers: int) -> int:
+def vector_of(*numbers: int) -> int:
+    """The widest vector, of a power of two elements, that divides all of these strides and steps."""
     return math.gcd(VECTOR_LIMIT, *(abs(n) for n in numbers))
 
 

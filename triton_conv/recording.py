@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import ops, ops_deform
+from . import ops, ops_deform, ops_fused, ops_local
 from .dispatch import Plan
 from .problem import Problem
 
@@ -17,7 +17,14 @@ _PLANNERS: dict[Any, Callable[..., Plan]] = {
     ops_deform.deform_conv: ops_deform.plan_deform_conv,
     ops_deform.deform_conv_input_gradient: ops_deform.plan_deform_conv_input_gradient,
     ops_deform.deform_conv_weight_gradient: ops_deform.plan_deform_conv_weight_gradient,
+    **ops_fused.PLANNERS,
+    **ops_local.PLANNERS,
 }
+
+
+def problem_of(func: Any, arguments: Sequence[Any]) -> Problem | None:
+    """The problem that a call of one of our ops is, or None if the op is not ours."""
+    return _PLANNERS[func](*arguments).problem if func in _PLANNERS else None
 
 
 class _Recorder(TorchDispatchMode):
@@ -26,8 +33,8 @@ class _Recorder(TorchDispatchMode):
         self.problems: list[Problem] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _PLANNERS:
-            self.problems.append(_PLANNERS[func](*args).problem)
+        if (problem := problem_of(func, args)) is not None:
+            self.problems.append(problem)
         return func(*args, **(kwargs or {}))
 
 

@@ -27,11 +27,51 @@ def reference(function: str, arguments: Mapping[str, Any]) -> Tensor:
     activation = arguments.pop("activation", None)
     if function.startswith("deform_conv"):
         result = deform_conv2d(**arguments)
+    elif function.startswith("separable_conv"):
+        result = _separable(int(function[-2]), **arguments)
+    elif function == "shuffle_conv2d":
+        activated = reference("conv2d", arguments | {"activation": activation})
+        return F.channel_shuffle(activated, arguments.get("groups", 1))
+    elif function.startswith("locally_connected"):
+        result = _locally_connected(int(function[-2]), **arguments)
     else:
         mode = arguments.pop("padding_mode", "zeros")
         arguments = _explicit_padding(function, mode, arguments)
         result = getattr(F, function)(**arguments)
     return _ACTIVATION[activation](result) if activation else result
+
+
+def _separable(
+    rank: int, input: Tensor, depthwise_weight: Tensor, pointwise_weight: Tensor, bias: Tensor | None = None,
+    mid_bias: Tensor | None = None, mid_activation: str | None = None, **window: Any,
+) -> Tensor:  # fmt: skip
+    function = f"conv{rank}d"
+    first = {"weight": depthwise_weight, "bias": mid_bias, "groups": input.shape[1], "activation": mid_activation}
+    mid = reference(function, {"input": input, **first, **window})
+    return reference(function, {"input": mid, "weight": pointwise_weight, "bias": bias})
+
+
+def _locally_connected(
+    rank: int, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+    dilation: Any = 1, groups: int = 1,
+) -> Tensor:  # fmt: skip
+    """From the definition: every window of the input times its own filter."""
+    strides, dilations = ((v,) * rank if isinstance(v, int) else v for v in (stride, dilation))
+    out, (c_out, c_group, *kernel) = weight.shape[:rank], weight.shape[rank:]
+    if padding == "same":
+        totals = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
+        padding = [(total // 2, total - total // 2) for total in totals]
+    pads = (0 if padding == "valid" else padding,) * rank if isinstance(padding, (int, str)) else padding
+    pairs = [(p, p) if isinstance(p, int) else tuple(p) for p in pads]
+    x = F.pad(input, [p for pair in reversed(pairs) for p in pair])
+    for dim, (k, s, d) in enumerate(zip(kernel, strides, dilations, strict=True), start=2):
+        x = x.unfold(dim, (k - 1) * d + 1, s)[..., ::d]
+    # [n, groups, c_in/groups, pixels, taps] by [pixels, groups, c_out/groups, c_in/groups, taps]
+    taps, pixels = math.prod(kernel), math.prod(out)
+    windows = x.reshape(len(input), groups, c_group, pixels, taps)
+    filters = weight.reshape(pixels, groups, c_out // groups, c_group, taps)
+    result = torch.einsum("ngcpk,pgock->ngop", windows, filters).reshape(len(input), c_out, *out)
+    return result if bias is None else result + bias
 
 
 def _explicit_padding(function: str, mode: str, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -15,12 +15,15 @@ from typing import Any
 
 import torch
 
-from . import functional
+from . import functional, lectures
 from .errors import WorkloadError
+from .ops_fused import Chain
 from .problem import Problem, dense_strides
+from .problem_lectures import local_weight_strides
 from .recording import record
 
 KINDS = ("grouped", "depthwise", "dilated", "transposed", "deformable")
+LECTURE_KINDS = ("separable", "shuffle", "local")
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = PARTS = ("forward", "input gradient", "weight gradient")
 """The convolutions of a training step."""
 
@@ -31,7 +34,10 @@ _SUFFIXES = {FORWARD: "", INPUT_GRADIENT: "-dx", WEIGHT_GRADIENT: "-dw"}
 
 @dataclass(frozen=True)
 class Workload:
-    """One call of a public function, by shapes; `arguments` are its keyword arguments besides tensors."""
+    """One call of a public function, by shapes; `arguments` are its keyword arguments besides tensors.
+
+    Of a separable convolution `weight` is the depthwise one, and `pointwise` its number of output channels.
+    """
 
     name: str
     kind: str
@@ -45,6 +51,7 @@ class Workload:
     mask: bool = False
     origin: str = ""
     part: str = FORWARD
+    pointwise: int = 0
 
     @property
     def title(self) -> str:
@@ -63,7 +70,17 @@ class Workload:
             tensor = torch.empty_strided(shape, strides, dtype=getattr(torch, self.dtype), device=device)
             return tensor if generator is None else tensor.normal_(0, scale, generator=generator)
 
-        tensors = {"input": draw(self.input), "weight": draw(self.weight, math.prod(self.weight[1:]) ** -0.5)}
+        tensors = {"input": draw(self.input)}
+        if self.kind == "local":
+            rank = len(self.input) - 2
+            weight = draw(self.weight, math.prod(self.weight[rank + 1 :]) ** -0.5)
+            tensors["weight"] = weight.as_strided(self.weight, local_weight_strides(self.weight, self.channels_last))
+        elif self.pointwise:
+            mid = self.weight[0]
+            tensors["depthwise_weight"] = draw(self.weight, math.prod(self.weight[1:]) ** -0.5)
+            tensors["pointwise_weight"] = draw((self.pointwise, mid, *(1,) * (len(self.weight) - 2)), mid**-0.5)
+        else:
+            tensors["weight"] = draw(self.weight, math.prod(self.weight[1:]) ** -0.5)
         if self.offset_groups:
             taps = self.weight[2] * self.weight[3]
             padding = self.arguments.get("padding", 0)
@@ -77,7 +94,9 @@ class Workload:
         """What planning sees of the convolution, without allocating it."""
         tensors = self.tensors("meta")
         if self.part == FORWARD:
-            return functional.plan(getattr(functional, self.function), **tensors).problem
+            made = functional.plan(_function(self.function), **tensors)
+            problem: Problem = (made.plans[0] if isinstance(made, Chain) else made).problem
+            return problem
         # Before a gradient, a smooth activation has the forward pass computed anew.
         return record(differentiated(self.call, tensors, self.part))[-1]
 
@@ -87,12 +106,16 @@ class Workload:
         return replace(self, part=FORWARD)
 
     def parts(self) -> list[Workload]:
-        """The convolutions of a training step with this layer."""
+        """The convolutions of a training step with this layer that are a kernel's own: the gradients of separable and
+        shuffled convolution are those of plain ones.
+        """
+        if self.kind in ("separable", "shuffle"):
+            return [self]
         return [replace(self, part=part) for part in PARTS]
 
     def call(self, tensors: Mapping[str, Any]) -> torch.Tensor:
         """Runs the public function on such tensors."""
-        result: torch.Tensor = getattr(functional, self.function)(**tensors)
+        result: torch.Tensor = _function(self.function)(**tensors)
         return result
 
     def variants(self, dtypes: tuple[str, ...] = (), both_formats: bool = False) -> list[Workload]:
@@ -102,6 +125,12 @@ class Workload:
 
     def shrunk(self) -> Workload:
         """The same kind of call, small enough for the interpreter: a few groups, channels and pixels."""
+        if self.kind == "local":
+            return replace(self, input=(2, 4, 3, 3), weight=(2, 2, 4, 4, 2, 2), arguments={})
+        if self.kind == "separable":
+            channels = min(self.weight[0], 4)
+            weight, pointwise = (channels, 1, *self.weight[2:]), min(self.pointwise, 4)
+            return replace(self, input=(2, channels, 6, 6), weight=weight, pointwise=pointwise)
         groups = self.arguments.get("groups", 1)
         few = min(groups, 4)
         outer, inner = min(self.weight[0] // groups, 4) * few, min(self.weight[1], 4)
@@ -123,6 +152,11 @@ class Workload:
             weight=(outer, inner, *kernel),
             arguments=arguments,
         )
+
+
+def _function(name: str) -> Callable[..., torch.Tensor]:
+    function: Callable[..., torch.Tensor] = getattr(functional, name, None) or getattr(lectures, name)
+    return function
 
 
 def differentiated(forward: Call, tensors: Mapping[str, Any], part: str) -> Callable[[], torch.Tensor]:
@@ -219,29 +253,57 @@ FLAGSHIPS: tuple[Workload, ...] = (
     ),
 )  # fmt: skip
 
+_NHWC: dict[str, Any] = {"channels_last": True}
+LECTURES: tuple[Workload, ...] = (
+    Workload(
+        "separable_56", "separable", "separable_conv2d", (64, 128, 56, 56), (128, 1, 3, 3), {"padding": 1},
+        pointwise=128, origin="MobileNet v1", **_NHWC,
+    ),
+    Workload(
+        "separable_28", "separable", "separable_conv2d", (64, 256, 28, 28), (256, 1, 3, 3), {"padding": 1},
+        pointwise=256, origin="MobileNet v1", **_NHWC,
+    ),
+    Workload(
+        "shuffle_g3", "shuffle", "shuffle_conv2d", (128, 240, 28, 28), (60, 80, 1, 1), {"groups": 3},
+        origin="ShuffleNet v1, 3 groups", **_NHWC,
+    ),
+    Workload(
+        "shuffle_g8", "shuffle", "shuffle_conv2d", (128, 384, 28, 28), (96, 48, 1, 1), {"groups": 8},
+        origin="ShuffleNet v1, 8 groups",
+    ),
+    Workload(
+        "local2d", "local", "locally_connected2d", (64, 64, 28, 28), (28, 28, 64, 64, 3, 3), {"padding": 1},
+        origin="pytorch issue 499", **_NHWC,
+    ),
+    Workload(
+        "deepface_local", "local", "locally_connected2d", (32, 16, 71, 71), (63, 63, 16, 16, 9, 9),
+        origin="DeepFace L4",
+    ),
+)  # fmt: skip
+"""Layers of the kinds that torch has no function for; not among the flagships, whose baselines are torch's."""
+
 NOT_SERVED = {
     "dcnv4": "its aggregation has no weight: not a convolution of the five kinds",
-    "fused_chains": "separable and shuffle convolution are not written yet",
-    "local2d": "locally connected layers are not written yet",
+    "fused_chains": "a convolution, its activation and a depthwise one in one kernel are not written yet",
 }
 """Flagships of the plan that no kernel serves yet, and why: reported as absent, not forgotten."""
 
 
 def find(selection: str) -> list[Workload]:
     """Workloads by name, comma-separated names, kind, "all", or a JSON file with a list of them."""
-    if selection == "all":
-        return list(FLAGSHIPS)
+    if selection in ("all", "lectures"):
+        return list(FLAGSHIPS if selection == "all" else LECTURES)
     if selection.endswith(".json"):
         return _read(Path(selection))
     found: list[Workload] = []
     for part in selection.split(","):
-        matching = [w for w in FLAGSHIPS if part in (w.name, w.kind, w.title)]
+        matching = [w for w in FLAGSHIPS + LECTURES if part in (w.name, w.kind, w.title)]
         if not matching:
             absent = f" ({NOT_SERVED[part]})" if part in NOT_SERVED else ""
-            names = ", ".join(w.name for w in FLAGSHIPS)
+            names = ", ".join(w.name for w in FLAGSHIPS + LECTURES)
             raise WorkloadError(
-                f"workload: {part!r} is not known{absent}; choose all, a kind ({', '.join(KINDS)}), a .json file, "
-                f"or of {names}"
+                f"workload: {part!r} is not known{absent}; choose all, lectures, a kind "
+                f"({', '.join(KINDS + LECTURE_KINDS)}), a .json file, or of {names}"
             )
         found += matching
     return found

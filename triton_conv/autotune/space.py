@@ -13,6 +13,7 @@ from ..kernels.depthwise_banded_weight_gradient import DepthwiseBandedWeightGrad
 from ..kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradientTile
 from ..kernels.kernel import cdiv, columns_read
 from ..problem import Problem
+from ..problem_lectures import LocalProblem, LocalWeightGradientProblem, SeparableProblem
 from ..target import Target
 
 _DOT: dict[str, Sequence[int | bool]] = {
@@ -120,6 +121,13 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
     },
     "deformable_input_gradient": _DOT | {"BLOCK_N": (16, 32, 64, 128), "num_stages": (1, 2)},
     "deformable_weight_gradient": _DOT | {"SPLITS": (1, 4, 16, 64), "num_stages": (1, 2)},
+    "shuffle_gemm": _DOT,
+    # Taps come from L1, which stages bypass.
+    "separable": _DOT | {"BLOCK_K": (16, 32, 64), "num_stages": (1,)},
+    # BLOCK_M counts images: no more than share a filter.
+    "locally_connected": _DOT,
+    "locally_connected_input_gradient": _DOT,
+    "locally_connected_weight_gradient": _DOT | {"BLOCK_M": (16, 32, 64, 128), "num_stages": (1, 2)},
 }
 """Values of each tile parameter, by kernel. A missing value was left out for a reason stated here or by `unfit`."""
 
@@ -159,6 +167,12 @@ def _worthwhile(tile: Tile, problem: Problem) -> bool:
         least = 64 if isinstance(tile, DepthwiseBandedWeightGradientTile) else 16
         widths = {"BLOCK_T": max(g.out_size[2], 16), "BLOCK_K": max(columns_read(problem, tile.BLOCK_T), least)}
         widths |= {"ROWS": g.out_size[1], "STEPS": max(g.batch, 1), "BLOCK_M": g.M, "TILES": g.out_pixels}
+    if isinstance(problem, LocalProblem):
+        images, rows = max(g.batch, 16), max(g.c_out_group, 64)
+        gradient = isinstance(problem, LocalWeightGradientProblem)
+        widths |= {"BLOCK_M": rows, "BLOCK_K": images} if gradient else {"BLOCK_M": images}
+    if isinstance(problem, SeparableProblem):
+        widths["BLOCK_N"] = max(problem.c_final, 64)
     if "COLS" in sizes:
         widths |= {"ROWS": g.out_size[1], "COLS": g.out_size[2]}
     if isinstance(tile, DepthwisePatchWeightGradientTile):

@@ -31,12 +31,14 @@ class Subject:
         self.problem, self.target = made.problem, targets.of_device(device)
         self._inputs, self._output = operands[:-1], operands[-1]
         self._bound = self._output
+        # A sum over pixels is written in parts; one over images alone is not.
+        self._split = workload.part == WEIGHT_GRADIENT and "SPLITS" in made.values
         self._expected = expect(workload, self.problem, tensors)
 
     def bind(self, made: Plan) -> Callable[[], None]:
         """A call that runs the plan into a buffer of its own; nothing is allocated while it runs."""
         output = self._output
-        if self.workload.part == WEIGHT_GRADIENT:
+        if self._split:
             splits = made.values["SPLITS"]
             strides = (math.prod(made.out_shape), *made.out_strides)
             output = output.new_empty_strided((splits, *made.out_shape), strides)
@@ -62,7 +64,7 @@ class Subject:
         """Deviation of one run of the call bound last; infinite where an element was not written."""
         self._bound.fill_(math.nan)
         call()
-        return self._expected.error(self._bound.sum(0) if self.workload.part == WEIGHT_GRADIENT else self._bound)
+        return self._expected.error(self._bound.sum(0) if self._split else self._bound)
 
 
 def _default_launch(call: Callable[[], Any]) -> tuple[Plan, tuple[Tensor | None, ...]]:

@@ -13,8 +13,9 @@ from typing import Any
 from ..kernels import Tile
 from ..kernels.kernel import cdiv
 from ..problem import Problem
+from ..problem_lectures import LocalProblem
 from ..target import Target
-from . import depthwise, gradients, products
+from . import depthwise, gradients, lectures, products
 from .common import power_of_two
 
 RULES: dict[str, Callable[[Any, Target], Tile]] = {
@@ -36,6 +37,11 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
         gradients.depthwise_banded_weight_gradient,
         gradients.deformable_input_gradient,
         gradients.deformable_weight_gradient,
+        lectures.shuffle_gemm,
+        lectures.separable,
+        lectures.locally_connected,
+        lectures.locally_connected_input_gradient,
+        lectures.locally_connected_weight_gradient,
     )
 }
 
@@ -54,5 +60,8 @@ def default_tile(kernel: str, problem: Problem, target: Target) -> Tile:
             "grouped_packed_weight_gradient": "BLOCK_K",
         }.get(kernel, "BLOCK_M")
         pixels = cdiv(problem.geometry.M, problem.geometry.phases)
+        if isinstance(problem, LocalProblem):
+            # A tile is of images, whose number the rules have seen to.
+            return tile
         tile = replace(tile, **{along: power_of_two(pixels, 16, 4096)})  # type: ignore[arg-type]
     return tile

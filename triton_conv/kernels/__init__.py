@@ -17,6 +17,11 @@ from . import (
     grouped_packed_weight_gradient,
     implicit_gemm,
     implicit_gemm_boxed,
+    locally_connected,
+    locally_connected_input_gradient,
+    locally_connected_weight_gradient,
+    separable,
+    shuffle_gemm,
     transposed_phase,
     weight_gradient,
     weight_gradient_boxed,
@@ -42,6 +47,11 @@ KERNELS: dict[str, Kernel] = {
         depthwise_banded_weight_gradient,
         deformable_input_gradient,
         deformable_weight_gradient,
+        shuffle_gemm,
+        separable,
+        locally_connected,
+        locally_connected_input_gradient,
+        locally_connected_weight_gradient,
     )
 }
 

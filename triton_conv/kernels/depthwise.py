@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem
-from .common import activate, below, narrow, tap_offset, tile_pixels, wide
+from .common import accumulate_tap, activate, below, narrow, tile_pixels, wide
 from .kernel import Kernel, Tile, cdiv, geometry_arguments
 
 
@@ -96,31 +96,6 @@ def depthwise_kernel(
         tl.store(y_base + channel_out[:, None] + y_row[None, :], y_tile, mask=mask_c[:, None] & mask_m[None, :])
     else:
         tl.store(y_base + y_row[:, None] + channel_out[None, :], y_tile, mask=mask_m[:, None] & mask_c[None, :])
-
-
-@triton.jit
-def accumulate_tap(
-    acc, x_base, w_base, image_offset, pixel_offset, channel_in, mask_m, mask_c,
-    d0, h0, w0, dd, dh, dw, d_in, h_in, w_in, stride_xd, stride_xh, stride_xw,
-    PADDING_MODE: tl.constexpr, RANK: tl.constexpr, PIXELS_LAST: tl.constexpr, X_VECTOR: tl.constexpr,
-):  # fmt: skip
-    """Adds one tap: a tile of the input times one weight a channel."""
-    offset, inside = tap_offset(
-        pixel_offset, d0, h0, w0, dd, dh, dw, d_in, h_in, w_in, stride_xd, stride_xh, stride_xw, PADDING_MODE, RANK
-    )
-    x_row = tl.multiple_of(image_offset + offset, X_VECTOR)
-    mask_x = inside & mask_m
-    w_tap = tl.load(w_base, mask=mask_c, other=0.0).to(acc.dtype)
-    if PIXELS_LAST:
-        x_tile = tl.load(
-            x_base + channel_in[:, None] + x_row[None, :], mask=mask_c[:, None] & mask_x[None, :], other=0.0
-        )  # [BLOCK_C, BLOCK_M]
-        return acc + x_tile.to(acc.dtype) * w_tap[:, None]
-    else:
-        x_tile = tl.load(
-            x_base + x_row[:, None] + channel_in[None, :], mask=mask_x[:, None] & mask_c[None, :], other=0.0
-        )  # [BLOCK_M, BLOCK_C]
-        return acc + x_tile.to(acc.dtype) * w_tap[None, :]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,161 @@
+"""Gradients of shuffled, separable and locally connected convolution, made of ops that have gradients again."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import autograd, ops, ops_fused, ops_local
+from .problem_lectures import is_channels_last
+
+
+def shuffle_channels(x: Tensor, groups: int) -> Tensor:
+    """Channel j of group s goes to place j * groups + s; a copy in the memory format of `x`."""
+    if is_channels_last(x.shape, x.stride()):
+        shuffled: Tensor = x.movedim(1, -1).unflatten(-1, (groups, -1)).transpose(-1, -2).flatten(-2).movedim(-1, 1)
+    else:
+        shuffled = x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+    return shuffled
+
+
+def _conv_gradients(
+    tensors: tuple[Tensor | None, ...], arguments: tuple[Any, ...], needed: tuple[bool, ...], grad: Tensor
+) -> tuple[Any, ...]:
+    """Gradients of a convolution's input, weight and bias; `tensors` are these and its output, if it is at hand."""
+    context = SimpleNamespace(saved_tensors=tensors, arguments=arguments, needs_input_grad=needed)
+    return autograd.conv_backward(context, grad)[:3]
+
+
+# ---------------------------------------------------------------------------------------------------------- shuffled
+
+
+def _shuffle_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, weight, bias, *ctx.arguments = inputs
+    ctx.save_for_backward(input, weight, bias, output if ctx.arguments[-1] in ("relu", "relu6") else None)
+
+
+def _shuffle_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    input, weight, bias, output = ctx.saved_tensors
+    stride, padding, dilation, groups, activation = ctx.arguments
+    # Shuffling in as many groups as a group has channels puts every channel back.
+    back = weight.shape[0] // groups
+    grad = shuffle_channels(grad, back)
+    output = None if output is None else shuffle_channels(output, back)
+    arguments = (stride, padding, dilation, groups, False, [0] * len(stride), "zeros", activation)
+    found = _conv_gradients((input, weight, bias, output), arguments, ctx.needs_input_grad[:3], grad)
+    return *found, *(None,) * len(ctx.arguments)
+
+
+# --------------------------------------------------------------------------------------------------------- separable
+
+
+def _separable_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, stride, padding, dilation, mid_activation, activation = inputs
+    ctx.arguments = stride, padding, dilation, mid_activation, activation
+    ctx.save_for_backward(*tensors, output if activation in ("relu", "relu6") else None)
+
+
+def _separable_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """As of two convolutions; the intermediate, which was never stored, is computed anew."""
+    input, depthwise, pointwise, mid_bias, bias, output = ctx.saved_tensors
+    stride, padding, dilation, mid_activation, activation = ctx.arguments
+    need_input, need_depthwise, need_pointwise, need_mid_bias, need_bias = ctx.needs_input_grad[:5]
+    ones, zeros = [1] * len(stride), [0] * len(stride)
+    first = (stride, padding, dilation, input.shape[1], False, zeros, "zeros", mid_activation)
+    second = (ones, [0] * len(padding), ones, 1, False, zeros, "zeros", activation)
+    mid = ops.conv(input, depthwise, mid_bias, *first)
+    below = need_input or need_depthwise or need_mid_bias
+    needed = (below, need_pointwise, need_bias)
+    grad_mid, grad_pointwise, grad_bias = _conv_gradients((mid, pointwise, bias, output), second, needed, grad)
+    grad_input = grad_depthwise = grad_mid_bias = None
+    if below:
+        kept = mid if mid_activation in ("relu", "relu6") else None
+        needed = (need_input, need_depthwise, need_mid_bias)
+        found = _conv_gradients((input, depthwise, mid_bias, kept), first, needed, grad_mid)
+        grad_input, grad_depthwise, grad_mid_bias = found
+    return grad_input, grad_depthwise, grad_pointwise, grad_mid_bias, grad_bias, *(None,) * len(ctx.arguments)
+
+
+# -------------------------------------------------------------------------------------------------- locally connected
+
+
+def _format(tensor: Tensor) -> bool:
+    return tensor.dim() > 3 and is_channels_last(tensor.shape, tensor.stride())
+
+
+def _channels_innermost(weight: Tensor) -> bool:
+    """Whether a weight `(*out_size, c_out, c_in/groups, *kernel)` has its input channels innermost."""
+    rank = (weight.dim() - 2) // 2
+    return weight.stride(rank + 1) == 1 and weight.shape[rank + 1] > 1 and weight.shape[rank + 2 :].numel() > 1
+
+
+def _local_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, weight, _, *ctx.arguments = inputs
+    ctx.save_for_backward(input, weight)
+
+
+def _local_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    input, weight = ctx.saved_tensors
+    grad_input = grad_weight = grad_bias = None
+    rank = input.dim() - 2
+    if ctx.needs_input_grad[0]:
+        grad_input = ops_local.local_conv_input_gradient(grad, weight, input.shape[2:], *ctx.arguments, _format(input))
+    if ctx.needs_input_grad[1]:
+        grad_weight = ops_local.local_conv_weight_gradient(
+            input, grad, weight.shape[rank + 2 :], *ctx.arguments, _channels_innermost(weight)
+        )
+    if ctx.needs_input_grad[2]:
+        grad_bias = grad.sum(0)
+    return grad_input, grad_weight, grad_bias, *(None,) * len(ctx.arguments)
+
+
+def _local_input_gradient_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad_output, weight, _, *ctx.arguments, _ = inputs
+    ctx.save_for_backward(grad_output, weight)
+
+
+def _local_input_gradient_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """dx is linear in dy and in w: with its own gradient in the input's place, both are locally connected again."""
+    grad_output, weight = ctx.saved_tensors
+    rank = grad.dim() - 2
+    grad_grad = grad_weight = None
+    if ctx.needs_input_grad[0]:
+        grad_grad = ops_local.local_conv(grad, weight, None, *ctx.arguments)
+    if ctx.needs_input_grad[1]:
+        grad_weight = ops_local.local_conv_weight_gradient(
+            grad, grad_output, weight.shape[rank + 2 :], *ctx.arguments, _channels_innermost(weight)
+        )
+    return grad_grad, grad_weight, *(None,) * (len(ctx.arguments) + 2)
+
+
+def _local_weight_gradient_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, grad_output, _, *ctx.arguments, _ = inputs
+    ctx.save_for_backward(input, grad_output)
+
+
+def _local_weight_gradient_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    input, grad_output = ctx.saved_tensors
+    grad_input = grad_grad = None
+    if ctx.needs_input_grad[0]:
+        grad_input = ops_local.local_conv_input_gradient(
+            grad_output, grad, input.shape[2:], *ctx.arguments, _format(input)
+        )
+    if ctx.needs_input_grad[1]:
+        grad_grad = ops_local.local_conv(input, grad, None, *ctx.arguments)
+    return grad_input, grad_grad, *(None,) * (len(ctx.arguments) + 2)
+
+
+# The ops, now with their gradients.
+shuffle_conv, separable_conv, local_conv = ops_fused.shuffle_conv, ops_fused.separable_conv, ops_local.local_conv
+
+for _name, _backward, _setup in (
+    ("shuffle_conv", _shuffle_backward, _shuffle_setup),
+    ("separable_conv", _separable_backward, _separable_setup),
+    ("local_conv", _local_backward, _local_setup),
+    ("local_conv_input_gradient", _local_input_gradient_backward, _local_input_gradient_setup),
+    ("local_conv_weight_gradient", _local_weight_gradient_backward, _local_weight_gradient_setup),
+):
+    torch.library.register_autograd(f"triton_conv::{_name}", _backward, setup_context=_setup)

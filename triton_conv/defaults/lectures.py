@@ -1,0 +1,95 @@
+"""Default tiles of shuffled, separable and locally connected convolution. None of them was measured yet."""
+
+from __future__ import annotations
+
+from ..kernels.locally_connected import LocallyConnectedTile
+from ..kernels.locally_connected_input_gradient import LocallyConnectedInputGradientTile
+from ..kernels.locally_connected_weight_gradient import LocallyConnectedWeightGradientTile
+from ..kernels.separable import SeparableTile
+from ..kernels.shuffle_gemm import ShuffleGemmTile
+from ..problem_lectures import (
+    LocalInputGradientProblem,
+    LocalProblem,
+    LocalWeightGradientProblem,
+    SeparableProblem,
+    ShuffleProblem,
+)
+from ..target import Target
+from .common import THREADS, power_of_two, warps
+from .products import implicit_gemm
+
+
+def shuffle_gemm(problem: ShuffleProblem, target: Target) -> ShuffleGemmTile:
+    """The product is implicit GEMM's, and so is the tile; a step is over channels alone."""
+    like = implicit_gemm(problem, target)
+    return ShuffleGemmTile(
+        # Where channels alternate, every element is stored to an address of its own.
+        BLOCK_M=like.BLOCK_M if problem.y_strides[1] != 1 else min(like.BLOCK_M, 64),
+        BLOCK_N=like.BLOCK_N,
+        BLOCK_K=power_of_two(problem.geometry.c_in_group, 16, like.BLOCK_K),
+        num_warps=like.num_warps,
+        num_stages=like.num_stages,
+    )
+
+
+def separable(problem: SeparableProblem, target: Target) -> SeparableTile:
+    """All output channels, up to 256, beside 64 pixels: the input is filtered once. 32 channels of it at a time."""
+    itemsize = problem.itemsize
+    if itemsize == 8:
+        return SeparableTile(BLOCK_M=32, BLOCK_N=16, BLOCK_K=16, num_warps=warps(target, THREADS), num_stages=1)
+    # wgmma takes no fewer than 64 rows, which the output channels are; tf32's operands take twice the room.
+    block_n = power_of_two(problem.c_final, 64 if itemsize == 2 else 16, 256 if itemsize == 2 else 128)
+    return SeparableTile(
+        BLOCK_M=64,
+        BLOCK_N=block_n,
+        BLOCK_K=power_of_two(problem.geometry.c_out, 16, 32 if itemsize == 2 else 16),
+        num_warps=warps(target, THREADS if block_n <= 128 else 2 * THREADS),
+        num_stages=1,
+    )
+
+
+def _images(batch: int, itemsize: int) -> int:
+    """Images beside each other, as many as fit in registers: each weight is then read once."""
+    return power_of_two(batch, 16, 128 if itemsize == 2 else 64 if itemsize == 4 else 16)
+
+
+def locally_connected(problem: LocalProblem, target: Target) -> LocallyConnectedTile:
+    """64 output channels by all images: a filter streams through shared memory, 64 products of a row at a time."""
+    g, itemsize = problem.geometry, problem.itemsize
+    return LocallyConnectedTile(
+        BLOCK_M=_images(g.batch, itemsize),
+        BLOCK_N=64 if itemsize == 2 else power_of_two(g.N, 16, 64 if itemsize == 4 else 16),
+        BLOCK_K=power_of_two(g.K if problem.flat else g.c_in_group, 16, 128 // itemsize),
+        num_warps=warps(target, THREADS),
+        num_stages=3 if problem.weight_vector() * itemsize >= 8 and itemsize < 8 else 1,
+    )
+
+
+def locally_connected_input_gradient(
+    problem: LocalInputGradientProblem, target: Target
+) -> LocallyConnectedInputGradientTile:
+    """As forward, with the channels exchanged."""
+    g, itemsize = problem.geometry, problem.itemsize
+    aligned = not problem.flat and problem.weight_vector() * itemsize >= 8
+    return LocallyConnectedInputGradientTile(
+        BLOCK_M=_images(g.batch, itemsize),
+        BLOCK_N=64 if itemsize == 2 else power_of_two(g.c_in_group, 16, 64 if itemsize == 4 else 16),
+        BLOCK_K=power_of_two(g.c_out_group, 16, (64 if aligned else 32) if itemsize == 2 else 16),
+        num_warps=warps(target, THREADS),
+        num_stages=3 if aligned and itemsize < 8 else 1,
+    )
+
+
+def locally_connected_weight_gradient(
+    problem: LocalWeightGradientProblem, target: Target
+) -> LocallyConnectedWeightGradientTile:
+    """64 x 64 of the gradient: it is written once, and the batch is soon summed."""
+    g, itemsize = problem.geometry, problem.itemsize
+    columns = g.K if problem.flat else g.c_in_group
+    return LocallyConnectedWeightGradientTile(
+        BLOCK_M=64 if itemsize == 2 else power_of_two(g.c_out_group, 16, 64 if itemsize == 4 else 16),
+        BLOCK_N=power_of_two(columns, 16, 64 if itemsize < 8 else 16),
+        BLOCK_K=power_of_two(g.batch, 16, 64 // itemsize if itemsize < 8 else 16),
+        num_warps=warps(target, THREADS),
+        num_stages=1,
+    )

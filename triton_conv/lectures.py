@@ -1,0 +1,383 @@
+"""The public functions of separable, shuffled and locally connected convolution, run by our kernels and no other.
+
+torch has none of them; each is equivalent to a few of its calls, which the docstring names. Tensors, dtypes, precision
+and errors are as in `functional`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import autograd, autograd_lectures, functional, ops, ops_fused, ops_local
+from .dispatch import Plan
+from .errors import ArgumentError, ArgumentTypeError
+from .functional import Padding, Size
+from .ops_fused import Chain
+
+
+def _window(
+    rank: int, weight: Tensor, stride: Any, padding: Any, dilation: Any
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Stride, flat padding and dilation of a call; `weight` has the shape of a convolution's."""
+    stride = functional._tuple("stride", stride, rank)
+    dilation = functional._tuple("dilation", dilation, rank)
+    return stride, functional._flat_padding(padding, rank, stride, weight, dilation), dilation
+
+
+def _batched(output: Tensor, input: Tensor, rank: int) -> Tensor:
+    return output if input.dim() == rank + 2 else output.squeeze(0)
+
+
+# ---------------------------------------------------------------------------------------------------------- shuffled
+
+
+def channel_shuffle(input: Tensor, groups: int) -> Tensor:
+    """Channel j of group s goes to place j * groups + s: the shuffle between ShuffleNet's grouped convolutions.
+
+    Equivalent to `torch.nn.functional.channel_shuffle(input, groups)`, for any rank and in the input's memory format.
+    It multiplies nothing, and copies; `shuffle_conv2d` does the same without the copy.
+
+    Args:
+        input: `(N, C, *size)`.
+        groups: divides C.
+
+    Raises:
+        ArgumentError: if groups does not divide the channels.
+    """
+    count = functional._groups(groups)
+    if not isinstance(input, Tensor):
+        raise ArgumentTypeError(f"input: channel_shuffle() expects a Tensor, got {type(input).__name__}")
+    if input.dim() < 3:
+        raise ArgumentError(f"input: channel_shuffle needs (N, C, *size), got size {list(input.shape)}")
+    if count < 1 or input.shape[1] % count:
+        raise ArgumentError(f"groups: {groups} groups do not divide the channels of input {list(input.shape)}")
+    return autograd_lectures.shuffle_channels(input, count)
+
+
+def _shuffle_arguments(
+    input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any, activation: str | None
+) -> tuple[Any, ...]:
+    input = functional._tensors("shuffle_conv2d", input, 2, weight=weight, bias=bias)
+    window = _window(2, weight, stride, padding, dilation)
+    return input, weight, bias, *window, functional._groups(groups), functional._activation(activation)
+
+
+def _in_order(weight: Tensor, groups: int) -> bool:
+    """Whether a shuffle would leave every channel where it is: one group, or groups of one channel."""
+    return groups == 1 or weight.shape[0] == groups
+
+
+def shuffle_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = None,
+) -> Tensor:
+    """Grouped 2-D convolution whose output channels leave shuffled, in one kernel: ShuffleNet's 1x1 and its shuffle.
+
+    Equivalent to `torch.nn.functional.channel_shuffle(conv2d(input, weight, bias, stride, padding, dilation, groups),
+    groups)`, the activation of that name in between. Channel j of group s of the output is channel j * groups + s.
+
+    Args, returns, raises:
+        As `conv2d`; the bias is the convolution's, in the order of the weight.
+
+    Zhang et al., "ShuffleNet", arXiv:1707.01083.
+    """
+    arguments = _shuffle_arguments(input, weight, bias, stride, padding, dilation, groups, activation)
+    if _in_order(weight, arguments[6]):
+        return functional.conv2d(input, weight, bias, stride, padding, dilation, groups, activation=activation)
+    return _batched(autograd_lectures.shuffle_conv(*arguments), input, 2)
+
+
+def _plan_shuffle(*given: Any) -> Plan:
+    arguments = _shuffle_arguments(*given)
+    if _in_order(arguments[1], arguments[6]):
+        *rest, activation = given
+        made: Plan = functional.plan(functional.conv2d, *rest, activation=activation)
+        return made
+    return ops_fused.plan_shuffle_conv(*arguments)
+
+
+# --------------------------------------------------------------------------------------------------------- separable
+
+
+def _separable_arguments(
+    rank: int, input: Any, depthwise_weight: Any, pointwise_weight: Any, bias: Any, stride: Any, padding: Any,
+    dilation: Any, activation: str | None, mid_activation: str | None, mid_bias: Any,
+) -> tuple[Any, ...]:  # fmt: skip
+    function = f"separable_conv{rank}d"
+    others = {"mid_bias": mid_bias} if mid_bias is not None else {}
+    input = functional._tensors(function, input, rank, weight=depthwise_weight, bias=bias, **others)
+    if not isinstance(pointwise_weight, Tensor):
+        raise ArgumentTypeError(
+            f"pointwise_weight: {function}() expects a Tensor, got {type(pointwise_weight).__name__}"
+        )
+    if pointwise_weight.dim() != rank + 2:
+        raise ArgumentError(
+            f"pointwise_weight: {function} takes a 1x1 weight of {rank + 2} dimensions, got pointwise_weight "
+            f"{list(pointwise_weight.shape)} beside depthwise_weight {list(depthwise_weight.shape)}"
+        )
+    window = _window(rank, depthwise_weight, stride, padding, dilation)
+    activations = functional._activation(mid_activation), functional._activation(activation)
+    return input, depthwise_weight, pointwise_weight, mid_bias, bias, *window, *activations
+
+
+def _pair(arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], Callable[[Tensor], tuple[Any, ...]]]:
+    """The arguments of the op `conv` for the first of two kernels, and those of the second one for its result."""
+    input, depthwise, pointwise, mid_bias, bias, stride, padding, dilation, mid_activation, activation = arguments
+    rank = len(stride)
+    ones, zeros = (1,) * rank, (0,) * rank
+    first = (
+        input, depthwise, mid_bias, stride, padding, dilation, input.shape[1], False, zeros, "zeros", mid_activation
+    )  # fmt: skip
+
+    def second(mid: Tensor) -> tuple[Any, ...]:
+        return mid, pointwise, bias, ones, (0,) * (2 * rank), ones, 1, False, zeros, "zeros", activation
+
+    return first, second
+
+
+def _separable(rank: int, *given: Any) -> Tensor:
+    arguments = _separable_arguments(rank, *given)
+    if _unfused(ops_fused.plan_separable_conv(*arguments)):
+        first, second = _pair(arguments)
+        output: Tensor = autograd.conv(*second(autograd.conv(*first)))
+    else:
+        output = autograd_lectures.separable_conv(*arguments)
+    return _batched(output, given[0], rank)
+
+
+def _unfused(made: Plan) -> str | None:
+    """Why a call runs as two kernels: because that is faster by the rules, unless a measured tile says otherwise."""
+    reason: str | None = getattr(made.problem, "unfused")  # noqa: B009 - of a SeparableProblem
+    return reason if made.source in ("analytic default", "safe") else None
+
+
+def _plan_separable(rank: int, *given: Any) -> Plan | Chain:
+    arguments = _separable_arguments(rank, *given)
+    made = ops_fused.plan_separable_conv(*arguments)
+    reason = _unfused(made)
+    if reason is None:
+        return made
+    first, second = _pair(arguments)
+    plan = ops.plan_conv(*first)
+    mid = torch.empty_strided(plan.out_shape, plan.out_strides, dtype=plan.problem.dtype, device="meta")
+    on_meta: list[Any] = [value.to("meta") if isinstance(value, Tensor) else value for value in second(mid)]
+    return Chain((plan, ops.plan_conv(*on_meta)), reason)
+
+
+def separable_conv1d(
+    input: Tensor,
+    depthwise_weight: Tensor,
+    pointwise_weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    *,
+    activation: str | None = None,
+    mid_activation: str | None = None,
+    mid_bias: Tensor | None = None,
+) -> Tensor:
+    """1-D depthwise separable convolution: `(N, C, L)` -> `(N, c_out, L_out)`. See `separable_conv2d`.
+
+    Equivalent to `torch.nn.functional.conv1d(conv1d(input, depthwise_weight, mid_bias, stride, padding, dilation,
+    groups=C), pointwise_weight, bias)`.
+    """
+    return _separable(
+        1, input, depthwise_weight, pointwise_weight, bias, stride, padding, dilation, activation, mid_activation,
+        mid_bias,
+    )  # fmt: skip
+
+
+def separable_conv2d(
+    input: Tensor,
+    depthwise_weight: Tensor,
+    pointwise_weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    *,
+    activation: str | None = None,
+    mid_activation: str | None = None,
+    mid_bias: Tensor | None = None,
+) -> Tensor:
+    """2-D depthwise separable convolution, a depthwise one and a 1x1, in one kernel where that saves time.
+
+    Equivalent to `torch.nn.functional.conv2d(conv2d(input, depthwise_weight, mid_bias, stride, padding, dilation,
+    groups=C), pointwise_weight, bias)`, each followed by its activation. The intermediate is rounded to the dtype, as
+    storing it would. Where one kernel would filter the input several times over, two run: `plan` says which, and why.
+    Gradients compute the intermediate anew.
+
+    Args:
+        input: `(N, C, H, W)` or `(C, H, W)`.
+        depthwise_weight: `(C * multiplier, 1, KH, KW)`. A scale between the two, such as a batch norm's in inference,
+            is folded into it beforehand; the shift is `mid_bias`.
+        pointwise_weight: `(c_out, C * multiplier, 1, 1)`.
+        bias: `(c_out,)` or None.
+        stride, padding, dilation: the depthwise convolution's, as in `conv2d`.
+        activation, mid_activation: of the result and of the intermediate; as in `conv2d`.
+        mid_bias: `(C * multiplier,)` or None.
+
+    Returns:
+        `(N, c_out, H_out, W_out)`, channels_last if the input is.
+
+    Raises:
+        As `conv2d`.
+
+    Chollet, arXiv:1610.02357; Howard et al., arXiv:1704.04861.
+    """
+    return _separable(
+        2, input, depthwise_weight, pointwise_weight, bias, stride, padding, dilation, activation, mid_activation,
+        mid_bias,
+    )  # fmt: skip
+
+
+def separable_conv3d(
+    input: Tensor,
+    depthwise_weight: Tensor,
+    pointwise_weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    *,
+    activation: str | None = None,
+    mid_activation: str | None = None,
+    mid_bias: Tensor | None = None,
+) -> Tensor:
+    """3-D depthwise separable convolution: `(N, C, D, H, W)` -> `(N, c_out, D_out, H_out, W_out)`.
+
+    Equivalent to `torch.nn.functional.conv3d(conv3d(input, depthwise_weight, mid_bias, stride, padding, dilation,
+    groups=C), pointwise_weight, bias)`. See `separable_conv2d`.
+    """
+    return _separable(
+        3, input, depthwise_weight, pointwise_weight, bias, stride, padding, dilation, activation, mid_activation,
+        mid_bias,
+    )  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------- locally connected
+
+
+def _local_arguments(
+    rank: int, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any
+) -> tuple[Any, ...]:
+    function = f"locally_connected{rank}d"
+    if not isinstance(weight, Tensor):
+        raise ArgumentTypeError(f"weight: {function}() expects a Tensor, got {type(weight).__name__}")
+    if weight.dim() != 2 * rank + 2 or 0 in weight.shape[:rank]:
+        raise ArgumentError(
+            f"weight: {function} takes a weight (*out_size, c_out, c_in/groups, *kernel) of {2 * rank + 2} dimensions, "
+            f"none of its output sizes zero, got weight {list(weight.shape)}"
+        )
+    one = weight[(0,) * rank]
+    input = functional._tensors(function, input, rank, weight=one, bias=bias)
+    window = _window(rank, one, stride, padding, dilation)
+    return input, weight, bias, *window, functional._groups(groups)
+
+
+def _local(rank: int, *given: Any) -> Tensor:
+    return _batched(autograd_lectures.local_conv(*_local_arguments(rank, *given)), given[0], rank)
+
+
+def _plan_local(rank: int, *given: Any) -> Plan:
+    return ops_local.plan_local_conv(*_local_arguments(rank, *given))
+
+
+def locally_connected1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """1-D locally connected layer: `(N, c_in, L)` by `(L_out, c_out, c_in/groups, k)` -> `(N, c_out, L_out)`.
+
+    Equivalent to `torch.nn.functional.unfold` and a product for each output. See `locally_connected2d`.
+    """
+    return _local(1, input, weight, bias, stride, padding, dilation, groups)
+
+
+def locally_connected2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """2-D locally connected layer: a convolution whose filter is another one at every output pixel.
+
+    Equivalent to `torch.nn.functional.unfold(input, kernel)` and a product with its own weight for each output pixel.
+    Nothing is unfolded: each weight is read from memory once, which is the time that it takes. From eight images on,
+    the input is copied with its images innermost, unless channels lie innermost in it and in the weight.
+
+    Args:
+        input: `(N, c_in, H, W)` or `(c_in, H, W)`.
+        weight: `(H_out, W_out, c_out, c_in/groups, KH, KW)`, in any strides; gradients are fastest where the input
+            channels lie innermost, as `triton_conv.nn_lectures.LocallyConnected2d` has them.
+        bias: `(c_out, H_out, W_out)` or None.
+        stride, padding, dilation, groups: as in `conv2d`.
+
+    Returns:
+        `(N, c_out, H_out, W_out)`, channels_last if the input is.
+
+    Raises:
+        ArgumentError: if the weight has not one filter for each output; otherwise as `conv2d`.
+
+    Gregor and LeCun, arXiv:1006.0448; Taigman et al., "DeepFace" (2014).
+    """
+    return _local(2, input, weight, bias, stride, padding, dilation, groups)
+
+
+def locally_connected3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """3-D locally connected layer, weight `(D_out, H_out, W_out, c_out, c_in/groups, KD, KH, KW)`.
+
+    Equivalent to `torch.nn.functional.unfold` in three dimensions and a product for each output. See
+    `locally_connected2d`.
+    """
+    return _local(3, input, weight, bias, stride, padding, dilation, groups)
+
+
+def _planned(function: Callable[..., Tensor], planner: Callable[..., Any]) -> None:
+    """Has `triton_conv.plan` know the function; the planner takes its arguments in order."""
+
+    def plan(*args: Any, **kwargs: Any) -> Any:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+        bound.apply_defaults()
+        return planner(*bound.arguments.values())
+
+    functional.planners[function] = plan
+
+
+_planned(shuffle_conv2d, _plan_shuffle)
+_planned(separable_conv1d, functools.partial(_plan_separable, 1))
+_planned(separable_conv2d, functools.partial(_plan_separable, 2))
+_planned(separable_conv3d, functools.partial(_plan_separable, 3))
+_planned(locally_connected1d, functools.partial(_plan_local, 1))
+_planned(locally_connected2d, functools.partial(_plan_local, 2))
+_planned(locally_connected3d, functools.partial(_plan_local, 3))

@@ -1,0 +1,283 @@
+"""Modules of the layers that torch has none of: separable, shuffled and locally connected convolution.
+
+Each one always runs our kernels. Parameters are drawn as torch's convolutions draw theirs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import functional, lectures
+from .errors import ArgumentError
+from .geometry import ConvGeometry
+from .problem_lectures import local_weight_strides
+
+__all__ = [
+    "ChannelShuffle",
+    "LocallyConnected1d",
+    "LocallyConnected2d",
+    "LocallyConnected3d",
+    "SeparableConv1d",
+    "SeparableConv2d",
+    "SeparableConv3d",
+    "ShuffleConv2d",
+]
+
+
+def _draw(parameter: Tensor | None, fan_in: int) -> None:
+    """Uniform within 1 / sqrt(fan_in), as `torch.nn.Conv2d` draws weights and biases."""
+    if parameter is not None and fan_in:
+        nn.init.uniform_(parameter, -(fan_in**-0.5), fan_in**-0.5)
+
+
+# ---------------------------------------------------------------------------------------------------------- shuffled
+
+
+class ChannelShuffle(nn.Module):
+    """`triton_conv.channel_shuffle` as a layer; `torch.nn.ChannelShuffle` for any rank and memory format."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def extra_repr(self) -> str:
+        return f"groups={self.groups}"
+
+    def forward(self, input: Tensor) -> Tensor:
+        return lectures.channel_shuffle(input, self.groups)
+
+
+class ShuffleConv2d(nn.Conv2d):
+    """`torch.nn.Conv2d` followed by `torch.nn.ChannelShuffle(groups)`, in one kernel; see `shuffle_conv2d`.
+
+    Parameters and state_dict are the convolution's. A batch norm behind it sees shuffled channels.
+    """
+
+    def __init__(self, *args: Any, activation: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.padding_mode != "zeros":
+            raise ArgumentError(f"padding_mode: ShuffleConv2d has a border of zeros alone, got {self.padding_mode!r}")
+        self.activation = activation
+
+    def forward(self, input: Tensor) -> Tensor:
+        padding: Any = self.padding
+        return lectures.shuffle_conv2d(
+            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups, activation=self.activation
+        )
+
+
+# --------------------------------------------------------------------------------------------------------- separable
+
+
+class _Separable(nn.Module):
+    rank: int
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        depth_multiplier: int = 1,
+        bias: bool = True,
+        mid_bias: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | None = None,
+        mid_activation: str | None = None,
+    ) -> None:
+        super().__init__()
+        kernel = functional._tuple("kernel_size", kernel_size, self.rank)
+        middle = in_channels * depth_multiplier
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.activation, self.mid_activation = activation, mid_activation
+
+        def parameter(wanted: bool, *shape: int) -> nn.Parameter | None:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if wanted else None
+
+        self.depthwise_weight = parameter(True, middle, 1, *kernel)
+        self.pointwise_weight = parameter(True, out_channels, middle, *(1,) * self.rank)
+        self.register_parameter("mid_bias", parameter(mid_bias, middle))
+        self.register_parameter("bias", parameter(bias, out_channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew, each pair as a convolution of its own would."""
+        assert self.depthwise_weight is not None and self.pointwise_weight is not None
+        taps = math.prod(self.depthwise_weight.shape[2:])
+        for name, fan_in in (("depthwise_weight", taps), ("mid_bias", taps)):
+            _draw(getattr(self, name), fan_in)
+        for name in ("pointwise_weight", "bias"):
+            _draw(getattr(self, name), self.depthwise_weight.shape[0])
+
+    @classmethod
+    def of(
+        cls, depthwise: Any, pointwise: Any, mid_norm: Any = None, norm: Any = None, *,
+        activation: str | None = None, mid_activation: str | None = None,
+    ) -> Any:  # fmt: skip
+        """The same as two convolutions of `torch.nn`, with the batch norm behind each folded in: for inference.
+
+        Raises `ArgumentError` if the layers are not a depthwise convolution and a 1x1 that follows it.
+        """
+        if depthwise.groups != depthwise.in_channels or depthwise.padding_mode != "zeros":
+            raise ArgumentError(f"depthwise: expected one channel a group and a border of zeros, got {depthwise}")
+        if (
+            math.prod(pointwise.kernel_size) != 1
+            or pointwise.groups != 1
+            or pointwise.in_channels != (depthwise.out_channels)
+        ):
+            raise ArgumentError(f"pointwise: expected a 1x1 from {depthwise.out_channels} channels, got {pointwise}")
+        first, mid_bias = _folded(depthwise, mid_norm)
+        second, bias = _folded(pointwise, norm)
+        made = cls(
+            depthwise.in_channels, pointwise.out_channels, depthwise.kernel_size, depthwise.stride, depthwise.padding,
+            depthwise.dilation, depthwise.out_channels // depthwise.in_channels, bias is not None,
+            mid_bias is not None, first.device, first.dtype, activation=activation, mid_activation=mid_activation,
+        )  # fmt: skip
+        with torch.no_grad():
+            for name, value in (
+                ("depthwise_weight", first), ("pointwise_weight", second), ("mid_bias", mid_bias), ("bias", bias),
+            ):  # fmt: skip
+                if value is not None:
+                    getattr(made, name).copy_(value)
+        return made.train(depthwise.training)
+
+    def extra_repr(self) -> str:
+        assert self.depthwise_weight is not None and self.pointwise_weight is not None
+        kernel = tuple(self.depthwise_weight.shape[2:])
+        return (
+            f"{self.depthwise_weight.shape[0]}, {self.pointwise_weight.shape[0]}, kernel_size={kernel}, "
+            f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}"
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        return lectures._separable(
+            self.rank, input, self.depthwise_weight, self.pointwise_weight, self.bias, self.stride, self.padding,
+            self.dilation, self.activation, self.mid_activation, self.mid_bias,
+        )  # fmt: skip
+
+
+def _folded(conv: Any, norm: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a convolution with the batch norm behind it folded in."""
+    weight, bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
+    if norm is None:
+        return weight, bias
+    scale = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight.detach())
+    shift = (0 if bias is None else bias) - norm.running_mean
+    shift = shift * scale + (0 if norm.bias is None else norm.bias.detach())
+    return weight * scale.view(-1, *(1,) * (weight.dim() - 1)), shift
+
+
+class SeparableConv1d(_Separable):
+    """Depthwise separable convolution of `(N, C, L)`; see `SeparableConv2d`."""
+
+    rank = 1
+
+
+class SeparableConv2d(_Separable):
+    """A depthwise convolution and a 1x1 in one layer, one kernel where that saves time; see `separable_conv2d`.
+
+    Equivalent to `Sequential(Conv2d(C, C * depth_multiplier, kernel_size, stride, padding, dilation, groups=C), Conv2d(
+    C * depth_multiplier, out_channels, 1))`, the activations behind each. `of` makes one of two such layers.
+    """
+
+    rank = 2
+
+
+class SeparableConv3d(_Separable):
+    """Depthwise separable convolution of `(N, C, D, H, W)`; see `SeparableConv2d`."""
+
+    rank = 3
+
+
+# -------------------------------------------------------------------------------------------------- locally connected
+
+
+class _Local(nn.Module):
+    rank: int
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        input_size: Any,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        rank = self.rank
+        size = functional._tuple("input_size", input_size, rank)
+        kernel = functional._tuple("kernel_size", kernel_size, rank)
+        if groups < 1 or in_channels % groups:
+            raise ArgumentError(f"groups: {groups} groups do not divide in_channels={in_channels}")
+        filters = (out_channels, in_channels // groups, *kernel)
+        one = torch.empty(filters, device="meta")
+        stride = functional._tuple("stride", stride, rank)
+        dilation = functional._tuple("dilation", dilation, rank)
+        flat = functional._flat_padding(padding, rank, stride, one, dilation)
+        pads = [(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)]
+        geometry = ConvGeometry.of((1, in_channels, *size), filters, stride, pads, dilation, groups)
+        out = geometry.out_size[3 - rank :]
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        shape = (*out, *filters)
+        # Input channels innermost, as forward and gradients read them in whole lines.
+        strides = local_weight_strides(shape, channels_last=True)
+        self.weight = nn.Parameter(torch.empty_strided(shape, strides, device=device, dtype=dtype))
+        made = nn.Parameter(torch.empty(out_channels, *out, device=device, dtype=dtype)) if bias else None
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", made)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew; each filter reads as much as a convolution's."""
+        fan_in = math.prod(self.weight.shape[self.rank + 1 :])
+        _draw(self.weight, fan_in)
+        _draw(self.bias, fan_in)
+
+    def extra_repr(self) -> str:
+        rank = self.rank
+        c_out, c_group, *kernel = self.weight.shape[rank:]
+        return (
+            f"{c_group * self.groups}, {c_out}, out_size={tuple(self.weight.shape[:rank])}, "
+            f"kernel_size={tuple(kernel)}, stride={self.stride}, padding={self.padding}"
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        return lectures._local(
+            self.rank, input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
+
+class LocallyConnected1d(_Local):
+    """A filter of its own for every output of `(N, C, L)`; see `LocallyConnected2d`."""
+
+    rank = 1
+
+
+class LocallyConnected2d(_Local):
+    """A convolution whose filters are not shared between pixels; see `locally_connected2d`.
+
+    `input_size` is the height and width that it will be given: there is a filter for each output. `weight` is
+    `(H_out, W_out, out_channels, in_channels/groups, KH, KW)`, `bias` `(out_channels, H_out, W_out)`.
+    """
+
+    rank = 2
+
+
+class LocallyConnected3d(_Local):
+    """A filter of its own for every output of `(N, C, D, H, W)`; see `LocallyConnected2d`."""
+
+    rank = 3

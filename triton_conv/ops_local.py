@@ -1,0 +1,267 @@
+"""The `torch.library` ops of locally connected layers: forward and both gradients; `padding` is flat, as in `ops`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from . import ops
+from . import target as targets
+from .dispatch import Plan, plan
+from .errors import ArgumentError
+from .geometry import ConvGeometry, TensorMeta, check_tensors, triple
+from .ops import cached, conv_precision, meta, pairs
+from .ops_fused import register_planned
+from .problem import channels_last_like, dense_strides, five
+from .problem_lectures import (
+    LocalInputGradientProblem,
+    LocalProblem,
+    LocalWeightGradientProblem,
+    dense_local_input,
+    is_channels_last,
+    local_weight_strides,
+)
+
+ops.library.define(
+    "local_conv(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups) "
+    "-> Tensor"
+)
+ops.library.define(
+    "local_conv_input_gradient(Tensor grad_output, Tensor weight, int[] size, int[] stride, int[] padding, "
+    "int[] dilation, int groups, bool channels_last) -> Tensor"
+)
+ops.library.define(
+    "local_conv_weight_gradient(Tensor input, Tensor grad_output, int[] kernel_size, int[] stride, int[] padding, "
+    "int[] dilation, int groups, bool channels_last) -> Tensor"
+)
+
+# From so many images on, a copy of the input with its images innermost is read in whole lines; weights are far more
+# bytes than both together (of 3 x 3: 9 c_out for each image of the batch).
+_IMAGES_WORTH_A_COPY = 8
+
+
+def _as_read(tensor: TensorMeta, channels_innermost: bool) -> tuple[int, ...]:
+    """Strides of an input, or of its copy if one is worth making: as it is where channels lie side by side in the
+    filters and in it, or there are few images; else with its images innermost.
+    """
+    kept = channels_innermost and is_channels_last(tensor.shape, tensor.strides)
+    if kept or tensor.shape[0] < _IMAGES_WORTH_A_COPY:
+        return tensor.strides
+    return dense_local_input(tensor.shape)
+
+
+def _arranged(tensor: torch.Tensor, five_strides: Sequence[int]) -> torch.Tensor:
+    """The tensor, or a copy of it, with the strides that the plan reads."""
+    rank = tensor.dim() - 2
+    strides = (*five_strides[:2], *five_strides[5 - rank :])
+    if tensor.stride() == strides:
+        return tensor
+    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+def _filters(weight: TensorMeta, rank: int) -> dict[str, Any]:
+    """What a problem takes of a weight's layout."""
+    d, h, w = triple(weight.strides[:rank], 0)
+    return dict(w_strides=five(weight.strides[rank:]), place_strides=(d, h, w))
+
+
+def _flat(weight: TensorMeta, rank: int, geometry: ConvGeometry) -> bool:
+    layout = LocalProblem(geometry, weight.dtype, (0,) * 5, y_strides=(0,) * 5, **_filters(weight, rank))
+    return layout.flat
+
+
+def _local_geometry(
+    input: Sequence[int], weight: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], groups: int,
+) -> ConvGeometry:  # fmt: skip
+    rank = len(input) - 2
+    geometry = ConvGeometry.of(input, weight[rank:], stride, pairs(padding), dilation, groups)
+    out = geometry.out_size[3 - rank :]
+    if tuple(weight[:rank]) != out:
+        raise ArgumentError(
+            f"weight: expected a filter for each of {list(out)} outputs of input {list(input)}, "
+            f"got weight {list(weight)}"
+        )
+    return geometry
+
+
+def plan_local_conv(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Plan:
+    """Plans a locally connected layer."""
+    return _plan_local_conv(
+        TensorMeta.of("input", input), TensorMeta.of("weight", weight), meta("bias", bias), tuple(stride),
+        tuple(padding), tuple(dilation), groups, conv_precision(input.dtype),
+    )  # fmt: skip
+
+
+@cached
+def _plan_local_conv(
+    input: TensorMeta,
+    weight: TensorMeta,
+    bias: TensorMeta | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    precision: str,
+) -> Plan:
+    check_tensors(input, {"weight": weight, "bias": bias})
+    geometry, rank = _local_geometry(input.shape, weight.shape, stride, padding, dilation, groups), len(stride)
+    spatial = geometry.out_size[3 - rank :]
+    if bias is not None and tuple(bias.shape) != (geometry.c_out, *spatial):
+        raise ArgumentError(
+            f"bias: expected {[geometry.c_out, *spatial]} for weight {list(weight.shape)}, got bias {list(bias.shape)}"
+        )
+    d, h, w = triple(() if bias is None else bias.strides[1:], 0)
+    problem = LocalProblem(
+        geometry,
+        input.dtype,
+        five(_as_read(input, not _flat(weight, rank, geometry))),
+        y_strides=five(dense_strides(geometry.out_shape, channels_last_like(input.shape, input.strides))),
+        has_bias=bias is not None,
+        precision=precision,
+        bias_strides=(0 if bias is None else bias.strides[0], d, h, w),
+        **_filters(weight, rank),
+    )
+    return plan(problem, targets.of_device(input.device))
+
+
+def plan_local_conv_input_gradient(
+    grad_output: torch.Tensor,
+    weight: torch.Tensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    channels_last: bool,
+) -> Plan:
+    """Plans the input gradient of a locally connected layer whose input has spatial `size`."""
+    return _plan_local_conv_input_gradient(
+        TensorMeta.of("grad_output", grad_output), TensorMeta.of("weight", weight), tuple(size), tuple(stride),
+        tuple(padding), tuple(dilation), groups, channels_last, conv_precision(weight.dtype),
+    )  # fmt: skip
+
+
+@cached
+def _plan_local_conv_input_gradient(
+    grad_output: TensorMeta,
+    weight: TensorMeta,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    channels_last: bool,
+    precision: str,
+) -> Plan:
+    check_tensors(grad_output, {"weight": weight})
+    rank = len(stride)
+    shape = (grad_output.shape[0], weight.shape[rank + 1] * groups, *size)
+    geometry = _local_geometry(shape, weight.shape, stride, padding, dilation, groups)
+    _check_grad_output(geometry, grad_output, shape)
+    problem = LocalInputGradientProblem(
+        geometry,
+        weight.dtype,
+        five(dense_strides(shape, channels_last)),
+        y_strides=five(_as_read(grad_output, True)),
+        precision=precision,
+        **_filters(weight, rank),
+    )
+    return plan(problem, targets.of_device(grad_output.device))
+
+
+def plan_local_conv_weight_gradient(
+    input: torch.Tensor,
+    grad_output: torch.Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    channels_last: bool,
+) -> Plan:
+    """Plans the weight gradient of a locally connected layer, in the order that the weight has."""
+    return _plan_local_conv_weight_gradient(
+        TensorMeta.of("input", input), TensorMeta.of("grad_output", grad_output), tuple(kernel_size), tuple(stride),
+        tuple(padding), tuple(dilation), groups, channels_last, conv_precision(input.dtype),
+    )  # fmt: skip
+
+
+@cached
+def _plan_local_conv_weight_gradient(
+    input: TensorMeta,
+    grad_output: TensorMeta,
+    kernel_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    channels_last: bool,
+    precision: str,
+) -> Plan:
+    check_tensors(input, {"grad_output": grad_output})
+    rank = len(stride)
+    shape = (*grad_output.shape[2:], grad_output.shape[1], input.shape[1] // groups, *kernel_size)
+    geometry = _local_geometry(input.shape, shape, stride, padding, dilation, groups)
+    _check_grad_output(geometry, grad_output, input.shape)
+    weight = TensorMeta(shape, local_weight_strides(shape, channels_last), input.dtype, input.device)
+    innermost = not _flat(weight, rank, geometry)
+    problem = LocalWeightGradientProblem(
+        geometry,
+        input.dtype,
+        five(_as_read(input, innermost)),
+        y_strides=five(_as_read(grad_output, innermost)),
+        precision=precision,
+        **_filters(weight, rank),
+    )
+    return plan(problem, targets.of_device(input.device))
+
+
+def _check_grad_output(geometry: ConvGeometry, grad_output: TensorMeta, input: Sequence[int]) -> None:
+    if tuple(grad_output.shape) != geometry.out_shape:
+        raise ArgumentError(
+            f"grad_output: expected shape {list(geometry.out_shape)} for input {list(input)}, got grad_output "
+            f"{list(grad_output.shape)}"
+        )
+
+
+def _local_conv(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *rest: Any) -> torch.Tensor:
+    made = plan_local_conv(input, weight, bias, *rest)
+    return ops.run(made, _arranged(input, made.problem.x_strides), weight, bias)
+
+
+def _local_conv_input_gradient(grad_output: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+    made = plan_local_conv_input_gradient(grad_output, weight, *rest)
+    return ops.run(made, _arranged(grad_output, made.problem.y_strides), weight)
+
+
+def _local_conv_weight_gradient(input: torch.Tensor, grad_output: torch.Tensor, *rest: Any) -> torch.Tensor:
+    made = plan_local_conv_weight_gradient(input, grad_output, *rest)
+    x, dy = _arranged(input, made.problem.x_strides), _arranged(grad_output, made.problem.y_strides)
+    return ops.run(made, x, dy)
+
+
+local_conv = register_planned("local_conv", _local_conv, plan_local_conv)
+local_conv_input_gradient = register_planned(
+    "local_conv_input_gradient", _local_conv_input_gradient, plan_local_conv_input_gradient
+)
+local_conv_weight_gradient = register_planned(
+    "local_conv_weight_gradient", _local_conv_weight_gradient, plan_local_conv_weight_gradient
+)
+
+PLANNERS: dict[Any, Callable[..., Plan]] = {
+    local_conv: plan_local_conv,
+    local_conv_input_gradient: plan_local_conv_input_gradient,
+    local_conv_weight_gradient: plan_local_conv_weight_gradient,
+}
+"""What plans each op, by op."""
