@@ -20,6 +20,7 @@ LAYERS = (
     "errors",
     "target",
     "geometry",
+    "deform_geometry",
     "problem",
     "kernels",
     "configs",
