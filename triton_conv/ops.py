@@ -11,13 +11,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from . import target as targets
 from .dispatch import Plan, plan
-from .errors import ArgumentError
+from .errors import ArgumentError, CaptureError
 from .geometry import ConvGeometry, TensorMeta, check_bias, check_tensors
 from .problem import Problem, WeightGradientProblem, channels_last_like, dense_strides, five
 
@@ -38,21 +38,32 @@ library.define(
 )
 
 
+T = TypeVar("T")
 _caches: list[Any] = [plan]
 
 
-def cached(planner: Callable[..., Plan]) -> Callable[..., Plan]:
-    """Plans a call once; a call seen before costs a look-up."""
-    cache = functools.lru_cache(maxsize=4096)(planner)
+def cached(planner: Callable[..., T]) -> Callable[..., T]:
+    """Plans a call once; a call seen before costs a look-up, and while a CUDA graph is captured no other is taken."""
+
+    @functools.wraps(planner)
+    def plan_cold(*arguments: Any) -> T:
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            raise CaptureError(
+                "a CUDA graph is being captured, and this call was not seen before: its plan would be read from disk "
+                "and its kernel compiled. Make the same call once before, or triton_conv.warmup(model, example)"
+            )
+        return planner(*arguments)
+
+    cache = functools.lru_cache(maxsize=4096)(plan_cold)
     _caches.append(cache)
     return cache
 
 
 def forget_plans() -> None:
-    """Drops every cached plan, for callers that changed the tile configurations on disk."""
-    from . import configs
+    """Drops every cached plan and choice, for callers that changed the files of configurations on disk."""
+    from . import comparisons, configs
 
-    for cache in (*_caches, configs.entries):
+    for cache in (*_caches, configs.entries, comparisons.entries):
         cache.cache_clear()
 
 
@@ -98,7 +109,7 @@ def plan_conv(
     activation: str,
 ) -> Plan:
     """Validates the tensors and plans the call; a call seen before costs a look-up."""
-    return _plan_conv(
+    return plan_conv_of(
         TensorMeta.of("input", input),
         TensorMeta.of("weight", weight),
         meta("bias", bias),
@@ -143,7 +154,7 @@ def _conv_geometry(
 
 
 @cached
-def _plan_conv(
+def plan_conv_of(
     input: TensorMeta,
     weight: TensorMeta,
     bias: TensorMeta | None,
@@ -157,6 +168,7 @@ def _plan_conv(
     activation: str,
     precision: str,
 ) -> Plan:
+    """`plan_conv` by what planning sees of the tensors."""
     geometry = _conv_geometry(
         input, weight, bias, stride, padding, dilation, groups, transposed, output_padding, padding_mode
     )

@@ -47,7 +47,7 @@ def plan_deform_conv(
     dilation: Sequence[int],
 ) -> Plan:
     """Validates the tensors and plans the call; a call seen before costs a look-up."""
-    return _plan_deform_conv(
+    return plan_deform_conv_of(
         TensorMeta.of("input", input),
         TensorMeta.of("offset", offset),
         meta("mask", mask),
@@ -61,7 +61,7 @@ def plan_deform_conv(
 
 
 @cached
-def _plan_deform_conv(
+def plan_deform_conv_of(
     input: TensorMeta,
     offset: TensorMeta,
     mask: TensorMeta | None,
@@ -72,6 +72,7 @@ def _plan_deform_conv(
     dilation: tuple[int, ...],
     precision: str,
 ) -> Plan:
+    """`plan_deform_conv` by what planning sees of the tensors."""
     geometry, fields = forward_geometry(input, offset, mask, weight, bias, stride, padding, dilation)
     problem = DeformProblem(
         geometry,
