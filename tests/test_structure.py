@@ -31,11 +31,16 @@ LAYERS = (
     "ops_deform",
     "reference",
     "autograd",
+    "vmaps",
     "autocast",
     "functional",
     "policy",
     "routing",
     "nn",
+    "report",
+    "trial",
+    "conversion",
+    "acceleration",
     "recording",
     "workloads",
     "aot",
@@ -183,7 +188,7 @@ def test_device_code(function):
     assert ast.get_docstring(function)
 
 
-FUNCTIONS = [name for name in tc.__all__ if name not in ("plan", "errors")]
+FUNCTIONS = [name for name in tc.__all__ if "conv" in name and name != "convert"]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -5,7 +5,9 @@
 >>> print(tc.plan(tc.conv2d, x, weight, bias, padding=1, groups=64))
 """
 
-from . import errors
+from . import errors, nn
+from .acceleration import accelerate
+from .conversion import convert, plan, revert
 from .functional import (
     conv1d,
     conv2d,
@@ -14,19 +16,26 @@ from .functional import (
     conv_transpose2d,
     conv_transpose3d,
     deform_conv2d,
-    plan,
 )
+from .policy import set_backend
+from .trial import warmup
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "accelerate",
     "conv1d",
     "conv2d",
     "conv3d",
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "convert",
     "deform_conv2d",
     "errors",
+    "nn",
     "plan",
+    "revert",
+    "set_backend",
+    "warmup",
 ]

@@ -6,26 +6,30 @@ whatever precision their forward pass had, as torch has it.
 
 from __future__ import annotations
 
-from torch import Tensor, float32, float64, get_autocast_dtype, is_autocast_enabled
-from torch import dtype as Dtype
+from typing import Any
+
+import torch
+from torch import Tensor
 
 _DEVICES = ("cuda", "cpu")
 
 
-def lower_precision(device: str) -> Dtype | None:
-    """The dtype that convolutions on a device of this type are to run in, or None outside autocast."""
-    if device not in _DEVICES or not is_autocast_enabled(device):
-        return None
-    return get_autocast_dtype(device)
+def operands(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """Input, weight and bias as a convolution of torch's would take them here: as they are, outside autocast."""
+    return _cast(tensors[0], tensors, ())
 
 
-def cast(tensor: Tensor | None, dtype: Dtype, device: str) -> Tensor | None:
-    """The tensor in `dtype` if it is one that autocast touches: floating point but not float64, on that device."""
-    if tensor is None or tensor.device.type != device or tensor.dtype == float64 or not tensor.is_floating_point():
-        return tensor
-    return tensor.to(dtype)
+def coordinates(input: Tensor, *tensors: Tensor | None) -> tuple[Any, ...]:
+    """Offset and mask likewise; of these float32 is kept, since eight bits of a coordinate are not a pixel."""
+    return _cast(input, tensors, (torch.float32,))
 
 
-def cast_coordinates(tensor: Tensor | None, dtype: Dtype, device: str) -> Tensor | None:
-    """The same for an offset or a mask, of which float32 is kept: eight bits of a coordinate are not a pixel."""
-    return tensor if tensor is not None and tensor.dtype == float32 else cast(tensor, dtype, device)
+def _cast(input: Any, tensors: tuple[Tensor | None, ...], kept: tuple[torch.dtype, ...]) -> tuple[Tensor | None, ...]:
+    device = input.device.type
+    if device not in _DEVICES or not torch.is_autocast_enabled(device):
+        return tensors
+    lower, kept = torch.get_autocast_dtype(device), (*kept, torch.float64)
+    return tuple(
+        t if t is None or t.dtype in kept or not t.is_floating_point() or t.device.type != device else t.to(lower)
+        for t in tensors
+    )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autocast, autograd, ops, ops_deform
+from . import autocast, autograd, ops, ops_deform, vmaps  # noqa: F401 (registers its rules)
 from .dispatch import Plan
 from .errors import ArgumentError, ArgumentTypeError, ArgumentValueError
 from .geometry import ACTIVATIONS
@@ -123,12 +123,6 @@ def _activation(value: str | None) -> str:
     return value
 
 
-def _autocast(input: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
-    if lower := autocast.lower_precision(device := input.device.type):
-        return tuple(autocast.cast(tensor, lower, device) for tensor in (input, *others))
-    return input, *others
-
-
 def _conv_arguments(
     rank: int, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int,
     padding_mode: str, activation: str | None,
@@ -137,7 +131,7 @@ def _conv_arguments(
     stride = _tuple("stride", stride, rank)
     dilation = _tuple("dilation", dilation, rank)
     padding = _flat_padding(padding, rank, stride, weight, dilation)
-    input, weight, bias = _autocast(input, weight, bias)
+    input, weight, bias = autocast.operands(input, weight, bias)
     return (
         input, weight, bias, stride, padding, dilation, _groups(groups), False, (0,) * rank, padding_mode,
         _activation(activation),
@@ -150,7 +144,7 @@ def _conv_transpose_arguments(
 ) -> tuple[Any, ...]:  # fmt: skip
     input = _tensors(f"conv_transpose{rank}d", input, rank, weight=weight, bias=bias)
     flat = tuple(p for p in _tuple("padding", padding, rank) for _ in range(2))
-    input, weight, bias = _autocast(input, weight, bias)
+    input, weight, bias = autocast.operands(input, weight, bias)
     return (
         input, weight, bias, _tuple("stride", stride, rank), flat, _tuple("dilation", dilation, rank), _groups(groups),
         True, _tuple("output_padding", output_padding, rank), "zeros", _activation(activation),
@@ -164,9 +158,8 @@ def _deform_arguments(
     if input.dim() != rank + 2:
         raise ArgumentError(f"input: deform_conv{rank}d needs a batched input, got size {list(input.shape)}")
     flat = tuple(p for p in _tuple("padding", padding, rank) for _ in range(2))
-    if lower := autocast.lower_precision(device := input.device.type):
-        offset, mask = (autocast.cast_coordinates(tensor, lower, device) for tensor in (offset, mask))
-    input, weight, bias = _autocast(input, weight, bias)
+    offset, mask = autocast.coordinates(input, offset, mask)
+    input, weight, bias = autocast.operands(input, weight, bias)
     return (
         input, offset, mask, weight, bias, _tuple("stride", stride, rank), flat, _tuple("dilation", dilation, rank)
     )  # fmt: skip

@@ -59,6 +59,14 @@ class Routed(nn.Module):
         """The kind of op that `forward` of these arguments calls, and the op's arguments."""
         raise NotImplementedError
 
+    def choose(self, *args: Any, **kwargs: Any) -> policy.Choice:
+        """Where `forward` of these arguments would run, and why."""
+        try:
+            kind, arguments = self.routed_arguments(*args, **kwargs)
+        except TritonConvError as error:
+            return policy.Choice(policy.TORCH, f"not ours: {error}")
+        return routing.choose(kind, arguments, self._where())
+
 
 class _Conv(Routed, nn.modules.conv._ConvNd):
     """What the forward convolutions share: everything."""
@@ -271,10 +279,12 @@ class DeformConv2d(Routed):
                 nn.init.zeros_(parameter)
 
     def _arguments(self, input: Tensor, offset: Tensor | None, mask: Tensor | None) -> tuple[Any, ...]:
-        if self.conv_offset is not None:
+        # A layer of torchvision's whose class became this one has no predictor.
+        predictor = getattr(self, "conv_offset", None)
+        if predictor is not None:
             if offset is not None or mask is not None:
                 raise TypeError("DeformConv2d with predict=True takes the input alone: it makes offset and mask itself")
-            predicted = self.conv_offset(input)
+            predicted = predictor(input)
             offset, mask = predicted.split([2 * predicted.shape[1] // 3, predicted.shape[1] // 3], 1)
             mask = mask.sigmoid()
         elif offset is None:
@@ -295,9 +305,9 @@ class DeformConv2d(Routed):
     def extra_repr(self) -> str:
         parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
         zeros = (("padding", (0, 0)), ("dilation", (1, 1)), ("groups", 1), ("offset_groups", 1))
-        parts += [f"{name}={getattr(self, name)}" for name, usual in zeros if getattr(self, name) != usual]
+        parts += [f"{name}={getattr(self, name)}" for name, usual in zeros if getattr(self, name, usual) != usual]
         if self.bias is None:
             parts.append("bias=False")
-        if self.conv_offset is not None:
+        if getattr(self, "conv_offset", None) is not None:
             parts.append("predict=True")
         return ", ".join((*parts, f"backend={self._where()}"))

@@ -56,27 +56,29 @@ def _hashable(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(tuple(value) if isinstance(value, list) else value for value in arguments)
 
 
-def _conv(input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
-    *others, backend = _hashable(arguments)
-    if backend != policy.TORCH and policy.choose("conv", backend, (input, weight, bias), tuple(others)).ours:
-        return autograd.conv(input, weight, bias, *others)  # type: ignore[no-any-return]
-    return torch_conv(input, weight, bias, *others)
+def _conv(*arguments: Any) -> Tensor:
+    *plain, backend = _hashable(arguments)
+    if backend != policy.TORCH and choose("conv", tuple(plain), backend).ours:
+        return autograd.conv(*plain)  # type: ignore[no-any-return]
+    return torch_conv(*plain)
 
 
-def _deform_conv(
-    input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, *arguments: Any
-) -> Tensor:
-    *others, backend = _hashable(arguments)
-    tensors = (input, offset, mask, weight, bias)
-    if choose_deform_conv(backend, tensors, tuple(others)).ours:
-        return autograd.deform_conv(*tensors, *others)  # type: ignore[no-any-return]
-    return torch_deform_conv(*tensors, *others)
+def _deform_conv(*arguments: Any) -> Tensor:
+    *plain, backend = _hashable(arguments)
+    if choose("deform_conv", tuple(plain), backend).ours:
+        return autograd.deform_conv(*plain)  # type: ignore[no-any-return]
+    return torch_deform_conv(*plain)
 
 
-def choose_deform_conv(backend: str, tensors: tuple[Tensor | None, ...], arguments: tuple[Any, ...]) -> policy.Choice:
-    """As `policy.choose`; but where torchvision is not installed, the other way is plain tensor operations."""
-    choice = policy.choose("deform_conv", backend, tensors, arguments)
-    if backend == policy.AUTO and choice.plan is not None and not choice.ours and _torchvision() is None:
+def choose(kind: str, arguments: tuple[Any, ...], backend: str) -> policy.Choice:
+    """`policy.choose` for the arguments of the op `kind`.
+
+    Where torchvision is not installed, the other way to a deformable convolution is plain tensor operations: no match.
+    """
+    tensors = 5 if kind == "deform_conv" else 3
+    choice = policy.choose(kind, backend, arguments[:tensors], arguments[tensors:])
+    slow = kind == "deform_conv" and backend == policy.AUTO and not choice.ours and _torchvision() is None
+    if slow and choice.plan is not None:
         return policy.Choice(policy.OURS, "torchvision is not installed", None, choice.plan)
     return choice
 
