@@ -295,8 +295,8 @@ _Formula = Callable[..., Any]
 def _differentiated(op: Any, backward: _Formula, setup: _Formula, jvp: _Formula | None = None) -> _Formula:
     """Registers an op's gradient; returns the op.
 
-    torch.func's grad and jvp refuse what `register_autograd` makes of it. Inside one of them the op is called through
-    an autograd.Function of the same formulas, which they take; vmap has rules for the op itself (`vmaps`).
+    torch.func's transforms refuse what `register_autograd` makes of it. Inside one of them the op is called through an
+    autograd.Function of the same formulas, which they take; `vmaps` gives that its rule for vmap, and the op too.
     """
     torch.library.register_autograd(op.name(), backward, setup_context=setup)
 
@@ -321,10 +321,7 @@ def _differentiated(op: Any, backward: _Formula, setup: _Formula, jvp: _Formula 
     Function.__name__ = Function.__qualname__ = op.name()
 
     def call(*arguments: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return op(*arguments)
-        transform = torch._C._functorch.peek_interpreter_stack()
-        if transform is None or transform.key() == torch._C._functorch.TransformType.Vmap:
+        if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
             return op(*arguments)
         return Function.apply(*arguments)
 
