@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import launches, random
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
 
 import triton_conv as tc
@@ -122,6 +123,16 @@ def test_forward_mode(activation):
     close(jvp(mine, tuple(arguments), tuple(directions)), jvp(torchs, tuple(arguments), tuple(directions)))
     products = [jvp(grad(loss(f), (0, 1, 2)), tuple(arguments), tuple(directions))[1] for f in (mine, torchs)]
     close(*products)
+
+
+def test_dual_numbers():
+    x, w, direction = random((1, 2, 4, 4), D).requires_grad_(), random((3, 2, 2, 2), D), random((1, 2, 4, 4), D, "d")
+    tangents = []
+    for function in (tc.conv2d, F.conv2d):
+        with forward_ad.dual_level():
+            dual = function(forward_ad.make_dual(x, direction), w, stride=2)
+            tangents.append(forward_ad.unpack_dual(dual).tangent)
+    close(*tangents)
 
 
 def test_jacobians():

@@ -94,7 +94,7 @@ class accelerate(TorchFunctionMode):
             return func(*args, **kwargs)
         backend = policy.OURS if self._force else policy.current_backend()
         if torch.compiler.is_compiling():
-            output = routing.conv(*arguments, backend)
+            output = routing.conv(arguments, backend)
         else:
             choice = routing.choose("conv", arguments, backend)
             self.report.add(Row.of(name, "function", choice))

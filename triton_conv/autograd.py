@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import ops, ops_deform
 from .reference import deform_conv2d
@@ -293,17 +294,32 @@ _Formula = Callable[..., Any]
 
 
 def _differentiated(op: Any, backward: _Formula, setup: _Formula, jvp: _Formula | None = None) -> _Formula:
-    """Registers an op's gradient; returns the op.
+    """Registers an op's gradient for graphs; returns the op with the same gradient for plain calls and for torch.func.
 
-    torch.func's transforms refuse what `register_autograd` makes of it. Inside one of them the op is called through an
-    autograd.Function of the same formulas, which they take; `vmaps` gives that its rule for vmap, and the op too.
+    What `register_autograd` makes of the formulas costs 28 us a call on the host where an autograd.Function costs 5
+    (perf_plots.host_overhead), and torch.func's transforms and forward mode refuse it. `vmaps` adds the rule for vmap.
     """
     torch.library.register_autograd(op.name(), backward, setup_context=setup)
 
-    class Function(torch.autograd.Function):
+    def below(*arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*arguments)
+
+    class Plain(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            output = below(*arguments)
+            setup(ctx, arguments, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            return backward(ctx, *gradients)
+
+    class Transformed(torch.autograd.Function):
         @staticmethod
         def forward(*arguments: Any) -> Any:
-            return call(*arguments)
+            return below(*arguments)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -317,15 +333,20 @@ def _differentiated(op: Any, backward: _Formula, setup: _Formula, jvp: _Formula 
             return backward(ctx, *gradients)
 
     if jvp is not None:
-        Function.jvp = staticmethod(jvp)  # type: ignore[method-assign]
-    Function.__name__ = Function.__qualname__ = op.name()
+        Transformed.jvp = staticmethod(jvp)  # type: ignore[method-assign]
+    for function in (Plain, Transformed):
+        function.__name__ = function.__qualname__ = op.name()
 
     def call(*arguments: Any) -> Any:
-        if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
+        if torch.compiler.is_compiling():
             return op(*arguments)
-        return Function.apply(*arguments)
+        if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+            return Transformed.apply(*arguments)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            return Plain.apply(*arguments)
+        return below(*arguments)
 
-    call.function = Function  # type: ignore[attr-defined]
+    call.transformed = Transformed  # type: ignore[attr-defined]
     return call
 
 

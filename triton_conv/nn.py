@@ -124,7 +124,7 @@ class _Conv(Routed, nn.modules.conv._ConvNd):
                 raise
             # torch takes it after all (a layout of its own), or says what is wrong in its own words.
             return super()._conv_forward(input, weight, bias)  # type: ignore[no-any-return]
-        output = routing.conv(*arguments, where)
+        output = routing.conv(arguments, where)
         return output if input.dim() == output.dim() else output.squeeze(0)
 
 
@@ -190,7 +190,7 @@ class _ConvTranspose(Routed, nn.modules.conv._ConvTransposeNd):
             if self.activation is not None:
                 raise
             return super().forward(input, output_size)  # type: ignore[no-any-return,misc]
-        output = routing.conv(*arguments, where)
+        output = routing.conv(arguments, where)
         return output if input.dim() == output.dim() else output.squeeze(0)
 
 
@@ -300,7 +300,7 @@ class DeformConv2d(Routed):
 
     def forward(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """`(N, in_channels, H, W)` -> `(N, out_channels, H_out, W_out)`; offset and mask as in `deform_conv2d`."""
-        return routing.deform_conv(*self._arguments(input, offset, mask), self._where())
+        return routing.deform_conv(self._arguments(input, offset, mask), self._where())
 
     def extra_repr(self) -> str:
         parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]

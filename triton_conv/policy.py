@@ -95,22 +95,17 @@ def current_backend() -> str:
     return _backend
 
 
-def _seen(tensor: Tensor | None) -> TensorMeta | None:
-    """What a choice is made by. Of a symbolic size the one that the graph is traced with: asking sets no guard."""
-    if tensor is None:
-        return None
-    meta = TensorMeta.of("input", tensor)
-    if all(type(n) is int for n in (*meta.shape, *meta.strides)):
-        return meta
-    return meta._replace(shape=tuple(map(_hint, meta.shape)), strides=tuple(map(_hint, meta.strides)))
-
-
-def _hint(size: Any) -> int:
-    if type(size) is int:
-        return size
-    hint = size.node.hint
+def _traced(value: Any) -> Any:
+    """Of a symbolic size the one that the graph is traced with: asking for that sets no guard on the graph."""
+    if isinstance(value, TensorMeta):
+        return value._replace(shape=_traced(value.shape), strides=_traced(value.strides))
+    if isinstance(value, tuple):
+        return tuple(map(_traced, value))
+    if not isinstance(value, torch.SymInt):
+        return value
+    hint = value.node.hint
     if hint is None:
-        raise ArgumentError(f"input: its size {size} is known only when it runs")
+        raise ArgumentError(f"input: its size {value} is known only when it runs")
     return int(hint)
 
 
@@ -119,12 +114,15 @@ def choose(kind: str, backend: str, tensors: tuple[Tensor | None, ...], argument
 
     A call seen before costs a look-up. Never raises: what our kernels refuse is torch's to run or to complain of.
     """
-    training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    first = tensors[0]
-    assert first is not None
+    training = torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)
+    precision = ops.conv_precision(tensors[0].dtype)  # type: ignore[union-attr]
     try:
-        metas = tuple(map(_seen, tensors))
-        return _choose(kind, backend, training, metas, arguments, ops.conv_precision(first.dtype))
+        metas = tuple([None if tensor is None else TensorMeta.of("tensor", tensor) for tensor in tensors])
+        try:
+            return _choose(kind, backend, training, metas, arguments, precision)
+        except TypeError:
+            # Symbols have no hash.
+            return _choose(kind, backend, training, _traced(metas), _traced(arguments), precision)
     except CaptureError as error:
         warnings.warn(f"a layer runs on torch's kernel: {error}", BackendWarning, stacklevel=2)
         return Choice(TORCH, str(error))

@@ -37,37 +37,30 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def conv(*arguments: Any) -> Tensor:
-    """A forward or transposed convolution: the arguments of the op `conv`, and the backend."""
+def conv(arguments: tuple[Any, ...], backend: str) -> Tensor:
+    """A forward or transposed convolution, by the arguments of the op `conv`."""
     if torch.compiler.is_compiling():
-        return _traced_conv(*arguments)  # type: ignore[no-any-return]
-    return _conv(*arguments)
+        return _traced_conv(*arguments, backend)  # type: ignore[no-any-return]
+    return _conv(arguments, backend)
 
 
-def deform_conv(*arguments: Any) -> Tensor:
-    """A deformable convolution: the arguments of the op `deform_conv`, and the backend."""
+def deform_conv(arguments: tuple[Any, ...], backend: str) -> Tensor:
+    """A deformable convolution, by the arguments of the op `deform_conv`."""
     if torch.compiler.is_compiling():
-        return _traced_deform_conv(*arguments)  # type: ignore[no-any-return]
-    return _deform_conv(*arguments)
+        return _traced_deform_conv(*arguments, backend)  # type: ignore[no-any-return]
+    return _deform_conv(arguments, backend)
 
 
-def _hashable(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """An op hands its integers on as lists."""
-    return tuple(tuple(value) if isinstance(value, list) else value for value in arguments)
+def _conv(arguments: tuple[Any, ...], backend: str) -> Tensor:
+    if backend != policy.TORCH and policy.choose("conv", backend, arguments[:3], arguments[3:]).ours:
+        return autograd.conv(*arguments)  # type: ignore[no-any-return]
+    return torch_conv(*arguments)
 
 
-def _conv(*arguments: Any) -> Tensor:
-    *plain, backend = _hashable(arguments)
-    if backend != policy.TORCH and choose("conv", tuple(plain), backend).ours:
-        return autograd.conv(*plain)  # type: ignore[no-any-return]
-    return torch_conv(*plain)
-
-
-def _deform_conv(*arguments: Any) -> Tensor:
-    *plain, backend = _hashable(arguments)
-    if choose("deform_conv", tuple(plain), backend).ours:
-        return autograd.deform_conv(*plain)  # type: ignore[no-any-return]
-    return torch_deform_conv(*plain)
+def _deform_conv(arguments: tuple[Any, ...], backend: str) -> Tensor:
+    if choose("deform_conv", arguments, backend).ours:
+        return autograd.deform_conv(*arguments)  # type: ignore[no-any-return]
+    return torch_deform_conv(*arguments)
 
 
 def choose(kind: str, arguments: tuple[Any, ...], backend: str) -> policy.Choice:
@@ -139,7 +132,17 @@ def torch_deform_conv(
     return reference.deform_conv2d(input, offset, weight, bias, stride, padding[::2], dilation, mask)
 
 
-library.impl("routed_conv", _conv, "CompositeImplicitAutograd")
-library.impl("routed_deform_conv", _deform_conv, "CompositeImplicitAutograd")
+def _as_op(function: Callable[[tuple[Any, ...], str], Tensor]) -> Callable[..., Tensor]:
+    """The same by the op's arguments, which hands its integers on as lists; of what is inside, all is traced."""
+
+    def routed(*arguments: Any) -> Tensor:
+        plain = tuple(tuple(value) if isinstance(value, list) else value for value in arguments[:-1])
+        return function(plain, arguments[-1])
+
+    return routed
+
+
+library.impl("routed_conv", _as_op(_conv), "CompositeImplicitAutograd")
+library.impl("routed_deform_conv", _as_op(_deform_conv), "CompositeImplicitAutograd")
 _traced_conv = torch.ops.triton_conv.routed_conv.default
 _traced_deform_conv = torch.ops.triton_conv.routed_deform_conv.default

@@ -120,4 +120,4 @@ _RULES: dict[str, Callable[..., Result]] = {
 }
 for _name, _rule in _RULES.items():
     torch.library.register_vmap(f"triton_conv::{_name}", _rule, lib=ops.library)
-    getattr(autograd, _name).function.vmap = staticmethod(_rule)
+    getattr(autograd, _name).transformed.vmap = staticmethod(_rule)
