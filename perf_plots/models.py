@@ -74,7 +74,8 @@ def mobilenet_v2(scale: Scale) -> nn.Module:
 
 
 def _shuffle(x: Tensor) -> Tensor:
-    return x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+    halves: Tensor = x.unflatten(1, (2, -1))  # type: ignore[no-untyped-call]
+    return halves.transpose(1, 2).flatten(1, 2)
 
 
 class _ShuffleUnit(nn.Module):

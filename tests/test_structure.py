@@ -41,6 +41,7 @@ LAYERS = (
     "trial",
     "conversion",
     "acceleration",
+    "distributed",
     "recording",
     "workloads",
     "aot",

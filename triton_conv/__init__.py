@@ -5,7 +5,7 @@
 >>> print(tc.plan(tc.conv2d, x, weight, bias, padding=1, groups=64))
 """
 
-from . import errors, nn
+from . import distributed, errors, nn
 from .acceleration import accelerate
 from .conversion import convert, plan, revert
 from .functional import (
@@ -32,6 +32,7 @@ __all__ = [
     "conv_transpose3d",
     "convert",
     "deform_conv2d",
+    "distributed",
     "errors",
     "nn",
     "plan",
