@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import CASES
-from helpers import DEVICE, check, launches, name_of, random
+from helpers import check, launches, name_of, random
 from test_deformable import tensors as deformable_tensors
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -19,6 +19,7 @@ def op_arguments():
     deform = deformable_tensors(2, torch.float32)
     tensors = [deform[name] for name in ("input", "offset", "mask", "weight", "bias")]
     pads, geometry = (1, 1, 0, 0), ([2, 1], [1, 1, 0, 0], [2, 1])
+    gradient = random(ops_deform.deform_conv(*tensors, *geometry).shape)
     forward = ((1, 1), pads, (1, 1), 1, False, (0, 0), "zeros", "none")
     return {
         "conv": (ops.conv, (x, w, b, *forward)),
@@ -27,13 +28,50 @@ def op_arguments():
         "transposed": (ops.conv, (x, random((4, 6, 3, 2)), b, (2, 2), pads, (1, 1), 1, True, (1, 0), "zeros", "silu")),
         "deform_conv": (ops_deform.deform_conv, (*tensors, *geometry)),
         "deform_conv-v1": (ops_deform.deform_conv, (tensors[0], tensors[1], None, tensors[3], None, *geometry)),
+        "conv_weight_gradient": (
+            ops.conv_weight_gradient,
+            (x, random((2, 6, 5, 5)), [3, 2], (1, 1), pads, (1, 1), 1, "replicate"),
+        ),
+        "deform_conv_input_gradient": (
+            ops_deform.deform_conv_input_gradient,
+            (*tensors[:4], gradient, *geometry, [True, True, True], False),
+        ),
+        "deform_conv_input_gradient-fixed": (
+            ops_deform.deform_conv_input_gradient,
+            (*tensors[:4], gradient, *geometry, [True, False, False], True),
+        ),
+        "deform_conv_weight_gradient": (
+            ops_deform.deform_conv_weight_gradient,
+            (*tensors[:3], gradient, tensors[3].shape[2:], *geometry, tensors[0].shape[1] // tensors[3].shape[1]),
+        ),
+        "routed_conv": (torch.ops.triton_conv.routed_conv.default, (x, w, b, *forward, "triton")),
+        "routed_deform_conv": (torch.ops.triton_conv.routed_deform_conv.default, (*tensors, *geometry, "triton")),
     }
 
 
-@pytest.mark.parametrize("name", op_arguments())
+def test_every_op_is_checked():
+    names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("triton_conv::")}
+    assert {op.name() for op, _ in op_arguments().values()} == names
+
+
+# In the interpreter the deformable ones take five seconds each.
+QUICK = ("conv", "transposed", "conv_weight_gradient", "routed_conv")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in op_arguments()]
+)
 def test_opcheck(name):
     op, arguments = op_arguments()[name]
-    torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+    torch.library.opcheck(op, arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in op_arguments() if not name.endswith("-fixed")])
+def test_opcheck_with_gradients(name):
+    op, arguments = op_arguments()[name]
+    needed = [a.clone().requires_grad_() if isinstance(a, torch.Tensor) else a for a in arguments]
+    torch.library.opcheck(op, needed)
 
 
 def on_meta(arguments):
@@ -129,16 +167,3 @@ def test_results_are_the_same_bits_twice():
 def test_a_bias_may_be_a_view_of_the_weight():
     w = random((4, 3, 3, 3))
     check("conv2d", {"input": random((1, 3, 4, 4)), "weight": w, "bias": w[:, 0, 0, 0]})
-
-
-@pytest.mark.slow
-def test_compiled_functions():
-    def layer(x, w, b):
-        return tc.conv2d(x, w, b, padding=1, activation="relu") + 1
-
-    x, w, b = random((1, 3, 5, 5)), random((4, 3, 3, 3)), random((4,))
-    with torch.no_grad():
-        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-        assert torch.equal(compiled(x, w, b), layer(x, w, b))
-    assert launches["implicit_gemm"] == 2
-    assert x.device.type == DEVICE

@@ -20,10 +20,12 @@ LAYERS = (
     "errors",
     "target",
     "geometry",
+    "deform_geometry",
     "problem",
     "problem_lectures",
     "kernels",
     "configs",
+    "comparisons",
     "defaults",
     "dispatch",
     "ops",
@@ -33,9 +35,19 @@ LAYERS = (
     "reference",
     "autograd",
     "autograd_lectures",
+    "vmaps",
+    "autocast",
     "functional",
     "lectures",
+    "policy",
+    "routing",
     "nn_lectures",
+    "nn",
+    "report",
+    "trial",
+    "conversion",
+    "acceleration",
+    "distributed",
     "recording",
     "cost",
     "examples",
@@ -186,8 +198,8 @@ def test_device_code(function):
     assert ast.get_docstring(function)
 
 
-FUNCTIONS = [name for name in tc.__all__ if name not in ("plan", "cost", "errors")]
-OF_TORCH = [name for name in FUNCTIONS if name.startswith(("conv", "deform"))]
+OF_TORCH = [name for name in tc.__all__ if name.startswith(("conv", "deform")) and name != "convert"]
+FUNCTIONS = OF_TORCH + [name for name in tc.__all__ if name.startswith(("separable", "shuffle", "locally", "channel"))]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -5,7 +5,9 @@
 >>> print(tc.plan(tc.conv2d, x, weight, bias, padding=1, groups=64))
 """
 
-from . import cost, errors
+from . import cost, distributed, errors, nn
+from .acceleration import accelerate
+from .conversion import convert, plan, revert
 from .functional import (
     conv1d,
     conv2d,
@@ -14,7 +16,6 @@ from .functional import (
     conv_transpose2d,
     conv_transpose3d,
     deform_conv2d,
-    plan,
 )
 from .lectures import (
     channel_shuffle,
@@ -26,10 +27,13 @@ from .lectures import (
     separable_conv3d,
     shuffle_conv2d,
 )
+from .policy import set_backend
+from .trial import warmup
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "accelerate",
     "channel_shuffle",
     "conv1d",
     "conv2d",
@@ -37,15 +41,21 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "convert",
     "cost",
     "deform_conv2d",
+    "distributed",
     "errors",
     "locally_connected1d",
     "locally_connected2d",
     "locally_connected3d",
+    "nn",
     "plan",
+    "revert",
     "separable_conv1d",
     "separable_conv2d",
     "separable_conv3d",
+    "set_backend",
     "shuffle_conv2d",
+    "warmup",
 ]

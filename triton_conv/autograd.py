@@ -7,11 +7,12 @@ Deformable convolution has first derivatives of its own, too; its second ones ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import ops, ops_deform
 from .reference import deform_conv2d
@@ -51,7 +52,7 @@ def conv_input_gradient(
             wide, grad.shape[2:], stride, inner, dilation, weight.shape[2:], strict=True
         )
     ]
-    result: Tensor = ops.conv(grad, weight, None, stride, _flat(inner), dilation, groups, True, extra, "zeros", "none")
+    result: Tensor = conv(grad, weight, None, stride, _flat(inner), dilation, groups, True, extra, "zeros", "none")
     if padding_mode != "zeros":
         for dim, (before, after) in enumerate(pads, start=2):
             result = _fold_back(result, dim, before, after, padding_mode)
@@ -102,9 +103,9 @@ def conv_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         grad, pads = _matching(grad, input, _pairs(padding), output_padding)
         if need_input:
             shape = (stride, _flat(pads), dilation, groups, False, [0] * len(stride), "zeros", "none")
-            grad_input = ops.conv(grad, weight, None, *shape)
+            grad_input = conv(grad, weight, None, *shape)
         if need_weight:
-            grad_weight = ops.conv_weight_gradient(
+            grad_weight = conv_weight_gradient(
                 grad, input, weight.shape[2:], stride, _flat(pads), dilation, groups, "zeros"
             )
     else:
@@ -113,7 +114,7 @@ def conv_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
                 grad, weight, input.shape[2:], stride, padding, dilation, groups, padding_mode
             )
         if need_weight:
-            grad_weight = ops.conv_weight_gradient(
+            grad_weight = conv_weight_gradient(
                 input, grad, weight.shape[2:], stride, padding, dilation, groups, padding_mode
             )
     return grad_input, grad_weight, grad_bias, *(None,) * len(ctx.arguments)
@@ -139,7 +140,7 @@ def _activation_gradient(
     if output is not None:
         live = output > 0
         return grad * (live if activation == "relu" else live & (output < 6))
-    before = ops.conv(input, weight, bias, *arguments, "none")
+    before = conv(input, weight, bias, *arguments, "none")
     if activation == "gelu":
         result: Tensor = torch.ops.aten.gelu_backward(grad, before)
         return result
@@ -168,7 +169,7 @@ def _weight_gradient_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         )
     if ctx.needs_input_grad[1]:
         none = [0] * len(stride)
-        grad_grad = ops.conv(input, grad, None, stride, padding, dilation, groups, False, none, padding_mode, "none")
+        grad_grad = conv(input, grad, None, stride, padding, dilation, groups, False, none, padding_mode, "none")
     return grad_input, grad_grad, *(None,) * len(ctx.arguments)
 
 
@@ -187,12 +188,12 @@ def _deform_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     sampled: list[Tensor | None] = [None, None, None]
     grad_weight = grad_bias = None
     if any(needed):
-        results = ops_deform.deform_conv_input_gradient(
+        results = deform_conv_input_gradient(
             input, offset, mask, weight, grad, *ctx.arguments, needed, torch.are_deterministic_algorithms_enabled()
         )
         sampled = [result if need else None for result, need in zip(results, needed, strict=True)]
     if ctx.needs_input_grad[3]:
-        grad_weight = ops_deform.deform_conv_weight_gradient(
+        grad_weight = deform_conv_weight_gradient(
             input, offset, mask, grad, weight.shape[2:], *ctx.arguments, input.shape[1] // weight.shape[1]
         )
     if ctx.needs_input_grad[4]:
@@ -264,13 +265,99 @@ def _deform_weight_gradient_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 # The ops, now with their gradients.
-conv, deform_conv = ops.conv, ops_deform.deform_conv
 
-for _name, _backward, _setup in (
-    ("conv", conv_backward, _conv_setup),
-    ("conv_weight_gradient", _weight_gradient_backward, _weight_gradient_setup),
-    ("deform_conv", _deform_backward, _deform_setup),
-    ("deform_conv_input_gradient", _deform_input_gradient_backward, _deform_input_gradient_setup),
-    ("deform_conv_weight_gradient", _deform_weight_gradient_backward, _deform_weight_gradient_setup),
-):
-    torch.library.register_autograd(f"triton_conv::{_name}", _backward, setup_context=_setup)
+
+def _jvp_of_conv(ctx: Any, *tangents: Any) -> Tensor:
+    """A convolution is linear in its input, its weight and its bias; the activation's slope comes after."""
+    input, weight, bias, output = ctx.saved_for_forward
+    *arguments, _ = ctx.arguments
+    dx, dw, db = tangents[:3]
+    parts = [] if dx is None else [conv(dx, weight, None, *arguments, "none")]
+    parts += [] if dw is None else [conv(input, dw, None, *arguments, "none")]
+    parts += [] if db is None else [db.reshape(-1, *(1,) * (input.dim() - 2))]
+    tangent: Tensor = sum(parts[1:], parts[0])
+    if ctx.arguments[-1] != "none":
+        tangent = _activation_gradient(ctx, tangent, input, weight, bias, output)
+    return tangent.expand(ctx.shape)
+
+
+def _jvp_of_weight_gradient(ctx: Any, *tangents: Any) -> Tensor:
+    input, grad_output = ctx.saved_for_forward
+    dx, dy = tangents[:2]
+    parts = [] if dx is None else [conv_weight_gradient(dx, grad_output, *ctx.arguments)]
+    parts += [] if dy is None else [conv_weight_gradient(input, dy, *ctx.arguments)]
+    result: Tensor = sum(parts[1:], parts[0])
+    return result
+
+
+_Formula = Callable[..., Any]
+
+
+def _differentiated(op: Any, backward: _Formula, setup: _Formula, jvp: _Formula | None = None) -> _Formula:
+    """Registers an op's gradient for graphs; returns the op with the same gradient for plain calls and for torch.func.
+
+    What `register_autograd` makes of the formulas costs 28 us a call on the host where an autograd.Function costs 5
+    (perf_plots.host_overhead), and torch.func's transforms and forward mode refuse it. `vmaps` adds the rule for vmap.
+    """
+    torch.library.register_autograd(op.name(), backward, setup_context=setup)
+
+    def below(*arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*arguments)
+
+    class Plain(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            output = below(*arguments)
+            setup(ctx, arguments, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            return backward(ctx, *gradients)
+
+    class Transformed(torch.autograd.Function):
+        @staticmethod
+        def forward(*arguments: Any) -> Any:
+            return below(*arguments)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            setup(ctx, inputs, output)
+            if jvp is not None:
+                ctx.save_for_forward(*ctx.to_save)
+                ctx.shape = output.shape
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            return backward(ctx, *gradients)
+
+    if jvp is not None:
+        Transformed.jvp = staticmethod(jvp)  # type: ignore[method-assign]
+    for function in (Plain, Transformed):
+        function.__name__ = function.__qualname__ = op.name()
+
+    def call(*arguments: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return op(*arguments)
+        if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+            return Transformed.apply(*arguments)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            return Plain.apply(*arguments)
+        return below(*arguments)
+
+    call.transformed = Transformed  # type: ignore[attr-defined]
+    return call
+
+
+conv = _differentiated(ops.conv, conv_backward, _conv_setup, _jvp_of_conv)
+conv_weight_gradient = _differentiated(
+    ops.conv_weight_gradient, _weight_gradient_backward, _weight_gradient_setup, _jvp_of_weight_gradient
+)
+deform_conv = _differentiated(ops_deform.deform_conv, _deform_backward, _deform_setup)
+deform_conv_input_gradient = _differentiated(
+    ops_deform.deform_conv_input_gradient, _deform_input_gradient_backward, _deform_input_gradient_setup
+)
+deform_conv_weight_gradient = _differentiated(
+    ops_deform.deform_conv_weight_gradient, _deform_weight_gradient_backward, _deform_weight_gradient_setup
+)

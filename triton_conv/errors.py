@@ -33,6 +33,10 @@ class PlanError(TritonConvError, RuntimeError):
     """No kernel, or no tile, can run this problem: the message lists what was ruled out and why."""
 
 
+class CaptureError(TritonConvError, RuntimeError):
+    """A call that would have to be planned or compiled was made while a CUDA graph was captured."""
+
+
 class ConfigError(TritonConvError, ValueError):
     """A tile configuration, or a file of them, is malformed."""
 
@@ -47,3 +51,7 @@ class WorkloadError(TritonConvError, ValueError):
 
 class ConfigWarning(UserWarning):
     """A configuration file was skipped: broken, of another schema, or written for another device."""
+
+
+class BackendWarning(UserWarning):
+    """A layer that was meant for our kernels runs on torch's, and why."""

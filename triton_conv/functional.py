@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd, ops, ops_deform
+from . import autocast, autograd, ops, ops_deform, vmaps  # noqa: F401 (registers its rules)
 from .dispatch import Plan
 from .errors import ArgumentError, ArgumentTypeError, ArgumentValueError
 from .geometry import ACTIVATIONS
@@ -131,6 +131,7 @@ def _conv_arguments(
     stride = _tuple("stride", stride, rank)
     dilation = _tuple("dilation", dilation, rank)
     padding = _flat_padding(padding, rank, stride, weight, dilation)
+    input, weight, bias = autocast.operands(input, weight, bias)
     return (
         input, weight, bias, stride, padding, dilation, _groups(groups), False, (0,) * rank, padding_mode,
         _activation(activation),
@@ -143,6 +144,7 @@ def _conv_transpose_arguments(
 ) -> tuple[Any, ...]:  # fmt: skip
     input = _tensors(f"conv_transpose{rank}d", input, rank, weight=weight, bias=bias)
     flat = tuple(p for p in _tuple("padding", padding, rank) for _ in range(2))
+    input, weight, bias = autocast.operands(input, weight, bias)
     return (
         input, weight, bias, _tuple("stride", stride, rank), flat, _tuple("dilation", dilation, rank), _groups(groups),
         True, _tuple("output_padding", output_padding, rank), "zeros", _activation(activation),
@@ -156,6 +158,8 @@ def _deform_arguments(
     if input.dim() != rank + 2:
         raise ArgumentError(f"input: deform_conv{rank}d needs a batched input, got size {list(input.shape)}")
     flat = tuple(p for p in _tuple("padding", padding, rank) for _ in range(2))
+    offset, mask = autocast.coordinates(input, offset, mask)
+    input, weight, bias = autocast.operands(input, weight, bias)
     return (
         input, offset, mask, weight, bias, _tuple("stride", stride, rank), flat, _tuple("dilation", dilation, rank)
     )  # fmt: skip

@@ -129,7 +129,8 @@ class ConvGeometry:
                     raise ArgumentError(
                         f"output_padding: negative output_padding is not supported, got {self.output_padding}"
                     )
-                if extra > 0 and extra >= max(s, d):
+                # In this order, so that a symbolic size is asked for a bound, not for its remainder by the stride.
+                if extra >= max(s, d) and extra > 0:
                     raise ArgumentError(
                         "output_padding: output padding must be smaller than either stride or dilation, but got "
                         f"output_padding {self.output_padding}, stride {self.stride}, dilation {self.dilation}"

@@ -1,8 +1,9 @@
 """The `torch.library` ops: plan, allocate, launch. Arguments arrive normalised from `functional`.
 
 `conv` serves forward and transposed convolution of every rank, and `conv_weight_gradient` the weight gradient of either
-kind; those of deformable convolution are in `ops_deform`. Each op has a fake kernel made from the same plan, so that
-shapes and strides are known without running anything. `padding` is flat: before and after for each dimension.
+kind; those of deformable convolution are in `ops_deform`. Each op has a fake kernel made from the same geometry: shapes
+and strides are known without running or planning anything, also where sizes are symbols (torch.compile with dynamic
+shapes). `padding` is flat: before and after for each dimension.
 """
 
 from __future__ import annotations
@@ -10,44 +11,59 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from . import target as targets
 from .dispatch import Plan, plan
-from .errors import ArgumentError
+from .errors import ArgumentError, CaptureError
 from .geometry import ConvGeometry, TensorMeta, check_bias, check_tensors
 from .problem import Problem, WeightGradientProblem, channels_last_like, dense_strides, five
 
 _cudnn: Any = torch.backends.cudnn  # its `conv` is made at run time, unknown to type checkers
 
+# Each op has a fake kernel with symbolic sizes, autograd and torch's own checks: what torch.compile asks for.
+TAGS = (torch.Tag.pt2_compliant_tag,)
 library = torch.library.Library("triton_conv", "DEF")
 library.define(
-    "conv(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, "
-    "bool transposed, int[] output_padding, str padding_mode, str activation) -> Tensor"
+    "conv(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
+    "SymInt groups, bool transposed, SymInt[] output_padding, str padding_mode, str activation) -> Tensor",
+    tags=TAGS,
 )
 library.define(
-    "conv_weight_gradient(Tensor input, Tensor grad_output, int[] kernel_size, int[] stride, int[] padding, "
-    "int[] dilation, int groups, str padding_mode) -> Tensor"
+    "conv_weight_gradient(Tensor input, Tensor grad_output, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, "
+    "SymInt[] dilation, SymInt groups, str padding_mode) -> Tensor",
+    tags=TAGS,
 )
 
 
+T = TypeVar("T")
 _caches: list[Any] = [plan]
 
 
-def cached(planner: Callable[..., Plan]) -> Callable[..., Plan]:
-    """Plans a call once; a call seen before costs a look-up."""
-    cache = functools.lru_cache(maxsize=4096)(planner)
+def cached(planner: Callable[..., T]) -> Callable[..., T]:
+    """Plans a call once; a call seen before costs a look-up, and while a CUDA graph is captured no other is taken."""
+
+    @functools.wraps(planner)
+    def plan_cold(*arguments: Any) -> T:
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            raise CaptureError(
+                "a CUDA graph is being captured, and this call was not seen before: its plan would be read from disk "
+                "and its kernel compiled. Make the same call once before, or triton_conv.warmup(model, example)"
+            )
+        return planner(*arguments)
+
+    cache = functools.lru_cache(maxsize=4096)(plan_cold)
     _caches.append(cache)
     return cache
 
 
 def forget_plans() -> None:
-    """Drops every cached plan, for callers that changed the tile configurations on disk."""
-    from . import configs
+    """Drops every cached plan and choice, for callers that changed the files of configurations on disk."""
+    from . import comparisons, configs
 
-    for cache in (*_caches, configs.entries):
+    for cache in (*_caches, configs.entries, comparisons.entries):
         cache.cache_clear()
 
 
@@ -93,7 +109,7 @@ def plan_conv(
     activation: str,
 ) -> Plan:
     """Validates the tensors and plans the call; a call seen before costs a look-up."""
-    return _plan_conv(
+    return plan_conv_of(
         TensorMeta.of("input", input),
         TensorMeta.of("weight", weight),
         meta("bias", bias),
@@ -109,21 +125,18 @@ def plan_conv(
     )
 
 
-@cached
-def _plan_conv(
+def _conv_geometry(
     input: TensorMeta,
     weight: TensorMeta,
     bias: TensorMeta | None,
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     groups: int,
     transposed: bool,
-    output_padding: tuple[int, ...],
+    output_padding: Sequence[int],
     padding_mode: str,
-    activation: str,
-    precision: str,
-) -> Plan:
+) -> ConvGeometry:
     check_tensors(input, {"weight": weight, "bias": bias})
     geometry = ConvGeometry.of(
         input.shape,
@@ -137,6 +150,28 @@ def _plan_conv(
         padding_mode=padding_mode,
     )
     check_bias(bias, weight.shape, geometry.c_out)
+    return geometry
+
+
+@cached
+def plan_conv_of(
+    input: TensorMeta,
+    weight: TensorMeta,
+    bias: TensorMeta | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    transposed: bool,
+    output_padding: tuple[int, ...],
+    padding_mode: str,
+    activation: str,
+    precision: str,
+) -> Plan:
+    """`plan_conv` by what planning sees of the tensors."""
+    geometry = _conv_geometry(
+        input, weight, bias, stride, padding, dilation, groups, transposed, output_padding, padding_mode
+    )
     problem = Problem(
         geometry,
         input.dtype,
@@ -176,6 +211,29 @@ def plan_conv_weight_gradient(
     )
 
 
+def _weight_gradient_geometry(
+    input: TensorMeta,
+    grad_output: TensorMeta,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    padding_mode: str,
+) -> ConvGeometry:
+    check_tensors(input, {"grad_output": grad_output})
+    weight_shape = (grad_output.shape[1], input.shape[1] // groups, *kernel_size)
+    geometry = ConvGeometry.of(
+        input.shape, weight_shape, stride, pairs(padding), dilation, groups, padding_mode=padding_mode
+    )
+    if tuple(grad_output.shape) != geometry.out_shape:
+        raise ArgumentError(
+            f"grad_output: expected shape {list(geometry.out_shape)} for input {list(input.shape)} and weight "
+            f"{list(weight_shape)}, got grad_output {list(grad_output.shape)}"
+        )
+    return geometry
+
+
 @cached
 def _plan_conv_weight_gradient(
     input: TensorMeta,
@@ -188,16 +246,9 @@ def _plan_conv_weight_gradient(
     padding_mode: str,
     precision: str,
 ) -> Plan:
-    check_tensors(input, {"grad_output": grad_output})
-    weight_shape = (grad_output.shape[1], input.shape[1] // groups, *kernel_size)
-    geometry = ConvGeometry.of(
-        input.shape, weight_shape, stride, pairs(padding), dilation, groups, padding_mode=padding_mode
+    geometry = _weight_gradient_geometry(
+        input, grad_output, kernel_size, stride, padding, dilation, groups, padding_mode
     )
-    if tuple(grad_output.shape) != geometry.out_shape:
-        raise ArgumentError(
-            f"grad_output: expected shape {list(geometry.out_shape)} for input {list(input.shape)} and weight "
-            f"{list(weight_shape)}, got grad_output {list(grad_output.shape)}"
-        )
     problem = WeightGradientProblem(
         geometry,
         input.dtype,
@@ -254,7 +305,11 @@ def run_partial(made: Plan, input: torch.Tensor, *tensors: torch.Tensor | None) 
     else:
         partial.zero_()
     # Added up in one order, whatever order the programs ran in: the same bits every time.
-    return partial[0].to(input.dtype) if splits == 1 else partial.sum(0).to(input.dtype)
+    total = partial[0] if splits == 1 else partial.sum(0)
+    if made.out_strides == made.problem.result_strides:
+        return total.to(input.dtype)
+    # Whichever kernel ran, the result has the strides that the fake kernel says.
+    return allocate(made.out_shape, made.problem.result_strides, input).copy_(total)
 
 
 def _conv_weight_gradient(input: torch.Tensor, grad_output: torch.Tensor, *arguments: Any) -> torch.Tensor:
@@ -262,13 +317,15 @@ def _conv_weight_gradient(input: torch.Tensor, grad_output: torch.Tensor, *argum
 
 
 def _fake_conv(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *arguments: Any) -> torch.Tensor:
-    made = plan_conv(input, weight, bias, *arguments)
-    return input.new_empty_strided(made.out_shape, made.out_strides)
+    x, w = TensorMeta.of("input", input), TensorMeta.of("weight", weight)
+    shape = _conv_geometry(x, w, meta("bias", bias), *arguments[:-1]).out_shape
+    return input.new_empty_strided(shape, out_strides(shape, x, w))
 
 
 def _fake_conv_weight_gradient(input: torch.Tensor, grad_output: torch.Tensor, *arguments: Any) -> torch.Tensor:
-    made = plan_conv_weight_gradient(input, grad_output, *arguments)
-    return input.new_empty_strided(made.out_shape, made.out_strides)
+    x, dy = TensorMeta.of("input", input), TensorMeta.of("grad_output", grad_output)
+    geometry = _weight_gradient_geometry(x, dy, *arguments)
+    return input.new_empty((geometry.c_out, geometry.c_in_group, *arguments[0]))
 
 
 def register(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:

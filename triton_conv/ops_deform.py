@@ -12,83 +12,28 @@ import torch
 
 from . import ops
 from . import target as targets
+from .deform_geometry import forward_geometry, input_gradient_geometry, weight_gradient_geometry
 from .dispatch import Plan, plan
-from .errors import ArgumentError
-from .geometry import ConvGeometry, TensorMeta, check_bias, check_tensors
-from .ops import cached, conv_precision, meta, pairs
-from .problem import DeformInputGradientProblem, DeformProblem, DeformWeightGradientProblem, five
+from .geometry import TensorMeta
+from .ops import cached, conv_precision, meta
+from .problem import DeformInputGradientProblem, DeformProblem, DeformWeightGradientProblem, dense_like, five
 
 ops.library.define(
-    "deform_conv(Tensor input, Tensor offset, Tensor? mask, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
-    "int[] dilation) -> Tensor"
+    "deform_conv(Tensor input, Tensor offset, Tensor? mask, Tensor weight, Tensor? bias, SymInt[] stride, "
+    "SymInt[] padding, SymInt[] dilation) -> Tensor",
+    tags=ops.TAGS,
 )
 ops.library.define(
     "deform_conv_input_gradient(Tensor input, Tensor offset, Tensor? mask, Tensor weight, Tensor grad_output, "
-    "int[] stride, int[] padding, int[] dilation, bool[] needed, bool deterministic) -> (Tensor, Tensor, Tensor)"
+    "SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool[] needed, bool deterministic) "
+    "-> (Tensor, Tensor, Tensor)",
+    tags=ops.TAGS,
 )
 ops.library.define(
-    "deform_conv_weight_gradient(Tensor input, Tensor offset, Tensor? mask, Tensor grad_output, int[] kernel_size, "
-    "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor"
+    "deform_conv_weight_gradient(Tensor input, Tensor offset, Tensor? mask, Tensor grad_output, SymInt[] kernel_size, "
+    "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups) -> Tensor",
+    tags=ops.TAGS,
 )
-
-
-def _geometry(
-    input: TensorMeta,
-    offset: TensorMeta,
-    mask: TensorMeta | None,
-    weight: Sequence[int],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    precision: str,
-) -> tuple[ConvGeometry, dict[str, Any]]:
-    """The geometry of a call, and what a problem takes besides: offset groups and layouts of offset and mask."""
-    if weight[1] == 0 or input.shape[1] % weight[1]:
-        raise ArgumentError(
-            f"weight: dimension 1 of weight {list(weight)} must divide the channels of input {list(input.shape)}"
-        )
-    groups = input.shape[1] // weight[1]
-    geometry = ConvGeometry.of(input.shape, weight, stride, pairs(padding), dilation, groups)
-    fields = dict(
-        precision=precision,
-        offset_groups=_offset_groups(geometry, input, offset, mask),
-        offset_strides=tuple(offset.strides),
-        mask_strides=None if mask is None else tuple(mask.strides),
-    )
-    return geometry, fields
-
-
-def _offset_groups(geometry: ConvGeometry, input: TensorMeta, offset: TensorMeta, mask: TensorMeta | None) -> int:
-    """The number of offset groups, after checking offset and mask against the geometry."""
-    taps, spatial = geometry.taps, geometry.out_shape[2:]
-    groups = offset.shape[1] // (2 * taps) if len(offset.shape) == 4 else 0
-    expected = (geometry.batch, 2 * max(groups, 1) * taps, *spatial)
-    if groups == 0 or tuple(offset.shape) != expected:
-        raise ArgumentError(
-            f"offset: the shape of the offset tensor at dimension 1 is not valid. It should be a multiple of "
-            f"2 * kernel height * kernel width = {2 * taps}, and the whole shape {list(expected)} for input "
-            f"{list(input.shape)}; got offset {list(offset.shape)}"
-        )
-    if geometry.c_in % groups:
-        raise ArgumentError(
-            f"offset: {groups} offset groups (from shape {list(offset.shape)}) do not divide the channels of input "
-            f"{list(input.shape)}"
-        )
-    expected = (geometry.batch, groups * taps, *spatial)
-    if mask is not None and tuple(mask.shape) != expected:
-        raise ArgumentError(
-            f"mask: mask.shape {list(mask.shape)} is not valid: expected {list(expected)} for offset "
-            f"{list(offset.shape)}"
-        )
-    return groups
-
-
-def _check_grad_output(geometry: ConvGeometry, grad_output: TensorMeta, input: TensorMeta) -> None:
-    if tuple(grad_output.shape) != geometry.out_shape:
-        raise ArgumentError(
-            f"grad_output: expected shape {list(geometry.out_shape)} for input {list(input.shape)}, got grad_output "
-            f"{list(grad_output.shape)}"
-        )
 
 
 def plan_deform_conv(
@@ -102,7 +47,7 @@ def plan_deform_conv(
     dilation: Sequence[int],
 ) -> Plan:
     """Validates the tensors and plans the call; a call seen before costs a look-up."""
-    return _plan_deform_conv(
+    return plan_deform_conv_of(
         TensorMeta.of("input", input),
         TensorMeta.of("offset", offset),
         meta("mask", mask),
@@ -116,7 +61,7 @@ def plan_deform_conv(
 
 
 @cached
-def _plan_deform_conv(
+def plan_deform_conv_of(
     input: TensorMeta,
     offset: TensorMeta,
     mask: TensorMeta | None,
@@ -127,9 +72,8 @@ def _plan_deform_conv(
     dilation: tuple[int, ...],
     precision: str,
 ) -> Plan:
-    check_tensors(input, {"weight": weight, "bias": bias}, {"offset": offset, "mask": mask})
-    geometry, fields = _geometry(input, offset, mask, weight.shape, stride, padding, dilation, precision)
-    check_bias(bias, weight.shape, geometry.c_out)
+    """`plan_deform_conv` by what planning sees of the tensors."""
+    geometry, fields = forward_geometry(input, offset, mask, weight, bias, stride, padding, dilation)
     problem = DeformProblem(
         geometry,
         input.dtype,
@@ -138,6 +82,7 @@ def _plan_deform_conv(
         five(ops.out_strides(geometry.out_shape, input, weight)),
         has_bias=bias is not None,
         stride_b=1 if bias is None else bias.strides[0],
+        precision=precision,
         **fields,
     )
     return plan(problem, targets.of_device(input.device))
@@ -185,14 +130,10 @@ def _plan_input_gradient(
     deterministic: bool,
     precision: str,
 ) -> Plan:
-    check_tensors(input, {"weight": weight, "grad_output": grad_output}, {"offset": offset, "mask": mask})
-    geometry, fields = _geometry(input, offset, mask, weight.shape, stride, padding, dilation, precision)
-    _check_grad_output(geometry, grad_output, input)
-    if len(needed) != 3:
-        raise ArgumentError(f"needed: expected three flags, for input, offset and mask, got {list(needed)}")
+    geometry, fields = input_gradient_geometry(
+        input, offset, mask, weight, grad_output, stride, padding, dilation, needed
+    )
     need_input, need_offset, need_mask = needed
-    if need_mask and mask is None:
-        raise ArgumentError("needed: the gradient of a mask that is None was asked for")
     problem = DeformInputGradientProblem(
         geometry,
         input.dtype,
@@ -203,6 +144,7 @@ def _plan_input_gradient(
         need_offset=need_offset,
         need_mask=need_mask,
         fixed_point=deterministic and need_input,
+        precision=precision,
         **fields,
     )
     return plan(problem, targets.of_device(input.device))
@@ -247,13 +189,11 @@ def _plan_weight_gradient(
     groups: int,
     precision: str,
 ) -> Plan:
-    check_tensors(input, {"grad_output": grad_output}, {"offset": offset, "mask": mask})
-    weight = (grad_output.shape[1], input.shape[1] // groups, *kernel_size)
-    geometry, fields = _geometry(input, offset, mask, weight, stride, padding, dilation, precision)
-    _check_grad_output(geometry, grad_output, input)
-    problem = DeformWeightGradientProblem(
-        geometry, input.dtype, five(input.strides), (0, 0, 0, 0, 0), five(grad_output.strides), **fields
+    geometry, fields = weight_gradient_geometry(
+        input, offset, mask, grad_output, kernel_size, stride, padding, dilation, groups
     )
+    strides = five(input.strides), (0, 0, 0, 0, 0), five(grad_output.strides)
+    problem = DeformWeightGradientProblem(geometry, input.dtype, *strides, precision=precision, **fields)
     return plan(problem, targets.of_device(input.device))
 
 
@@ -340,30 +280,46 @@ def _weight_gradient(
     return ops.run_partial(made, input, offset, mask, grad_output)
 
 
-def _fake_deform_conv(input: torch.Tensor, *arguments: Any) -> torch.Tensor:
-    made = plan_deform_conv(input, *arguments)
-    return input.new_empty_strided(made.out_shape, made.out_strides)
+def _fake_deform_conv(
+    input: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *arguments: Any,
+) -> torch.Tensor:
+    x, w = TensorMeta.of("input", input), TensorMeta.of("weight", weight)
+    coordinates = TensorMeta.of("offset", offset), meta("mask", mask)
+    shape = forward_geometry(x, *coordinates, w, meta("bias", bias), *arguments)[0].out_shape
+    return input.new_empty_strided(shape, ops.out_strides(shape, x, w))
 
 
 def _fake_input_gradient(
-    input: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor | None, *arguments: Any
+    input: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor | None,
+    weight: torch.Tensor,
+    grad_output: torch.Tensor,
+    *arguments: Any,
 ) -> tuple[torch.Tensor, ...]:
-    made = plan_deform_conv_input_gradient(input, offset, mask, *arguments)
-    problem = made.problem
-    assert isinstance(problem, DeformInputGradientProblem)
+    needed = arguments[3]
+    sampled = TensorMeta.of("input", input), TensorMeta.of("offset", offset), meta("mask", mask)
+    product = TensorMeta.of("weight", weight), TensorMeta.of("grad_output", grad_output)
+    input_gradient_geometry(*sampled, *product, *arguments[:-1])
     return tuple(
-        like.new_empty_strided(shape, strides) if needed and like is not None else input.new_empty(0)
-        for needed, shape, strides, like in (
-            (problem.need_input, made.out_shape, made.out_strides, input),
-            (problem.need_offset, problem.offset_shape, problem.offset_gradient_strides, offset),
-            (problem.need_mask, problem.mask_shape, problem.mask_gradient_strides, mask),
-        )
+        like.new_empty_strided(found.shape, dense_like(found.shape, found.strides))
+        if need and like is not None and found is not None
+        else input.new_empty(0)
+        for need, like, found in zip(needed, (input, offset, mask), sampled, strict=True)
     )
 
 
-def _fake_weight_gradient(input: torch.Tensor, *arguments: Any) -> torch.Tensor:
-    made = plan_deform_conv_weight_gradient(input, *arguments)
-    return input.new_empty_strided(made.out_shape, made.out_strides)
+def _fake_weight_gradient(
+    input: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor | None, grad_output: torch.Tensor, *arguments: Any
+) -> torch.Tensor:
+    sampled = TensorMeta.of("input", input), TensorMeta.of("offset", offset), meta("mask", mask)
+    geometry, _ = weight_gradient_geometry(*sampled, TensorMeta.of("grad_output", grad_output), *arguments)
+    return input.new_empty((geometry.c_out, geometry.c_in_group, *arguments[0]))
 
 
 deform_conv = ops.register("deform_conv", _deform_conv, _fake_deform_conv)

@@ -60,6 +60,11 @@ def dense_strides(shape: Sequence[int], channels_last: bool) -> tuple[int, ...]:
     return tuple(strides)
 
 
+def dense_like(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """Strides of a dense tensor in the memory format that these strides have."""
+    return dense_strides(shape, channels_last_like(shape, strides))
+
+
 @dataclass(frozen=True)
 class Problem:
     """One convolution call, as far as choosing and launching a kernel is concerned."""
@@ -325,15 +330,15 @@ class DeformInputGradientProblem(DeformProblem):
     @property
     def result_strides(self) -> tuple[int, ...]:
         n, c, _, h, w = self.x_strides
-        return _dense_like(self.result_shape, (n, c, h, w))
+        return dense_like(self.result_shape, (n, c, h, w))
 
     @property
     def offset_gradient_strides(self) -> tuple[int, ...]:
-        return _dense_like(self.offset_shape, self.offset_strides)
+        return dense_like(self.offset_shape, self.offset_strides)
 
     @property
     def mask_gradient_strides(self) -> tuple[int, ...]:
-        return _dense_like(self.mask_shape, self.mask_strides or (0, 0, 0, 0))
+        return dense_like(self.mask_shape, self.mask_strides or (0, 0, 0, 0))
 
     @property
     def repeatable(self) -> bool:
@@ -373,10 +378,6 @@ class DeformInputGradientProblem(DeformProblem):
         needed = (self.need_input, "dx"), (self.need_offset, "do"), (self.need_mask, "dm")
         names = "".join(f" {name}" for need, name in needed if need)
         return f"{super().describe()}{names}{' fixed' if self.fixed_point and self.need_input else ''}"
-
-
-def _dense_like(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
-    return dense_strides(shape, channels_last_like(shape, strides))
 
 
 def _but_channels(strides: Strides) -> Strides:
