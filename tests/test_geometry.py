@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import triton_conv as tc
 from triton_conv.geometry import ConvGeometry
-from triton_conv.problem import VECTOR_LIMIT, Problem, channels_last_like, dense_strides, five
+from triton_conv.layout import channels_last_like, dense_strides, five
+from triton_conv.problem import VECTOR_LIMIT, Problem
 
 ALL = [case for cases in CASES.values() for case in cases]
 

@@ -21,7 +21,8 @@ from triton_conv import dispatch
 from triton_conv.geometry import ConvGeometry
 from triton_conv.kernels import launch
 from triton_conv.kernels.depthwise_patch import DepthwisePatchTile
-from triton_conv.problem import DeformProblem, Problem, dense_strides, five
+from triton_conv.layout import dense_strides, five
+from triton_conv.problem import DeformProblem, Problem
 
 LIMIT = 2**31
 MAP_NORESERVE = 0x4000  # mmap.MAP_NORESERVE, which Python names from 3.13 on

@@ -5,7 +5,7 @@ import torch
 from helpers import DEVICE, DTYPES, name_of, random
 
 from triton_conv.kernels.pack_weight import pack_weight
-from triton_conv.problem import dense_strides
+from triton_conv.layout import dense_strides
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)

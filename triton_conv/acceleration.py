@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from . import autograd, policy, routing
+from .arguments import conv_arguments, conv_transpose_arguments
 from .errors import TritonConvError
-from .functional import _conv_arguments, _conv_transpose_arguments
 from .report import Report, Row
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -21,7 +21,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def _forward(
     input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: Any = 1
 ) -> tuple[Any, ...]:
-    return _conv_arguments(weight.dim() - 2, input, weight, bias, stride, padding, dilation, groups, "zeros", None)
+    return conv_arguments(weight.dim() - 2, input, weight, bias, stride, padding, dilation, groups, "zeros", None)
 
 
 def _transposed(
@@ -34,7 +34,7 @@ def _transposed(
     groups: Any = 1,
     dilation: Any = 1,
 ) -> tuple[Any, ...]:
-    return _conv_transpose_arguments(
+    return conv_transpose_arguments(
         weight.dim() - 2, input, weight, bias, stride, padding, output_padding, groups, dilation, None
     )
 

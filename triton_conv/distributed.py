@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import functional, ops
+from .arguments import Padding, Size, conv_arguments
 from .errors import ArgumentError
-from .functional import Padding, Size, _conv_arguments
 from .ops import pairs
 
 
@@ -132,7 +132,7 @@ def _split_conv(
     rank_of_conv: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
     groups: int, activation: str | None, dim: int, sizes: Sequence[int] | None, group: Any,
 ) -> Tensor:  # fmt: skip
-    arguments = _conv_arguments(
+    arguments = conv_arguments(
         rank_of_conv, input, weight, bias, stride, padding, dilation, groups, "zeros", activation
     )
     if input.dim() != rank_of_conv + 2 or not 2 <= dim < input.dim():

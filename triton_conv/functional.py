@@ -8,170 +8,24 @@ of float32 are rounded to tf32 first where `torch.backends.cudnn.conv.fp32_preci
 from __future__ import annotations
 
 import inspect
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from . import autocast, autograd, ops, ops_deform, vmaps  # noqa: F401 (registers its rules)
+from . import autograd, ops, ops_deform, vmaps  # noqa: F401 (registers its rules)
+from .arguments import Padding, Size, conv_arguments, conv_transpose_arguments, deform_arguments
 from .dispatch import Plan
-from .errors import ArgumentError, ArgumentTypeError, ArgumentValueError
-from .geometry import ACTIVATIONS
-
-Size = int | Sequence[int]
-Padding = str | int | Sequence[int] | Sequence[tuple[int, int]]
-
-
-def _int(value: Any) -> int | None:
-    """The value as an int where torch takes it for one (so do numpy's integers), else None."""
-    if type(value) is int:
-        return value
-    try:
-        return None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        return None
-
-
-def _ints(value: Any) -> tuple[int, ...] | None:
-    """A sequence of ints as a tuple, else None."""
-    if not isinstance(value, (tuple, list)):
-        return None
-    ints = [_int(v) for v in value]
-    return None if None in ints else tuple(ints)  # type: ignore[arg-type]
-
-
-def _tuple(name: str, value: Any, rank: int) -> tuple[int, ...]:
-    """An int, or a sequence of one or `rank` ints, as `rank` ints."""
-    single = _int(value)
-    if single is not None:
-        return (single,) * rank
-    ints = _ints(value)
-    if ints is None:
-        raise ArgumentTypeError(f"{name}: expected an int or a sequence of {rank} ints, got {value!r}")
-    if len(ints) not in (1, rank):
-        raise ArgumentError(
-            f"{name}: expected {name} to be a single integer value or a list of {rank} values to match the convolution "
-            f"dimensions, but got {name}={list(value)}"
-        )
-    return ints if len(ints) == rank else ints * rank
-
-
-def _groups(value: Any) -> int:
-    groups = _int(value)
-    if groups is None:
-        raise ArgumentTypeError(f"groups: expected an int, got {value!r}")
-    return groups
-
-
-def _flat_padding(value: Any, rank: int, stride: tuple[int, ...], weight: Tensor, dilation: tuple[int, ...]) -> Any:
-    """Padding as before, after, before, after, ...: from "same", "valid", an int, ints, or (before, after) pairs."""
-    if isinstance(value, str):
-        if value == "valid":
-            return (0,) * (2 * rank)
-        if value != "same":
-            raise ArgumentError(f"padding: Invalid padding string: {value!r}; expected 'same' or 'valid'")
-        if any(s != 1 for s in stride):
-            raise ArgumentError(
-                f"padding: padding='same' is not supported for strided convolutions, got stride={list(stride)}"
-            )
-        totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:])]
-        return tuple(half for total in totals for half in (total // 2, total - total // 2))
-    if isinstance(value, (tuple, list)) and value and all(isinstance(v, (tuple, list)) for v in value):
-        pairs = [_ints(v) for v in value]
-        if len(pairs) != rank or not all(pair is not None and len(pair) == 2 for pair in pairs):
-            raise ArgumentError(f"padding: expected {rank} pairs of (before, after), got {value!r}")
-        return tuple(p for pair in pairs if pair for p in pair)
-    return tuple(p for p in _tuple("padding", value, rank) for _ in range(2))
-
-
-def _tensors(function: str, input: Any, rank: int, **others: Any) -> Tensor:
-    """Checks that the arguments are tensors and the input's rank; returns the input with a batch dimension."""
-    for name, tensor in (("input", input), *others.items()):
-        if not isinstance(tensor, Tensor) and not (tensor is None and name in ("bias", "mask")):
-            raise ArgumentTypeError(f"{name}: {function}() expects a Tensor, got {type(tensor).__name__}")
-        if tensor is not None and tensor.layout is not torch.strided:
-            raise ArgumentError(f"{name}: expected a strided tensor, got layout {tensor.layout}")
-    dims, weight = input.dim(), others["weight"]
-    if weight.dim() != rank + 2:
-        # torch has one phrase for a weight without a kernel dimension and another for any other rank.
-        phrase = (
-            "weight should have at least three dimensions"
-            if weight.dim() < 3
-            else f"Expected {weight.dim()}-dimensional input for {weight.dim()}-dimensional weight {list(weight.shape)}"
-        )
-        raise ArgumentError(
-            f"weight: {phrase}; {function} takes a weight of {rank + 2} dimensions, got weight {list(weight.shape)} "
-            f"and input {list(input.shape)}"
-        )
-    if dims == rank + 2:
-        return input  # type: ignore[no-any-return]
-    if dims != rank + 1:
-        raise ArgumentError(
-            f"input: Expected {rank + 1}D (unbatched) or {rank + 2}D (batched) input to {function}, but got input of "
-            f"size: {list(input.shape)}, weight of size: {list(weight.shape)}"
-        )
-    return input.unsqueeze(0)  # type: ignore[no-any-return]
-
-
-def _activation(value: str | None) -> str:
-    if value is None:
-        return "none"
-    if value not in ACTIVATIONS:
-        raise ArgumentValueError(f"activation: {value!r} is not known; choose None or one of {ACTIVATIONS[1:]}")
-    return value
-
-
-def _conv_arguments(
-    rank: int, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int,
-    padding_mode: str, activation: str | None,
-) -> tuple[Any, ...]:  # fmt: skip
-    input = _tensors(f"conv{rank}d", input, rank, weight=weight, bias=bias)
-    stride = _tuple("stride", stride, rank)
-    dilation = _tuple("dilation", dilation, rank)
-    padding = _flat_padding(padding, rank, stride, weight, dilation)
-    input, weight, bias = autocast.operands(input, weight, bias)
-    return (
-        input, weight, bias, stride, padding, dilation, _groups(groups), False, (0,) * rank, padding_mode,
-        _activation(activation),
-    )  # fmt: skip
-
-
-def _conv_transpose_arguments(
-    rank: int, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, output_padding: Any, groups: int,
-    dilation: Any, activation: str | None,
-) -> tuple[Any, ...]:  # fmt: skip
-    input = _tensors(f"conv_transpose{rank}d", input, rank, weight=weight, bias=bias)
-    flat = tuple(p for p in _tuple("padding", padding, rank) for _ in range(2))
-    input, weight, bias = autocast.operands(input, weight, bias)
-    return (
-        input, weight, bias, _tuple("stride", stride, rank), flat, _tuple("dilation", dilation, rank), _groups(groups),
-        True, _tuple("output_padding", output_padding, rank), "zeros", _activation(activation),
-    )  # fmt: skip
-
-
-def _deform_arguments(
-    rank: int, input: Any, offset: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, mask: Any
-) -> tuple[Any, ...]:
-    _tensors(f"deform_conv{rank}d", input, rank, weight=weight, offset=offset, bias=bias, mask=mask)
-    if input.dim() != rank + 2:
-        raise ArgumentError(f"input: deform_conv{rank}d needs a batched input, got size {list(input.shape)}")
-    flat = tuple(p for p in _tuple("padding", padding, rank) for _ in range(2))
-    offset, mask = autocast.coordinates(input, offset, mask)
-    input, weight, bias = autocast.operands(input, weight, bias)
-    return (
-        input, offset, mask, weight, bias, _tuple("stride", stride, rank), flat, _tuple("dilation", dilation, rank)
-    )  # fmt: skip
+from .errors import ArgumentTypeError
 
 
 def _conv(rank: int, input: Tensor, *arguments: Any) -> Tensor:
-    output: Tensor = autograd.conv(*_conv_arguments(rank, input, *arguments))
+    output: Tensor = autograd.conv(*conv_arguments(rank, input, *arguments))
     return output if input.dim() == rank + 2 else output.squeeze(0)
 
 
 def _conv_transpose(rank: int, input: Tensor, *arguments: Any) -> Tensor:
-    output: Tensor = autograd.conv(*_conv_transpose_arguments(rank, input, *arguments))
+    output: Tensor = autograd.conv(*conv_transpose_arguments(rank, input, *arguments))
     return output if input.dim() == rank + 2 else output.squeeze(0)
 
 
@@ -368,14 +222,14 @@ def deform_conv2d(
 
     Dai et al., arXiv:1703.06211 (v1); Zhu et al., arXiv:1811.11168 (v2).
     """
-    arguments = _deform_arguments(2, input, offset, weight, bias, stride, padding, dilation, mask)
+    arguments = deform_arguments(2, input, offset, weight, bias, stride, padding, dilation, mask)
     return autograd.deform_conv(*arguments)  # type: ignore[no-any-return]
 
 
 _KINDS: dict[str, tuple[Callable[..., Plan], Callable[..., tuple[Any, ...]]]] = {
-    "conv": (ops.plan_conv, _conv_arguments),
-    "conv_transpose": (ops.plan_conv, _conv_transpose_arguments),
-    "deform_conv": (ops_deform.plan_deform_conv, _deform_arguments),
+    "conv": (ops.plan_conv, conv_arguments),
+    "conv_transpose": (ops.plan_conv, conv_transpose_arguments),
+    "deform_conv": (ops_deform.plan_deform_conv, deform_arguments),
 }
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from . import autograd, autograd_lectures, functional, ops, ops_fused, ops_local
+from .arguments import Padding, Size, activation_name, batched, flat_padding, group_count, per_dimension
 from .dispatch import Plan
 from .errors import ArgumentError, ArgumentTypeError
-from .functional import Padding, Size
 from .ops_fused import Chain
 
 
@@ -25,9 +25,9 @@ def _window(
     rank: int, weight: Tensor, stride: Any, padding: Any, dilation: Any
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Stride, flat padding and dilation of a call; `weight` has the shape of a convolution's."""
-    stride = functional._tuple("stride", stride, rank)
-    dilation = functional._tuple("dilation", dilation, rank)
-    return stride, functional._flat_padding(padding, rank, stride, weight, dilation), dilation
+    stride = per_dimension("stride", stride, rank)
+    dilation = per_dimension("dilation", dilation, rank)
+    return stride, flat_padding(padding, rank, stride, weight, dilation), dilation
 
 
 def _batched(output: Tensor, input: Tensor, rank: int) -> Tensor:
@@ -50,7 +50,7 @@ def channel_shuffle(input: Tensor, groups: int) -> Tensor:
     Raises:
         ArgumentError: if groups does not divide the channels.
     """
-    count = functional._groups(groups)
+    count = group_count(groups)
     if not isinstance(input, Tensor):
         raise ArgumentTypeError(f"input: channel_shuffle() expects a Tensor, got {type(input).__name__}")
     if input.dim() < 3:
@@ -63,9 +63,9 @@ def channel_shuffle(input: Tensor, groups: int) -> Tensor:
 def _shuffle_arguments(
     input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any, activation: str | None
 ) -> tuple[Any, ...]:
-    input = functional._tensors("shuffle_conv2d", input, 2, weight=weight, bias=bias)
+    input = batched("shuffle_conv2d", input, 2, weight=weight, bias=bias)
     window = _window(2, weight, stride, padding, dilation)
-    return input, weight, bias, *window, functional._groups(groups), functional._activation(activation)
+    return input, weight, bias, *window, group_count(groups), activation_name(activation)
 
 
 def _in_order(weight: Tensor, groups: int) -> bool:
@@ -118,7 +118,7 @@ def _separable_arguments(
 ) -> tuple[Any, ...]:  # fmt: skip
     function = f"separable_conv{rank}d"
     others = {"mid_bias": mid_bias} if mid_bias is not None else {}
-    input = functional._tensors(function, input, rank, weight=depthwise_weight, bias=bias, **others)
+    input = batched(function, input, rank, weight=depthwise_weight, bias=bias, **others)
     if not isinstance(pointwise_weight, Tensor):
         raise ArgumentTypeError(
             f"pointwise_weight: {function}() expects a Tensor, got {type(pointwise_weight).__name__}"
@@ -129,7 +129,7 @@ def _separable_arguments(
             f"{list(pointwise_weight.shape)} beside depthwise_weight {list(depthwise_weight.shape)}"
         )
     window = _window(rank, depthwise_weight, stride, padding, dilation)
-    activations = functional._activation(mid_activation), functional._activation(activation)
+    activations = activation_name(mid_activation), activation_name(activation)
     return input, depthwise_weight, pointwise_weight, mid_bias, bias, *window, *activations
 
 
@@ -284,9 +284,9 @@ def _local_arguments(
             f"none of its output sizes zero, got weight {list(weight.shape)}"
         )
     one = weight[(0,) * rank]
-    input = functional._tensors(function, input, rank, weight=one, bias=bias)
+    input = batched(function, input, rank, weight=one, bias=bias)
     window = _window(rank, one, stride, padding, dilation)
-    return input, weight, bias, *window, functional._groups(groups)
+    return input, weight, bias, *window, group_count(groups)
 
 
 def _local(rank: int, *given: Any) -> Tensor:

@@ -19,19 +19,45 @@ import torch
 from torch import Tensor, nn
 
 from . import policy, routing
-from .errors import TritonConvError
-from .functional import (
+from .arguments import (
     Size,
-    _activation,
-    _conv_arguments,
-    _conv_transpose_arguments,
-    _deform_arguments,
-    _flat_padding,
-    _tuple,
+    activation_name,
+    conv_arguments,
+    conv_transpose_arguments,
+    deform_arguments,
+    flat_padding,
+    per_dimension,
+)
+from .errors import TritonConvError
+from .nn_lectures import (
+    ChannelShuffle,
+    LocallyConnected1d,
+    LocallyConnected2d,
+    LocallyConnected3d,
+    SeparableConv1d,
+    SeparableConv2d,
+    SeparableConv3d,
+    ShuffleConv2d,
 )
 from .ops import pairs
 
-__all__ = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "DeformConv2d"]
+__all__ = [
+    "ChannelShuffle",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "DeformConv2d",
+    "LocallyConnected1d",
+    "LocallyConnected2d",
+    "LocallyConnected3d",
+    "SeparableConv1d",
+    "SeparableConv2d",
+    "SeparableConv3d",
+    "ShuffleConv2d",
+]
 
 
 class Routed(nn.Module):
@@ -44,7 +70,7 @@ class Routed(nn.Module):
     backend: str | None = None
 
     def _set_routed(self, activation: str | None, backend: str | None) -> None:
-        _activation(activation)
+        activation_name(activation)
         self.activation = activation
         self.backend = None if backend is None else policy.check_backend(backend)
 
@@ -94,7 +120,7 @@ class _Conv(Routed, nn.modules.conv._ConvNd):
         self._set_routed(activation, backend)
         if uneven:
             rank = len(self.kernel_size)
-            flat = _flat_padding(padding, rank, self.stride, self.weight, self.dilation)
+            flat = flat_padding(padding, rank, self.stride, self.weight, self.dilation)
             self.padding: Any = tuple(pairs(flat))
             self._reversed_padding_repeated_twice = [p for pair in reversed(pairs(flat)) for p in pair]
 
@@ -104,7 +130,7 @@ class _Conv(Routed, nn.modules.conv._ConvNd):
         return self.activation is None and (isinstance(self.padding, str) or isinstance(self.padding[0], int))
 
     def _arguments(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
-        return _conv_arguments(
+        return conv_arguments(
             len(self.kernel_size), input, weight, bias, self.stride, self.padding, self.dilation, self.groups,
             self.padding_mode, self.activation,
         )  # fmt: skip
@@ -172,7 +198,7 @@ class _ConvTranspose(Routed, nn.modules.conv._ConvTransposeNd):
         output_padding = self._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, rank, self.dilation  # type: ignore[arg-type]
         )  # fmt: skip
-        return _conv_transpose_arguments(
+        return conv_transpose_arguments(
             rank, input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups,
             self.dilation, self.activation,
         )  # fmt: skip
@@ -251,10 +277,10 @@ class DeformConv2d(Routed):
                 f"offset_groups={offset_groups}"
             )
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size = _tuple("kernel_size", kernel_size, 2)
-        self.stride = _tuple("stride", stride, 2)
-        self.padding = _tuple("padding", padding, 2)
-        self.dilation = _tuple("dilation", dilation, 2)
+        self.kernel_size = per_dimension("kernel_size", kernel_size, 2)
+        self.stride = per_dimension("stride", stride, 2)
+        self.padding = per_dimension("padding", padding, 2)
+        self.dilation = per_dimension("dilation", dilation, 2)
         self.offset_groups = offset_groups
         made = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size, **made))
@@ -289,7 +315,7 @@ class DeformConv2d(Routed):
             mask = mask.sigmoid()
         elif offset is None:
             raise TypeError("DeformConv2d without predict=True takes an offset: forward(input, offset, mask=None)")
-        return _deform_arguments(
+        return deform_arguments(
             2, input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask
         )
 

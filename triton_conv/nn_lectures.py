@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import functional, lectures
+from . import lectures
+from .arguments import flat_padding, per_dimension
 from .errors import ArgumentError
 from .geometry import ConvGeometry
 from .problem_lectures import local_weight_strides
@@ -94,7 +95,7 @@ class _Separable(nn.Module):
         mid_activation: str | None = None,
     ) -> None:
         super().__init__()
-        kernel = functional._tuple("kernel_size", kernel_size, self.rank)
+        kernel = per_dimension("kernel_size", kernel_size, self.rank)
         middle = in_channels * depth_multiplier
         self.stride, self.padding, self.dilation = stride, padding, dilation
         self.activation, self.mid_activation = activation, mid_activation
@@ -219,15 +220,15 @@ class _Local(nn.Module):
     ) -> None:
         super().__init__()
         rank = self.rank
-        size = functional._tuple("input_size", input_size, rank)
-        kernel = functional._tuple("kernel_size", kernel_size, rank)
+        size = per_dimension("input_size", input_size, rank)
+        kernel = per_dimension("kernel_size", kernel_size, rank)
         if groups < 1 or in_channels % groups:
             raise ArgumentError(f"groups: {groups} groups do not divide in_channels={in_channels}")
         filters = (out_channels, in_channels // groups, *kernel)
         one = torch.empty(filters, device="meta")
-        stride = functional._tuple("stride", stride, rank)
-        dilation = functional._tuple("dilation", dilation, rank)
-        flat = functional._flat_padding(padding, rank, stride, one, dilation)
+        stride = per_dimension("stride", stride, rank)
+        dilation = per_dimension("dilation", dilation, rank)
+        flat = flat_padding(padding, rank, stride, one, dilation)
         pads = [(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)]
         geometry = ConvGeometry.of((1, in_channels, *size), filters, stride, pads, dilation, groups)
         out = geometry.out_size[3 - rank :]

@@ -19,7 +19,8 @@ from . import target as targets
 from .dispatch import Plan, plan
 from .errors import ArgumentError, CaptureError
 from .geometry import ConvGeometry, TensorMeta, check_bias, check_tensors
-from .problem import Problem, WeightGradientProblem, channels_last_like, dense_strides, five
+from .layout import channels_last_like, dense_strides, five
+from .problem import Problem, WeightGradientProblem
 
 _cudnn: Any = torch.backends.cudnn  # its `conv` is made at run time, unknown to type checkers
 

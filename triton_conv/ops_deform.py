@@ -15,8 +15,9 @@ from . import target as targets
 from .deform_geometry import forward_geometry, input_gradient_geometry, weight_gradient_geometry
 from .dispatch import Plan, plan
 from .geometry import TensorMeta
+from .layout import dense_like, five
 from .ops import cached, conv_precision, meta
-from .problem import DeformInputGradientProblem, DeformProblem, DeformWeightGradientProblem, dense_like, five
+from .problem import DeformInputGradientProblem, DeformProblem, DeformWeightGradientProblem
 
 ops.library.define(
     "deform_conv(Tensor input, Tensor offset, Tensor? mask, Tensor weight, Tensor? bias, SymInt[] stride, "

@@ -13,8 +13,8 @@ from . import ops
 from .dispatch import Plan, plan
 from .errors import ArgumentError
 from .geometry import TensorMeta, check_bias, check_tensors
+from .layout import channels_last_like, dense_strides, five
 from .ops import cached, meta
-from .problem import channels_last_like, dense_strides, five
 from .problem_lectures import SeparableProblem, ShuffleProblem
 
 ops.library.define(

@@ -12,9 +12,9 @@ from . import target as targets
 from .dispatch import Plan, plan
 from .errors import ArgumentError
 from .geometry import ConvGeometry, TensorMeta, check_tensors, triple
+from .layout import channels_last_like, dense_strides, five
 from .ops import cached, conv_precision, meta, pairs
 from .ops_fused import register_planned
-from .problem import channels_last_like, dense_strides, five
 from .problem_lectures import (
     LocalInputGradientProblem,
     LocalProblem,

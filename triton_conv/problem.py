@@ -14,55 +14,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from .geometry import ConvGeometry
-
-Strides = tuple[int, int, int, int, int]
+from .layout import Strides, dense_like, dense_strides, five
 
 INT32_LIMIT = 2**31 - 1
 # Triton knows an integer argument's divisibility by 16 at most; more would say nothing new.
 VECTOR_LIMIT = 16
 # Output pixels (of a phase) from which a copy of the weight pays: as many read each weight from L2 anew, in tiles.
 _PIXELS_WORTH_PACKING = 256
-
-
-def five(strides: Sequence[int]) -> Strides:
-    """Strides of an `(N, C, *size)` tensor of rank 1 to 3, with 0 for the missing dimensions."""
-    n, c, *spatial = strides
-    d, h, w = (0,) * (3 - len(spatial)) + tuple(spatial)
-    return n, c, d, h, w
-
-
-def channels_last_like(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether torch would call these strides channels_last (2-D) or channels_last_3d; never for one dimension."""
-    rank = len(shape) - 2
-    if rank < 2:
-        return False
-    order = (1, *range(rank + 1, 1, -1), 0)
-    least = 0
-    if strides[1] == 0:
-        return False
-    for dim in order:
-        if shape[dim] == 0 or strides[dim] < least:
-            return False
-        # N111 tensors are ambiguous; torch takes them for contiguous.
-        if dim == 0 and least == strides[1]:
-            return False
-        least = strides[dim] * max(shape[dim], 1)
-    return True
-
-
-def dense_strides(shape: Sequence[int], channels_last: bool) -> tuple[int, ...]:
-    """Strides of a dense tensor in one of torch's two memory formats."""
-    order = (0, *range(2, len(shape)), 1) if channels_last else tuple(range(len(shape)))
-    strides, step = [0] * len(shape), 1
-    for dim in reversed(order):
-        strides[dim] = step
-        step *= max(shape[dim], 1)
-    return tuple(strides)
-
-
-def dense_like(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
-    """Strides of a dense tensor in the memory format that these strides have."""
-    return dense_strides(shape, channels_last_like(shape, strides))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from .geometry import ConvGeometry, Triple
-from .problem import INT32_LIMIT, Problem, channels_last_like, dense_strides, vector_of
+from .layout import channels_last_like, dense_strides
+from .problem import INT32_LIMIT, Problem, vector_of
 
 
 @dataclass(frozen=True)

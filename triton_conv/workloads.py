@@ -17,8 +17,9 @@ import torch
 
 from . import functional, lectures
 from .errors import WorkloadError
+from .layout import dense_strides
 from .ops_fused import Chain
-from .problem import Problem, dense_strides
+from .problem import Problem
 from .problem_lectures import local_weight_strides
 from .recording import record
 

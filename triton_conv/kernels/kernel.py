@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 
 from ..errors import ConfigError
-from ..problem import DeformProblem, Problem, dense_strides
+from ..layout import dense_strides
+from ..problem import DeformProblem, Problem
 from ..target import Target
 
 _ACCUMULATOR = {torch.float64: tl.float64}

@@ -1,0 +1,48 @@
+"""Strides of tensors, in elements: torch's two memory formats, and tensors of any rank as if of three dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Strides = tuple[int, int, int, int, int]
+
+
+def five(strides: Sequence[int]) -> Strides:
+    """Strides of an `(N, C, *size)` tensor of rank 1 to 3, with 0 for the missing dimensions."""
+    n, c, *spatial = strides
+    d, h, w = (0,) * (3 - len(spatial)) + tuple(spatial)
+    return n, c, d, h, w
+
+
+def channels_last_like(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether torch would call these strides channels_last (2-D) or channels_last_3d; never for one dimension."""
+    rank = len(shape) - 2
+    if rank < 2:
+        return False
+    order = (1, *range(rank + 1, 1, -1), 0)
+    least = 0
+    if strides[1] == 0:
+        return False
+    for dim in order:
+        if shape[dim] == 0 or strides[dim] < least:
+            return False
+        # N111 tensors are ambiguous; torch takes them for contiguous.
+        if dim == 0 and least == strides[1]:
+            return False
+        least = strides[dim] * max(shape[dim], 1)
+    return True
+
+
+def dense_strides(shape: Sequence[int], channels_last: bool) -> tuple[int, ...]:
+    """Strides of a dense tensor in one of torch's two memory formats."""
+    order = (0, *range(2, len(shape)), 1) if channels_last else tuple(range(len(shape)))
+    strides, step = [0] * len(shape), 1
+    for dim in reversed(order):
+        strides[dim] = step
+        step *= max(shape[dim], 1)
+    return tuple(strides)
+
+
+def dense_like(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """Strides of a dense tensor in the memory format that these strides have."""
+    return dense_strides(shape, channels_last_like(shape, strides))
