@@ -166,12 +166,13 @@ def _factors(speedup: Callable[[bool], float | None]) -> str:
 
 def tuning(run: Run, deadline: Deadline) -> Report:
     """Tunes the flagships, both gradients included, those that stand worst first; trials of the same code are kept."""
+    from triton_conv.autotune.lab import DeviceLab
     from triton_conv.autotune.tune import tune
 
     workloads = sorted(run.flagships + run.gradients, key=_standing(run))
     seconds = min(deadline.left, _REHEARSAL_TUNING) if run.rehearse else deadline.left
     outcomes = tune(
-        workloads, seconds=seconds, device=run.device, timer=run.timer(), folder=run.out / "autotune_configs",
+        workloads, seconds=seconds, lab=DeviceLab(run.device, run.timer()), folder=run.out / "autotune_configs",
         journal=run.out / TRIALS, report=run.say,
     )  # fmt: skip
     found = {outcome.workload: _plain(asdict(outcome)) for outcome in outcomes}

@@ -9,6 +9,7 @@ import torch
 
 from triton_conv import configs, dispatch, ops, workloads
 from triton_conv.autotune import tune as tuning
+from triton_conv.autotune.lab import DeviceLab
 from triton_conv.autotune.measure import RehearsalTimer, Timing
 from triton_conv.autotune.space import SPACES, candidates
 from triton_conv.defaults import default_tile
@@ -35,7 +36,7 @@ def home(tmp_path, monkeypatch):
 def run(*selected, seconds=6.0, timer=None, journal=None):
     lines = []
     outcomes = tuning.tune(
-        selected, seconds=seconds, device=CPU, timer=timer or RehearsalTimer(), folder=configs.user_folder(),
+        selected, seconds=seconds, lab=DeviceLab(CPU, timer or RehearsalTimer()), folder=configs.user_folder(),
         journal=journal, report=lines.append,
     )  # fmt: skip
     return outcomes, lines

@@ -47,8 +47,9 @@ def forget_plans() -> None:
     """Drops every cached plan, for callers that changed the tile configurations on disk."""
     from . import configs
 
-    for cache in (*_caches, configs.entries):
+    for cache in _caches:
         cache.cache_clear()
+    configs.forget()
 
 
 def conv_precision(dtype: torch.dtype) -> str:

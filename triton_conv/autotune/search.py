@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..dispatch import forms
@@ -32,11 +32,22 @@ class Candidate:
 
 
 class Search:
-    """The candidates of one problem, round by round; `times` holds what was measured, in microseconds."""
+    """The candidates of one problem, round by round; `times` holds what was measured, in microseconds.
 
-    def __init__(self, problem: Problem, target: Target) -> None:
+    `spaces` are the tiles to choose from, the default first, where not all of a kernel's can be measured; `seeds` what
+    won elsewhere, tried right after the defaults.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        target: Target,
+        spaces: Mapping[str, Sequence[Tile]] | None = None,
+        seeds: Sequence[Candidate] = (),
+    ) -> None:
         self._problem, self._target = problem, target
-        self._spaces = {kernel.name: candidates(kernel.name, problem, target) for kernel in forms(problem)[0]}
+        self._spaces = spaces or {kernel.name: candidates(kernel.name, problem, target) for kernel in forms(problem)[0]}
+        self._seeds = [seed for seed in seeds if seed.tile in self._spaces.get(seed.kernel, ())]
         self.defaults = [Candidate(name, tiles[0]) for name, tiles in self._spaces.items() if tiles]
         self.times: dict[Candidate, float] = {}
         self._given: set[Candidate] = set()
@@ -54,7 +65,8 @@ class Search:
         seen = {candidate.kernel for candidate in self._given}
         new = [name for name in self._spaces if name not in seen]
         # Whatever earlier runs tried, the winner is compared with today's default.
-        found = [default for default in self.defaults if default not in self._given]
+        likely = dict.fromkeys((*self.defaults, *self._seeds))
+        found = [candidate for candidate in likely if candidate not in self._given]
         for name in new:
             # The preferred form's in earnest; of the others enough to see whether they are as fast.
             found += self._opening(name, _OPENING if name == self.defaults[0].kernel else _GLANCE, set(found))
