@@ -51,9 +51,7 @@ class Place:
         """Weighted doublings between two problems; infinite between two kinds."""
         if self.kind != other.kind:
             return math.inf
-        squares = (
-            (w * (a - b)) ** 2 for w, a, b in zip(WEIGHTS.values(), self.numbers, other.numbers, strict=True)
-        )
+        squares = ((w * (a - b)) ** 2 for w, a, b in zip(WEIGHTS.values(), self.numbers, other.numbers, strict=True))
         return math.sqrt(sum(squares))
 
 

@@ -103,6 +103,13 @@ class Race:
     def best_us(self) -> float:
         return min(self._search.times.values(), default=math.inf) if self._search else math.inf
 
+    @property
+    def standing(self) -> str:
+        """The best so far against the default, in a few words."""
+        default = self._search.times.get(self._search.defaults[0], math.nan) if self._search else math.nan
+        failed = f", {self._failures.total()} failed" if self._failures else ""
+        return f"{self.workload.title} {self.best_us:.1f} us, default {default:.1f}{failed}"
+
     def trial(self, candidate: Candidate, error: str, seconds: float) -> None:
         """Judges one candidate within `seconds`, which compiled with `error` or without one, and writes it down."""
         assert self._search is not None and self._bench is not None

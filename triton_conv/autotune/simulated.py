@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
+from ..defaults import default_tile
 from ..dispatch import forms
 from ..errors import DeviceError
 from ..kernels import KERNELS
@@ -215,11 +216,11 @@ def _model(problem: Problem, candidate: Candidate, target: Target, seed: int) ->
         depth = 1 + 0.02 * (math.log2(k) - 5.5) ** 2
         reuse = max(1.0, loads / floor) * depth
     else:
-        # Each size has a best value, another one for other widths of the problem.
+        # Each size has a best value: about where the rules have it, a step or two beside.
+        default = default_tile(candidate.kernel, problem, target).asdict()
         for name, value in sizes.items():
-            width = math.log2(max(g.out_size[2], 2)) if name != "BLOCK_C" else math.log2(max(g.c_out, 2))
-            best = 0.35 * width + 2.5 * _uniform(seed, candidate.kernel, name)
-            reuse *= 1 + 0.03 * min((math.log2(max(value, 1)) - best) ** 2, 16)
+            best = math.log2(max(default[name], 1)) + 1.2 * _normal(seed, candidate.kernel, name)
+            reuse *= 1 + 0.05 * min((math.log2(max(value, 1)) - best) ** 2, 16)
     form = 1.0 + 0.8 * _uniform(seed, "form", candidate.kernel)
     return 5.0 + floor * form * idle * spilled * reuse / hidden
 

@@ -53,6 +53,26 @@ def store_entry(folder: Path, kernel: str, target: Target, problem: Problem, ent
         return file.write(folder)
 
 
+def merge_file(folder: Path, new: ConfigFile) -> int:
+    """Puts a file's winners into a store, where they are faster or the first of their problem; how many were.
+
+    A file of older kernel code there is replaced; a broken one raises `ConfigError`.
+    """
+    path = new.path(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path.parent / _LOCK):
+        file = ConfigFile(new.kernel, new.target, dict(new.environment))
+        if path.is_file():
+            with contextlib.suppress(StaleConfigError):
+                file = read(path, KERNELS[new.kernel], new.target)
+        known = file.entries
+        taken = {k: e for k, e in new.entries.items() if k not in known or e.time_us < known[k].time_us}
+        file.entries |= taken
+        file.portfolio = new.portfolio or file.portfolio
+        file.write(folder)
+    return len(taken)
+
+
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     lock = FileLock(path)

@@ -17,7 +17,6 @@ from ..problem import DeformInputGradientProblem
 from ..workloads import WEIGHT_GRADIENT, Workload, differentiated
 from .expected import expect
 
-
 # Elements before and after an output that no kernel may write: a row or two of a tile, and a multiple of any alignment.
 _GUARD = 4096
 

@@ -12,22 +12,17 @@ import heapq
 import math
 import os
 import queue
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import ops
-from .. import target as targets
-from ..aot import Compiled, Job, Pool, WarmJob, compile_all
-from ..dispatch import choose_kernel
-from ..problem import Problem
+from ..aot import Compiled, Pool, WarmJob
 from ..workloads import Workload
 from .journal import Journal
 from .lab import Lab, OutOfTimeError
 from .race import Outcome, Race
 from .search import Candidate
-from .space import candidates
 
 Report = Callable[[str], None]
 Watch = Callable[[Race, Candidate], None]
@@ -153,23 +148,3 @@ def describe(outcome: Outcome) -> str:
         f"{outcome.workload}: {outcome.time_us:.1f} us [{outcome.interval_us[0]:.1f}, {outcome.interval_us[1]:.1f}], "
         f"{outcome.gain:.2f}x the default, {outcome.trials} tiles tried{failures}; {outcome.kernel} {outcome.tile}"
     )
-
-
-def survivors(problem: Problem, target: targets.Target, seconds: float) -> tuple[list[Any], int]:
-    """Candidates that compile for a target without a spill, and how many were compiled, until the time is up.
-
-    The part of tuning that needs no device; nearest to the default first.
-    """
-    name = choose_kernel(problem)[0].name
-    stop = time.monotonic() + seconds
-    tiles = candidates(name, problem, target)
-    alive, compiled = [], 0
-    batch = 16
-    for start in range(0, len(tiles), batch):
-        if compiled and time.monotonic() > stop:
-            break
-        jobs = [Job(name, problem, tile, target) for tile in tiles[start : start + batch]]
-        rows = sorted(compile_all(jobs))
-        compiled += len(rows)
-        alive += [(jobs[index].tile, row) for index, row in rows if not row.error and not row.spill_bytes]
-    return alive, compiled
