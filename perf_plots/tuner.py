@@ -1,8 +1,8 @@
 """What the tuner is worth, in figures: `python -m perf_plots.tuner --out FILE`, no GPU needed.
 
-Regret of the search on simulated tables and on recorded trials, beside random search and a plain top-k; of portfolios on
-problems left out; what the shared-memory formula misses over real compiles (`--compiles N` an architecture); look-ups;
-how far runs pass their budget. A figure says on what it was computed; simulated tables are no measurement.
+Regret of the search on simulated tables and on recorded trials, beside random search and a plain top-k; of portfolios
+on problems left out; what the shared-memory formula misses over real compiles (`--compiles N` an architecture);
+look-ups; how far runs pass their budget. A figure says on what it was computed; simulated tables are no measurement.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def look_ups(entries: int = 1000) -> dict[str, float]:
         entry = Entry(tile, 1.0, (1.0, 1.0), 1.0, 1e-3, 1)
         rows = {problem.describe().replace("n8 ", f"n{8 + i} ", 1): entry for i in range(entries)}
         ConfigFile("implicit_gemm", target, environment(), rows).write(Path(folder))
-        before, configs.FOLDERS = configs.FOLDERS, (("user tuned", lambda: Path(folder)),)
+        before, configs.FOLDERS = configs.FOLDERS, (("user tuned", lambda: Path(folder)), configs.FOLDERS[1])
         first = []
         try:
             for _ in range(20):

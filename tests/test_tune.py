@@ -1,7 +1,6 @@
 """The tuner on a machine without a GPU: real kernels in the interpreter, real files, made-up times."""
 
 import json
-import math
 from dataclasses import replace
 
 import pytest
@@ -144,11 +143,3 @@ def test_the_interval_of_a_median_is_from_order_statistics():
     assert timing.median == 49.5
     assert timing.interval == (40.0, 59.0)
     assert Timing((3.0, 1.0, 2.0)).interval == (1.0, 3.0), "too few samples to leave any out"
-
-
-@pytest.mark.slow
-def test_survivors_without_a_gpu():
-    alive, compiled = tuning.survivors(small("dw3d").problem(), KNOWN["sm_90"], seconds=0.0)
-    assert 0 < len(alive) <= compiled == 16
-    assert all(not row.spill_bytes and not row.error for _, row in alive)
-    assert not math.isnan(alive[0][1].occupancy)

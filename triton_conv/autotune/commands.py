@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .. import configs, dispatch, target
+from .. import configs, dispatch, ops, target
 from ..errors import DeviceError, StoreError, WorkloadError
 from ..workloads import Workload
 from . import journal, store, upkeep
@@ -96,10 +96,12 @@ def _store_of(arguments: argparse.Namespace) -> Iterator[Path]:
         return
     before = configs.FOLDERS
     configs.FOLDERS = ((before[0][0], lambda: arguments.store), *before[1:])
+    ops.forget_plans()
     try:
         yield arguments.store
     finally:
         configs.FOLDERS = before
+        ops.forget_plans()
 
 
 # ---------------------------------------------------------------------------------------------------- without a device
