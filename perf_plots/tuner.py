@@ -24,7 +24,7 @@ from typing import Any
 from triton_conv import configs, dispatch
 from triton_conv.aot import Job, compile_all
 from triton_conv.autotune.lab import Trial
-from triton_conv.autotune.portfolio import leave_one_out, percentile, summary, won
+from triton_conv.autotune.portfolio import choose, leave_one_out, percentile, summary, won
 from triton_conv.autotune.replay import Table, read_trials, tables
 from triton_conv.autotune.search import Candidate, Search, cost_of
 from triton_conv.autotune.simulated import Simulation, table
@@ -87,6 +87,22 @@ def top_k(problem: Problem, target: Target, times: Times, seed: int) -> Fixed:
 STRATEGIES: dict[str, Strategy] = {"ours": ours, "random": at_random, "top-k": top_k}
 
 
+def seeded(cases: Sequence[tuple[Problem, Target, Times]]) -> Strategy:
+    """Ours, after a portfolio of all problems but the one that is searched."""
+    tables = {p.describe(): {c: Trial(t, 0.0) for c, t in times.items()} for p, _, times in cases}
+    costs = won(tables)
+
+    def strategy(problem: Problem, target: Target, times: Times, seed: int) -> Search:
+        others = {
+            kernel.name: {key: row for key, row in costs.get(kernel.name, {}).items() if key != problem.describe()}
+            for kernel in dispatch.forms(problem)[0]
+        }
+        seeds = [Candidate(name, tile) for name, rows in others.items() for tile in choose(rows)]
+        return Search(problem, target, spaces(problem, target, times), seeds)
+
+    return strategy
+
+
 def regrets(search: Any, times: Times, counts: Sequence[int], seed: int) -> list[float]:
     """Logarithm of the true time of what looks best after so many trials over the best of all."""
     noise, best, tried = random.Random(seed), min(times.values()), 0
@@ -106,7 +122,7 @@ def regrets(search: Any, times: Times, counts: Sequence[int], seed: int) -> list
 def search_figures(cases: Sequence[tuple[Problem, Target, Times]], counts: Sequence[int]) -> dict[str, Any]:
     """Regret of each strategy: geometric mean and 95th percentile over the cases, by trials."""
     figures: dict[str, Any] = {"cases": len(cases)}
-    for name, strategy in STRATEGIES.items():
+    for name, strategy in (STRATEGIES | {"ours, with the portfolio of the others": seeded(cases)}).items():
         rows = [regrets(strategy(p, goal, times, i), times, counts, i) for i, (p, goal, times) in enumerate(cases)]
         figures[name] = {
             str(count): {
@@ -118,13 +134,10 @@ def search_figures(cases: Sequence[tuple[Problem, Target, Times]], counts: Seque
     return figures
 
 
-def simulated_cases(seeds: int) -> list[tuple[Problem, Target, dict[Candidate, float]]]:
-    cases = []
-    for seed in range(1, seeds + 1):
-        simulation = Simulation(seed=seed)
-        for problem in _tunable().values():
-            cases.append((problem, simulation.target, table(problem, simulation)))
-    return cases
+def simulated_cases(seed: int) -> list[tuple[Problem, Target, dict[Candidate, float]]]:
+    """The exhaustive tables of all flagships and their gradients on one simulated device."""
+    simulation = Simulation(seed=seed)
+    return [(problem, simulation.target, table(problem, simulation)) for problem in _tunable().values()]
 
 
 def _tunable() -> dict[str, Problem]:
@@ -261,10 +274,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     keep("look-ups", look_ups())
     if options.seeds:
-        cases = simulated_cases(options.seeds)
-        keep("search, simulated tables", search_figures(cases, _TRIALS_SIMULATED))
-        whole = {p.describe(): {c: Trial(t, 0.0) for c, t in times.items()} for p, _, times in cases[: len(_tunable())]}
-        keep("portfolio, simulated tables", portfolio_figures(whole, cases[0][1], 8.0))
+        for seed in range(1, options.seeds + 1):
+            cases = simulated_cases(seed)
+            keep(f"search, simulated tables, seed {seed}", search_figures(cases, _TRIALS_SIMULATED))
+            whole = {p.describe(): {c: Trial(t, 0.0) for c, t in times.items()} for p, _, times in cases}
+            keep(f"portfolio, simulated tables, seed {seed}", portfolio_figures(whole, cases[0][1], 8.0))
     if options.trials:
         recorded, target, known = recorded_tables(options.trials), KNOWN["sm_90"], _tunable()
         times = {key: {c: t.time_us for c, t in found.items() if not t.failure} for key, found in recorded.items()}

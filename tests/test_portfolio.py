@@ -195,6 +195,15 @@ def test_a_tile_that_does_not_fit_is_passed_over(folders):
     assert "passed over shipped portfolio" in made.notes[0]
 
 
+def test_a_tile_that_leaves_the_machine_idle_is_passed_over(folders):
+    written(folders["shipped"], replace(A, BLOCK_M=256, BLOCK_N=256, num_warps=16))
+    small = replace(FLAGSHIP, input=(1, 512, 65, 65))
+    assert planned().source == "shipped portfolio"
+    made = planned(small)
+    assert made.source == "analytic default"
+    assert "34 programs leave some of 132 multiprocessors idle" in made.notes[0]
+
+
 def test_a_sibling_answers_where_the_device_itself_has_nothing(folders):
     sibling = replace(TARGET, name="H200")
     entry = Entry(C, 1.0, (1.0, 1.0), 1.0, 1e-3, 1)

@@ -200,7 +200,7 @@ def _choose_tile(
     key = problem.describe()
     notes: list[str] = []
     for kernel, tile, source, like in _ladder(suited, problem, target, key):
-        reason = tile.unfit(problem, target)
+        reason = tile.unfit(problem, target) or (_idle(kernel, tile, problem, target) if like else None)
         if reason is None:
             return kernel, tile, source, [*notes, like] if like else notes
         notes.append(f"passed over {source} of {kernel.name} ({tile}): {reason}")
@@ -225,6 +225,15 @@ def _ladder(suited: list[Kernel], problem: Problem, target: Target, key: str) ->
         yield kernel, default_tile(kernel.name, problem, target), "analytic default", ""
     for kernel in reversed(suited):
         yield kernel, kernel.safe_tile, "safe", ""
+
+
+def _idle(kernel: Kernel, tile: Tile, problem: Problem, target: Target) -> str | None:
+    """Why a tile that suits a near problem would leave multiprocessors idle on this one, or None."""
+    programs = kernel.grid(problem, tile)
+    default = default_tile(kernel.name, problem, target)
+    if programs >= target.sms or kernel.grid(problem, default) <= programs:
+        return None
+    return f"{programs} programs leave some of {target.sms} multiprocessors idle"
 
 
 def _exact(files: list[tuple[Kernel, configs.ConfigFile]], key: str, source: str) -> list[_Rung]:

@@ -19,7 +19,7 @@ from .replay import Table
 _UNKNOWN = math.log(2.0)
 # Less than this part of a thousand that another tile would win, summed over all problems, is noise.
 _LEAST_GAIN = 0.005
-_RADII = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+_RADII = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 # Answers that must have been judged before a portfolio is believed.
 _LEAST_JUDGED = 3
 
