@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ..aot import WarmJob
 from ..configs import Entry, portfolio_tiles
 from ..dispatch import forms, plan
 from ..errors import ConfigError
+from ..portfolio import Place, place
 from ..workloads import Workload
 from .journal import Journal
 from .lab import Bench, Lab, Trial, first_line
@@ -82,9 +84,20 @@ class Race:
         made = plan(self.workload.problem(), self._lab.target)
         return WarmJob(made.kernel.name, made.problem, made.tile, made.target)
 
-    def round(self) -> list[Candidate]:
-        """The next candidates, none that would pass the most trials of a workload."""
-        assert self._search is not None
+    @property
+    def leader(self) -> tuple[Place, Candidate] | None:
+        """The fastest so far, and of what problem it is."""
+        if self._search is None or self._bench is None or not self._search.times:
+            return None
+        times = self._search.times
+        return place(self._bench.problem.describe()), min(times, key=lambda candidate: times[candidate])
+
+    def round(self, others: Sequence[tuple[Place, Candidate]] = ()) -> list[Candidate]:
+        """The next candidates, none that would pass the most trials of a workload; `others` lead other races."""
+        assert self._search is not None and self._bench is not None
+        here = place(self._bench.problem.describe())
+        near = sorted((other for other in others if other[0].kind == here.kind), key=lambda o: here.distance(o[0]))
+        self._search.suggest([candidate for _, candidate in near])
         found = [] if self._trials >= self._most_trials else self._search.round()
         self.pending = len(found)
         return found

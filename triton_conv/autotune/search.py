@@ -16,6 +16,8 @@ from .surrogate import Surrogate
 # On simulated tables rounds of 6 leave half the regret of rounds of 32 (after 32 trials 4% against 9), and of more
 # candidates than that the opening is worth no more.
 _OPENING, _ROUND = 6, 6
+# Tiles that won on another problem of the same run, at most so many a round: they are good bets, not certain ones.
+_SUGGESTIONS = 3
 # A tile that failed counts as so many times slower than the slowest that did not: its neighbours are no good bet.
 _FAILED = 3.0
 # Microseconds for loads to come back from L2 or beyond, and bytes a microsecond that L2 gives one multiprocessor
@@ -65,6 +67,12 @@ class Search:
         self._given.add(candidate)
         if time_us is not None:
             self.times[candidate] = time_us
+
+    def suggest(self, candidates: Sequence[Candidate]) -> None:
+        """Takes note of what is fastest on other problems, the likeliest first, for the next round."""
+        known = self._given.union(self._seeds)
+        new = [c for c in dict.fromkeys(candidates) if c not in known and c.tile in self._spaces.get(c.kernel, ())]
+        self._seeds = [*self._seeds, *new[:_SUGGESTIONS]]
 
     def round(self) -> list[Candidate]:
         """The next candidates to try; empty when none is left."""

@@ -84,7 +84,8 @@ def _run(
     rounds = [0] * len(races)
 
     def deal(index: int) -> None:
-        for position, candidate in enumerate(races[index].round()):
+        leaders = [race.leader for race in races if race is not races[index]]
+        for position, candidate in enumerate(races[index].round([leader for leader in leaders if leader])):
             # The first of every race before the second of any.
             pool.submit((index, candidate), races[index].job(candidate), (rounds[index], position, index))
         rounds[index] += 1
