@@ -34,7 +34,10 @@ Report = dict[str, Any]
 # Seconds: a busy machine takes half of them to set up seven workloads.
 _REHEARSAL_TUNING = 12.0
 # Files of tests that say nothing new on a device.
-_NO_DEVICE = ("cli", "configs", "errors", "geometry", "inspect", "perf_gpu", "perf_plots", "structure", "tune")
+_NO_DEVICE = (
+    "cli", "commands", "configs", "errors", "geometry", "inspect", "lab", "perf_gpu", "perf_plots", "portfolio",
+    "structure", "tune", "tuner_figures",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
