@@ -100,7 +100,7 @@ def test_resume_goes_on_and_repeats_nothing(tmp_path):
 
 def test_a_run_cut_anywhere_is_resumed_to_the_same_winner(tmp_path):
     """As after kill -9 at any byte: the journal ends where the process did."""
-    assert tuned(tmp_path / "whole", "--preset", "normal") == 0
+    assert tuned(tmp_path / "whole", device=DEVICE + ",noise=0") == 0
     goal = winners(tmp_path / "whole")
     content = (tmp_path / "whole" / PART / "trials.jsonl").read_bytes()
     draw = random.Random(0)
