@@ -34,7 +34,10 @@ Report = dict[str, Any]
 # Seconds: a busy machine takes half of them to set up seven workloads.
 _REHEARSAL_TUNING = 12.0
 # Files of tests that say nothing new on a device.
-_NO_DEVICE = ("cli", "configs", "errors", "geometry", "inspect", "perf_gpu", "perf_plots", "structure", "tune")
+_NO_DEVICE = (
+    "cli", "commands", "configs", "errors", "geometry", "inspect", "lab", "perf_gpu", "perf_plots", "portfolio",
+    "structure", "tune", "tuner_figures",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -176,12 +179,13 @@ def _factors(speedup: Callable[[bool], float | None]) -> str:
 
 def tuning(run: Run, deadline: Deadline) -> Report:
     """Tunes the flagships, both gradients included, those that stand worst first; trials of the same code are kept."""
+    from triton_conv.autotune.lab import DeviceLab
     from triton_conv.autotune.tune import tune
 
     workloads = sorted(run.flagships + run.gradients, key=_standing(run))
     seconds = min(deadline.left, _REHEARSAL_TUNING) if run.rehearse else deadline.left
     outcomes = tune(
-        workloads, seconds=seconds, device=run.device, timer=run.timer(), folder=run.out / "autotune_configs",
+        workloads, seconds=seconds, lab=DeviceLab(run.device, run.timer()), folder=run.out / "autotune_configs",
         journal=run.out / TRIALS, report=run.say,
     )  # fmt: skip
     found = {outcome.workload: _plain(asdict(outcome)) for outcome in outcomes}

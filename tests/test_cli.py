@@ -23,17 +23,17 @@ def test_plan_shows_kernel_tile_and_source(capsys):
         assert phrase in printed
 
 
-@no_gpu
-def test_tune_without_a_gpu_lists_what_compiles(tmp_path, capsys):
-    file = tmp_path / "survivors.json"
-    code = cli.main(["tune", "--workload", "dcgan_t2d", "--budget", "1", "--target", "sm_90", "--json", str(file)])
-    assert code == 0
-    printed = capsys.readouterr().out
-    assert "No GPU here: nothing is measured" in printed
-    assert "16 compiled" in printed
+@pytest.mark.slow
+def test_predict_shows_what_compiles(tmp_path, capsys):
+    file = tmp_path / "predicted.json"
+    arguments = ["--workload", "dcgan_t2d", "--target", "sm_90", "--top", "16", "--compile", "1", "--json", str(file)]
+    assert cli.main(["predict", *arguments]) == 0
+    assert "16 compiled" in capsys.readouterr().out
     content = json.loads(file.read_text())
     assert content["target"] == "sm_90"
-    assert content["workloads"][0]["survivors"][0]["spill_bytes"] == 0
+    compiled = [candidate["compiled"] for candidate in content["workloads"][0]["candidates"]]
+    assert all(row["error"] == "" and row["registers"] > 0 for row in compiled)
+    assert any(row["spill_bytes"] == 0 for row in compiled)
 
 
 @pytest.mark.parametrize(

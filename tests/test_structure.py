@@ -25,6 +25,7 @@ LAYERS = (
     "problem",
     "problem_lectures",
     "kernels",
+    "portfolio",
     "configs",
     "comparisons",
     "defaults",
@@ -122,7 +123,7 @@ sys.addaudithook(lambda event, arguments: opened.append(arguments[0]) if event =
 import triton_conv
 from triton_conv import configs, dispatch, kernels, ops
 assert not torch.cuda.is_initialized()
-assert configs.entries.cache_info().currsize == 0
+assert configs.files.cache_info().currsize == 0
 assert dispatch.plan.cache_info().currsize == 0
 assert not kernels.launches
 assert not [name for name in opened if str(name).endswith(".json")], opened

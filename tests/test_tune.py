@@ -1,7 +1,6 @@
 """The tuner on a machine without a GPU: real kernels in the interpreter, real files, made-up times."""
 
 import json
-import math
 from dataclasses import replace
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 
 from triton_conv import configs, dispatch, ops, workloads
 from triton_conv.autotune import tune as tuning
+from triton_conv.autotune.lab import DeviceLab
 from triton_conv.autotune.measure import RehearsalTimer, Timing
 from triton_conv.autotune.space import SPACES, candidates
 from triton_conv.defaults import default_tile
@@ -35,7 +35,7 @@ def home(tmp_path, monkeypatch):
 def run(*selected, seconds=6.0, timer=None, journal=None):
     lines = []
     outcomes = tuning.tune(
-        selected, seconds=seconds, device=CPU, timer=timer or RehearsalTimer(), folder=configs.user_folder(),
+        selected, seconds=seconds, lab=DeviceLab(CPU, timer or RehearsalTimer()), folder=configs.user_folder(),
         journal=journal, report=lines.append,
     )  # fmt: skip
     return outcomes, lines
@@ -143,11 +143,3 @@ def test_the_interval_of_a_median_is_from_order_statistics():
     assert timing.median == 49.5
     assert timing.interval == (40.0, 59.0)
     assert Timing((3.0, 1.0, 2.0)).interval == (1.0, 3.0), "too few samples to leave any out"
-
-
-@pytest.mark.slow
-def test_survivors_without_a_gpu():
-    alive, compiled = tuning.survivors(small("dw3d").problem(), KNOWN["sm_90"], seconds=0.0)
-    assert 0 < len(alive) <= compiled == 16
-    assert all(not row.spill_bytes and not row.error for _, row in alive)
-    assert not math.isnan(alive[0][1].occupancy)

@@ -249,11 +249,13 @@ class _Worker:
         environment = os.environ | {"TRITON_INTERPRET": "0"}
         root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
+        # A session of its own: Ctrl-C is for whoever gave it the job.
         return subprocess.Popen(
             [sys.executable, "-c", "from triton_conv.aot import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
+            start_new_session=True,
         )
 
     def kill(self) -> None:

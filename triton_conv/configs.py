@@ -1,5 +1,7 @@
 """Files of measured tiles: `<folder>/<vendor>-<arch>/<device>-<SMs>sm/<kernel>.json`.
 
+A file has entries, one for each problem that was measured, and may have a portfolio for all the others.
+
 A user's own folder is looked at before the one that ships with the package. A file that is broken, of another schema or
 of another device is reported once, skipped, and left as it is; so is an entry whose tile the kernel would not take. A
 file written for other kernel code is stale: reported, and not used.
@@ -17,12 +19,13 @@ import tempfile
 import textwrap
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, ConfigWarning, StaleConfigError
 from .kernels import KERNELS, Kernel, Tile
+from .portfolio import Portfolio
 from .target import Target
 
 SCHEMA = 1
@@ -42,12 +45,13 @@ class Entry:
 
 @dataclass
 class ConfigFile:
-    """All winners of one kernel on one device, by the problem's description."""
+    """All winners of one kernel on one device, by the problem's description, and the portfolio made of them."""
 
     kernel: str
     target: Target
     environment: Mapping[str, str] = field(default_factory=dict)
     entries: dict[str, Entry] = field(default_factory=dict)
+    portfolio: Portfolio | None = None
 
     def path(self, folder: Path) -> Path:
         return folder / self.target.config_folder / f"{self.kernel}.json"
@@ -56,7 +60,7 @@ class ConfigFile:
         """Writes atomically: a reader sees the old file or the new one, and a failure leaves the old one."""
         path = self.path(folder)
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = {
+        content: dict[str, Any] = {
             "schema": SCHEMA,
             "kernel": self.kernel,
             "kernel_hash": kernel_hash(self.kernel),
@@ -66,6 +70,8 @@ class ConfigFile:
                 key: asdict(entry) | {"tile": entry.tile.asdict()} for key, entry in sorted(self.entries.items())
             },
         }
+        if self.portfolio is not None:
+            content["portfolio"] = self.portfolio.asdict()
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
         try:
             with os.fdopen(handle, "w") as file:
@@ -122,8 +128,11 @@ def _reached(function: Any) -> dict[str, ast.AST]:
     return found
 
 
-def read(path: Path, kernel: Kernel, target: Target) -> ConfigFile:
-    """Reads and checks one file; raises `ConfigError` saying what is wrong with it."""
+def read(path: Path, kernel: Kernel, target: Target, sibling: bool = False) -> ConfigFile:
+    """Reads and checks one file; raises `ConfigError` saying what is wrong with it.
+
+    `sibling` takes a file of another device of the target's architecture.
+    """
     try:
         content: Any = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -133,6 +142,9 @@ def read(path: Path, kernel: Kernel, target: Target) -> ConfigFile:
             raise ConfigError(f"{path}: schema {content['schema']!r}, expected {SCHEMA}")
         if content["kernel"] != kernel.name:
             raise ConfigError(f"{path}: of kernel {content['kernel']!r}, expected {kernel.name!r}")
+        if sibling:
+            own = content["device"]
+            target = replace(target, name=own["name"], sms=own["sms"], shared_bytes=own["shared_bytes"])
         if content["device"] != _device(target):
             raise ConfigError(f"{path}: measured on {content['device']}, this is {_device(target)}")
         if content["kernel_hash"] != kernel_hash(kernel.name):
@@ -147,6 +159,8 @@ def read(path: Path, kernel: Kernel, target: Target) -> ConfigFile:
                 relative_error=float(raw["relative_error"]),
                 trials=int(raw["trials"]),
             )
+        if "portfolio" in content:
+            result.portfolio = Portfolio.read(content["portfolio"], kernel)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, ConfigError) and str(path) in str(error):
             raise
@@ -169,18 +183,51 @@ def shipped_folder() -> Path:
 
 FOLDERS = (("user tuned", user_folder), ("shipped exact", shipped_folder))
 SOURCES = tuple(source for source, _ in FOLDERS)
+PORTFOLIOS = {"user tuned": "user portfolio", "shipped exact": "shipped portfolio"}
+"""What a plan's source is called where the file of a source answers with its portfolio."""
 
 
 @functools.cache
-def entries(kernel: str, target: Target) -> tuple[tuple[str, dict[str, Entry]], ...]:
-    """(source, entries by problem description), best source first; each file is read, and complained of, once."""
+def files(kernel: str, target: Target) -> tuple[tuple[str, ConfigFile], ...]:
+    """(source, file) of a kernel on a device, best source first; each file is read, and complained of, once."""
     found = []
     for source, folder in FOLDERS:
         path = ConfigFile(kernel, target).path(folder())
         if not path.is_file():
             continue
         try:
-            found.append((source, read(path, KERNELS[kernel], target).entries))
+            found.append((source, read(path, KERNELS[kernel], target)))
         except ConfigError as error:
             warnings.warn(f"skipping a tile configuration file: {error}", ConfigWarning, stacklevel=2)
     return tuple(found)
+
+
+@functools.cache
+def siblings(kernel: str, target: Target) -> tuple[ConfigFile, ...]:
+    """Files of other devices of the same architecture, those of as many multiprocessors first.
+
+    They are hints: one that cannot be used is its own device's affair, and passed over in silence.
+    """
+    found = []
+    for _, folder in FOLDERS:
+        own = ConfigFile(kernel, target).path(folder())
+        for path in sorted(own.parent.parent.glob(f"*/{own.name}")):
+            if path == own:
+                continue
+            try:
+                found.append(read(path, KERNELS[kernel], target, sibling=True))
+            except ConfigError:
+                continue
+    return tuple(sorted(found, key=lambda file: abs(file.target.sms - target.sms)))
+
+
+def portfolio_tiles(kernel: str, target: Target) -> list[Tile]:
+    """The tiles of all portfolios that could answer for a kernel on a device."""
+    every = [file for _, file in files(kernel, target)] + list(siblings(kernel, target))
+    return list(dict.fromkeys(tile for file in every if file.portfolio for tile in file.portfolio.tiles.values()))
+
+
+def forget() -> None:
+    """Drops what was read, for callers that changed the files."""
+    files.cache_clear()
+    siblings.cache_clear()

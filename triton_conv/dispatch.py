@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,8 +68,9 @@ watchers: list[Watcher] = []
 class Plan:
     """What a call will launch: immutable, printable, made once for a problem and a target.
 
-    `source` says where the tile came from: "forced", "user tuned", "shipped exact", "analytic default" or "safe".
-    `reason` says why this kernel, `notes` what was passed over on the way to this tile.
+    `source` says where the tile came from: "forced", "user tuned", "shipped exact", "user portfolio", "shipped
+    portfolio", "sibling device", "analytic default" or "safe". `reason` says why this kernel, `notes` what was passed
+    over on the way to this tile, or which measured problem it is taken from.
     """
 
     problem: Problem
@@ -208,7 +209,9 @@ def plan(problem: Problem, target: Target, kernel: str | None = None, tile: Tile
 def _choose_tile(
     suited: list[Kernel], problem: Problem, target: Target, forced: Tile | None
 ) -> tuple[Kernel, Tile, str, list[str]]:
-    """The first (kernel, tile) that fits: measured ones, the fastest first, then defaults, then safe tiles."""
+    """The first (kernel, tile) that fits: measured on this problem, the fastest first; measured on a near one, or on
+    another device of the architecture; then defaults, then safe tiles.
+    """
     if forced is not None:
         kernel = suited[0]
         if not isinstance(forced, kernel.tile_type):
@@ -216,23 +219,60 @@ def _choose_tile(
         if reason := forced.unfit(problem, target):
             raise PlanError(f"tile: {forced} cannot run {problem.describe()} on {target.arch}: {reason}")
         return kernel, forced, "forced", []
-    measured: dict[str, list[tuple[float, Kernel, Tile]]] = {}
     key = problem.describe()
-    for kernel in suited:
-        for source, entries in configs.entries(kernel.name, target):
-            if key in entries:
-                measured.setdefault(source, []).append((entries[key].time_us, kernel, entries[key].tile))
-    candidates = [
-        (kernel, tile, source)
-        for source in configs.SOURCES
-        for _, kernel, tile in sorted(measured.get(source, []), key=lambda found: found[0])
-    ]
-    candidates += [(kernel, default_tile(kernel.name, problem, target), "analytic default") for kernel in suited]
-    candidates += [(kernel, kernel.safe_tile, "safe") for kernel in reversed(suited)]
     notes: list[str] = []
-    for kernel, tile, source in candidates:
-        reason = tile.unfit(problem, target)
+    for kernel, tile, source, like in _ladder(suited, problem, target, key):
+        reason = tile.unfit(problem, target) or (_idle(kernel, tile, problem, target) if like else None)
         if reason is None:
-            return kernel, tile, source, notes
+            return kernel, tile, source, [*notes, like] if like else notes
         notes.append(f"passed over {source} of {kernel.name} ({tile}): {reason}")
     raise PlanError(f"no tile fits {key} on {target.arch}: {'; '.join(notes)}")
+
+
+_Rung = tuple[Kernel, Tile, str, str]
+"""Kernel, tile, source, and the measured problem that it is taken from if that is another one."""
+
+
+def _ladder(suited: list[Kernel], problem: Problem, target: Target, key: str) -> Iterator[_Rung]:
+    files = [(source, kernel, file) for kernel in suited for source, file in configs.files(kernel.name, target)]
+    for source in configs.SOURCES:
+        yield from _exact([(kernel, file) for found, kernel, file in files if found == source], key, source)
+    for source in configs.SOURCES:
+        found = [(kernel, file) for found, kernel, file in files if found == source]
+        yield from _portfolios(found, key, configs.PORTFOLIOS[source])
+    others = [(kernel, file) for kernel in suited for file in configs.siblings(kernel.name, target)]
+    yield from _exact(others, key, "sibling device")
+    yield from _portfolios(others, key, "sibling device")
+    for kernel in suited:
+        yield kernel, default_tile(kernel.name, problem, target), "analytic default", ""
+    for kernel in reversed(suited):
+        yield kernel, kernel.safe_tile, "safe", ""
+
+
+def _idle(kernel: Kernel, tile: Tile, problem: Problem, target: Target) -> str | None:
+    """Why a tile that suits a near problem would leave multiprocessors idle on this one, or None."""
+    programs = kernel.grid(problem, tile)
+    default = default_tile(kernel.name, problem, target)
+    if programs >= target.sms or kernel.grid(problem, default) <= programs:
+        return None
+    return f"{programs} programs leave some of {target.sms} multiprocessors idle"
+
+
+def _exact(files: list[tuple[Kernel, configs.ConfigFile]], key: str, source: str) -> list[_Rung]:
+    """Entries of this very problem, the fastest form first; of several devices the nearest one's."""
+    found: dict[str, tuple[float, _Rung]] = {}
+    for kernel, file in files:
+        if (entry := file.entries.get(key)) is not None:
+            found.setdefault(kernel.name, (entry.time_us, (kernel, entry.tile, source, "")))
+    return [rung for _, rung in sorted(found.values(), key=lambda item: item[0])]
+
+
+def _portfolios(files: list[tuple[Kernel, configs.ConfigFile]], key: str, source: str) -> list[_Rung]:
+    """Answers of portfolios, the one from the nearest problem first."""
+    found: list[tuple[float, _Rung]] = []
+    for kernel, file in files:
+        if file.portfolio is not None and (answer := file.portfolio.nearest(key)) is not None:
+            distance, shape, tile = answer
+            like = f"as for {shape} ({file.target.name}), {distance:.2f} doublings away"
+            found.append((distance, (kernel, tile, source, like)))
+    return [rung for _, rung in sorted(found, key=lambda item: item[0])]

@@ -45,6 +45,14 @@ class StaleConfigError(ConfigError):
     """A file of tile configurations was measured with other kernel code."""
 
 
+class TrialsError(TritonConvError, ValueError):
+    """A journal of trials is missing or malformed."""
+
+
+class StoreError(TritonConvError, OSError):
+    """A store of tile configurations cannot be written, or another tuner is writing it."""
+
+
 class WorkloadError(TritonConvError, ValueError):
     """A workload, kernel or target name is not known."""
 

@@ -64,8 +64,9 @@ def forget_plans() -> None:
     """Drops every cached plan and choice, for callers that changed the files of configurations on disk."""
     from . import comparisons, configs
 
-    for cache in (*_caches, configs.entries, comparisons.entries):
+    for cache in (*_caches, comparisons.entries):
         cache.cache_clear()
+    configs.forget()
 
 
 def conv_precision(dtype: torch.dtype) -> str:

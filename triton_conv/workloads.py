@@ -50,6 +50,7 @@ class Workload:
     channels_last: bool = False
     offset_groups: int = 0
     mask: bool = False
+    bias: bool = False
     origin: str = ""
     part: str = FORWARD
     pointwise: int = 0
@@ -82,6 +83,9 @@ class Workload:
             tensors["pointwise_weight"] = draw((self.pointwise, mid, *(1,) * (len(self.weight) - 2)), mid**-0.5)
         else:
             tensors["weight"] = draw(self.weight, math.prod(self.weight[1:]) ** -0.5)
+        if self.bias:
+            channels = self.weight[1] * self.arguments.get("groups", 1) if self.transposed else self.weight[0]
+            tensors["bias"] = draw((channels,))
         if self.offset_groups:
             taps = self.weight[2] * self.weight[3]
             padding = self.arguments.get("padding", 0)
@@ -90,6 +94,10 @@ class Workload:
             if self.mask:
                 tensors["mask"] = draw((self.input[0], self.offset_groups * taps, *spatial)).sigmoid_()
         return tensors | dict(self.arguments)
+
+    @property
+    def transposed(self) -> bool:
+        return "transpose" in self.function
 
     def problem(self) -> Problem:
         """What planning sees of the convolution, without allocating it."""
@@ -135,7 +143,7 @@ class Workload:
         groups = self.arguments.get("groups", 1)
         few = min(groups, 4)
         outer, inner = min(self.weight[0] // groups, 4) * few, min(self.weight[1], 4)
-        channels = outer if "transpose" in self.function else inner * few
+        channels = outer if self.transposed else inner * few
         if self.offset_groups:
             channels = inner = outer = 2 * self.offset_groups
         arguments = dict(self.arguments) | ({"groups": few} if groups > 1 else {})
@@ -184,6 +192,8 @@ def output_gradient(shape: Sequence[int], dtype: torch.dtype, device: torch.devi
 
 
 def _strides(shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
+    if len(shape) == 1:
+        return (1,)
     if channels_last and len(shape) == 3:
         _, c, length = shape
         return c * length, 1, c

@@ -1,18 +1,25 @@
-"""Which candidates to try, and in which order: an opening of likely ones, then the neighbours of the best so far."""
+"""Which candidates to try, and in which order: an opening of likely ones, then what the trials so far speak for."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..dispatch import forms
 from ..kernels import KERNELS, Tile
 from ..problem import Problem
 from ..target import Target
-from .space import candidates, neighbours
+from .space import candidates
+from .surrogate import Surrogate
 
-_OPENING, _GLANCE, _ROUND, _LEADERS = 40, 4, 32, 3
+# On simulated tables rounds of 6 leave half the regret of rounds of 32 (after 32 trials 4% against 9), and of more
+# candidates than that the opening is worth no more.
+_OPENING, _ROUND = 6, 6
+# Tiles that won on another problem of the same run, at most so many a round: they are good bets, not certain ones.
+_SUGGESTIONS = 3
+# A tile that failed counts as so many times slower than the slowest that did not: its neighbours are no good bet.
+_FAILED = 3.0
 # Microseconds for loads to come back from L2 or beyond, and bytes a microsecond that L2 gives one multiprocessor
 # and memory all of them.
 _LATENCY, _L2_RATE, _MEMORY_RATE = 0.7, 40e3, 3e6
@@ -32,14 +39,28 @@ class Candidate:
 
 
 class Search:
-    """The candidates of one problem, round by round; `times` holds what was measured, in microseconds."""
+    """The candidates of one problem, round by round; `times` holds what was measured, in microseconds.
 
-    def __init__(self, problem: Problem, target: Target) -> None:
+    `spaces` are the tiles to choose from, the default first, where not all of a kernel's can be measured; `seeds` what
+    won elsewhere, tried right after the defaults.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        target: Target,
+        spaces: Mapping[str, Sequence[Tile]] | None = None,
+        seeds: Sequence[Candidate] = (),
+    ) -> None:
         self._problem, self._target = problem, target
-        self._spaces = {kernel.name: candidates(kernel.name, problem, target) for kernel in forms(problem, target)[0]}
+        self._spaces = spaces or {
+            kernel.name: candidates(kernel.name, problem, target) for kernel in forms(problem, target)[0]
+        }
+        self._seeds = [seed for seed in seeds if seed.tile in self._spaces.get(seed.kernel, ())]
         self.defaults = [Candidate(name, tiles[0]) for name, tiles in self._spaces.items() if tiles]
         self.times: dict[Candidate, float] = {}
         self._given: set[Candidate] = set()
+        self._surrogates: dict[str, Surrogate] = {}
 
     def known(self, candidate: Candidate, time_us: float | None = None) -> None:
         """Takes note of an earlier trial, which is not given out again."""
@@ -49,47 +70,64 @@ class Search:
         if time_us is not None:
             self.times[candidate] = time_us
 
+    def suggest(self, candidates: Sequence[Candidate]) -> None:
+        """Takes note of what is fastest on other problems, the likeliest first, for the next round."""
+        known = self._given.union(self._seeds)
+        new = [c for c in dict.fromkeys(candidates) if c not in known and c.tile in self._spaces.get(c.kernel, ())]
+        self._seeds = [*self._seeds, *new[:_SUGGESTIONS]]
+
     def round(self) -> list[Candidate]:
         """The next candidates to try; empty when none is left."""
-        seen = {candidate.kernel for candidate in self._given}
-        new = [name for name in self._spaces if name not in seen]
-        # Whatever earlier runs tried, the winner is compared with today's default.
-        found = [default for default in self.defaults if default not in self._given]
-        for name in new:
-            # The preferred form's in earnest; of the others enough to see whether they are as fast.
-            found += self._opening(name, _OPENING if name == self.defaults[0].kernel else _GLANCE, set(found))
-        found += [candidate for candidate in self._neighbours() if candidate not in found]
-        if len(found) < _ROUND // 4:
-            for name in self._spaces:
-                found += self._spread(name, _ROUND // len(self._spaces), set(found))
+        # Whatever earlier runs tried, the winner is compared with today's default. Of the other forms the default shows
+        # whether they are as fast.
+        likely = dict.fromkeys((*self.defaults, *self._seeds))
+        if not self._given and self.defaults:
+            likely |= dict.fromkeys(self._opening(self.defaults[0].kernel))
+        found = [candidate for candidate in likely if candidate not in self._given]
+        found += self._promising(max(0, _ROUND - len(found)), {*found, *self._given})
         self._given |= set(found)
         return found
 
-    def _opening(self, name: str, count: int, known: set[Candidate]) -> list[Candidate]:
-        """The likely ones by count of work, if that can be counted, and as many from everywhere."""
-        likely = []
-        if (cost := _cost(name, self._problem, self._target)) is not None:
-            ranked = sorted(self._spaces[name], key=cost)[: count // 2]
-            likely = [candidate for tile in ranked if (candidate := Candidate(name, tile)) not in known]
-        return likely + self._spread(name, count - len(likely), known | set(likely))
+    def likely(self, count: int) -> list[Candidate]:
+        """The first `count` candidates with no trial to go by, over all forms by count of work where there is one."""
+        found = dict.fromkeys((*self.defaults, *self._seeds))
+        name = self.defaults[0].kernel
+        cost = cost_of(name, self._problem, self._target)
+        tiles = sorted(self._spaces[name], key=cost) if cost else self._spaces[name]
+        found |= dict.fromkeys(Candidate(name, tile) for tile in tiles)
+        return list(found)[:count]
 
-    def _spread(self, name: str, count: int, known: set[Candidate]) -> list[Candidate]:
-        """Evenly from a form's candidates in the order of their distance from the default."""
-        known = known | self._given
-        left = [candidate for tile in self._spaces[name] if (candidate := Candidate(name, tile)) not in known]
-        return left[:: max(1, math.ceil(len(left) / max(1, count)))]
+    def _opening(self, name: str) -> list[Candidate]:
+        """The likely ones by count of work, if that can be counted; else some from everywhere."""
+        tiles = self._spaces[name]
+        if (cost := cost_of(name, self._problem, self._target)) is not None:
+            return [Candidate(name, tile) for tile in sorted(tiles, key=cost)[:_OPENING]]
+        return [Candidate(name, tile) for tile in tiles[:: math.ceil(len(tiles) / _OPENING)]]
 
-    def _neighbours(self) -> list[Candidate]:
-        found: dict[Candidate, None] = {}
-        for leader in sorted(self.times, key=lambda candidate: self.times[candidate])[:_LEADERS]:
-            for tile in neighbours(leader.tile, self._spaces[leader.kernel]):
-                candidate = Candidate(leader.kernel, tile)
-                if candidate not in self._given:
-                    found[candidate] = None
-        return list(found)[:_ROUND]
+    def _promising(self, count: int, given: set[Candidate]) -> list[Candidate]:
+        """The best bets among what was not given out, over all forms; without a trial to go by, the nearest ones."""
+        if not count:
+            return []
+        slow = math.log(_FAILED * max(self.times.values(), default=1.0))
+        found: list[tuple[float, Candidate]] = []
+        for name, tiles in self._spaces.items():
+            known = {c.tile: slow for c in self._given if c.kernel == name}
+            known |= {c.tile: math.log(time) for c, time in self.times.items() if c.kernel == name}
+            exclude = {c.tile for c in given if c.kernel == name}
+            bets = self._surrogate(name).promising(known, exclude)[:count]
+            bets = bets or [(slow, tile) for tile in tiles if tile not in exclude][:count]
+            found += [(bound, Candidate(name, tile)) for bound, tile in bets]
+        return [candidate for _, candidate in sorted(found, key=lambda bet: bet[0])[:count]]
+
+    def _surrogate(self, name: str) -> Surrogate:
+        if name not in self._surrogates:
+            tiles, cost = self._spaces[name], cost_of(name, self._problem, self._target)
+            prior = [math.log(cost(tile)) if cost else 0.0 for tile in tiles]
+            self._surrogates[name] = Surrogate(tiles, prior)
+        return self._surrogates[name]
 
 
-def _cost(name: str, problem: Problem, target: Target) -> Callable[[Tile], float] | None:
+def cost_of(name: str, problem: Problem, target: Target) -> Callable[[Tile], float] | None:
     """Microseconds that a tile of a matrix product would take by count, to rank by; None for other kernels."""
     kernel, g = KERNELS[name], problem.geometry
     if not {"BLOCK_M", "BLOCK_N", "BLOCK_K"} <= set(kernel.safe_tile.sizes()):

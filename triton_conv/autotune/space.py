@@ -142,22 +142,13 @@ def candidates(kernel: str, problem: Problem, target: Target) -> list[Tile]:
     tiles = {default: 0.0}
     for values in itertools.product(*space.values()):
         tile = KERNELS[kernel].tile_type(**dict(zip(space, values, strict=True)))
-        if tile not in tiles and _worthwhile(tile, problem) and tile.unfit(problem, target) is None:
+        if tile not in tiles and worthwhile(tile, problem) and tile.unfit(problem, target) is None:
             tiles[tile] = _distance(tile, default)
     # Ties in the order of the values: the same list everywhere.
     return sorted(tiles, key=lambda tile: (tiles[tile], tuple(tile.asdict().values())))
 
 
-def neighbours(tile: Tile, tiles: Sequence[Tile]) -> list[Tile]:
-    """Those of `tiles` that differ from `tile` in one parameter, by at most two steps or doublings."""
-    return [other for other in tiles if 0 < _distance(tile, other) <= 2 and _differences(tile, other) == 1]
-
-
-def _differences(tile: Tile, other: Tile) -> int:
-    return sum(a != b for a, b in zip(tile.asdict().values(), other.asdict().values(), strict=True))
-
-
-def _worthwhile(tile: Tile, problem: Problem) -> bool:
+def worthwhile(tile: Tile, problem: Problem) -> bool:
     """Whether no block is more than twice as large as the dimension it covers."""
     g, sizes = problem.geometry, tile.sizes()
     channels = max(g.c_in, g.c_out)

@@ -1,59 +1,62 @@
 """Finding the fastest right tile of a workload on the device at hand, within a budget of seconds.
 
-Every candidate is compared with a float64 reference before it is timed: outputs start as NaN, so that an element nobody
-wrote is an error too. A winner replaces the analytic default only if it beats it beyond both confidence intervals; the
-default is stored too where it stands, so that a slower form's entry cannot take its place.
+Every candidate is compared with a float64 reference before it is timed: outputs start as NaN between guard bands, so
+that an element nobody wrote, or somebody should not have, is an error too. A winner replaces the analytic default
+only if it beats it beyond both confidence intervals; the default is stored too where it stands, so that a slower form's
+entry cannot take its place.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 import os
 import queue
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import ops
-from .. import target as targets
 from ..aot import Compiled, Pool, WarmJob
-from ..dispatch import choose_kernel
-from ..problem import Problem
 from ..workloads import Workload
-from .measure import Timer
+from .journal import Journal
+from .lab import Lab, OutOfTimeError
 from .race import Outcome, Race
-from .space import candidates
+from .search import Candidate
 
 Report = Callable[[str], None]
+Watch = Callable[[Race, Candidate], None]
 
 # Cores left to this process while the others compile.
 _OWN_CORES = 2
+# Seconds between two looks at whether the user has had enough.
+_SLICE = 0.25
 
 
 def tune(
     workloads: Sequence[Workload],
     *,
     seconds: float,
-    device: torch.device,
-    timer: Timer,
+    lab: Lab,
     folder: Path,
     journal: Path | None = None,
+    most_trials: float = math.inf,
     report: Report = print,
+    watch: Watch = lambda race, candidate: None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> list[Outcome]:
     """Tunes each workload, all within `seconds`; winners are written to `folder` at the end.
 
     On a GPU every core compiles, round by round, while this process tries what is ready. Each trial is a line of the
-    file `journal`.
+    file `journal`. `watch` is called after each trial; the search ends early when `stopped` says so.
     """
-    stop = time.monotonic() + seconds
-    races = [Race(workload, device, timer, folder, journal) for workload in workloads]
-    pool = _NoPool() if device.type == "cpu" else Pool(max(1, len(os.sched_getaffinity(0)) - _OWN_CORES))
+    stop = lab.now() + seconds
+    trials = Journal(journal, lab.target)
+    races = [Race(workload, lab, folder, trials, most_trials) for workload in workloads]
+    pool = Pool(max(1, len(os.sched_getaffinity(0)) - _OWN_CORES)) if lab.compiles else _NoPool()
     spent = dict.fromkeys(("setting up", "trying", "waiting for the compiler"), 0.0)
     try:
-        _run(races, stop, pool, spent)
+        _run(races, lab, stop, pool, spent, watch, stopped)
     finally:
         pool.close()
     report("; ".join(f"{seconds:.0f} s {what}" for what, seconds in spent.items()))
@@ -68,12 +71,21 @@ def tune(
     return outcomes
 
 
-def _run(races: list[Race], stop: float, pool: Pool | _NoPool, spent: dict[str, float]) -> None:
+def _run(
+    races: list[Race],
+    lab: Lab,
+    stop: float,
+    pool: Pool | _NoPool,
+    spent: dict[str, float],
+    watch: Watch,
+    stopped: Callable[[], bool],
+) -> None:
     """Rounds of all races, the first of each before the second of any, until nothing is left or the time is up."""
     rounds = [0] * len(races)
 
     def deal(index: int) -> None:
-        for position, candidate in enumerate(races[index].round()):
+        leaders = [race.leader for race in races if race is not races[index]]
+        for position, candidate in enumerate(races[index].round([leader for leader in leaders if leader])):
             # The first of every race before the second of any.
             pool.submit((index, candidate), races[index].job(candidate), (rounds[index], position, index))
         rounds[index] += 1
@@ -81,29 +93,34 @@ def _run(races: list[Race], stop: float, pool: Pool | _NoPool, spent: dict[str, 
     # A race starts with a launch of the planned tile, which need not wait for the compiler then.
     for index, race in enumerate(races):
         pool.submit((index, None), race.planned_job(), (-1, 0, index))
-    while pool.waiting:
-        reserve = sum(race.final_seconds for race in races)
-        if time.monotonic() > stop - reserve:
+    while pool.waiting and not stopped():
+        left = stop - sum(race.final_seconds for race in races) - lab.now()
+        if left < 0:
             return
-        start = time.monotonic()
+        start = began = lab.now()
         try:
-            (index, candidate), compiled = pool.take(max(0.0, stop - reserve - start))
+            (index, candidate), compiled = pool.take(min(left, _SLICE))
         except queue.Empty:
-            return
-        spent["waiting for the compiler"] += time.monotonic() - start
-        race, start = races[index], time.monotonic()
+            continue
+        finally:
+            spent["waiting for the compiler"] += lab.now() - start
+        race, start = races[index], lab.now()
         if candidate is None:
             if race.start():
                 deal(index)
         else:
-            race.trial(candidate, compiled.error)
+            try:
+                race.trial(candidate, compiled.error, left - (lab.now() - began))
+            except OutOfTimeError:
+                return
+            watch(race, candidate)
             if race.pending == 0:
                 deal(index)
-        spent["trying" if candidate else "setting up"] += time.monotonic() - start
+        spent["trying" if candidate else "setting up"] += lab.now() - start
 
 
 class _NoPool:
-    """In the interpreter there is nothing to compile: jobs are done in order of priority."""
+    """Where there is nothing to compile: jobs are done in order of priority."""
 
     def __init__(self) -> None:
         self._jobs: list[tuple[tuple[int, ...], Any, WarmJob]] = []
@@ -132,25 +149,3 @@ def describe(outcome: Outcome) -> str:
         f"{outcome.workload}: {outcome.time_us:.1f} us [{outcome.interval_us[0]:.1f}, {outcome.interval_us[1]:.1f}], "
         f"{outcome.gain:.2f}x the default, {outcome.trials} tiles tried{failures}; {outcome.kernel} {outcome.tile}"
     )
-
-
-def survivors(problem: Problem, target: targets.Target, seconds: float) -> tuple[list[Any], int]:
-    """Candidates that compile for a target without a spill, and how many were compiled, until the time is up.
-
-    The part of tuning that needs no device; nearest to the default first.
-    """
-    from ..aot import Job, compile_all
-
-    name = choose_kernel(problem, target)[0].name
-    stop = time.monotonic() + seconds
-    tiles = candidates(name, problem, target)
-    alive, compiled = [], 0
-    batch = 16
-    for start in range(0, len(tiles), batch):
-        if compiled and time.monotonic() > stop:
-            break
-        jobs = [Job(name, problem, tile, target) for tile in tiles[start : start + batch]]
-        rows = sorted(compile_all(jobs))
-        compiled += len(rows)
-        alive += [(jobs[index].tile, row) for index, row in rows if not row.error and not row.spill_bytes]
-    return alive, compiled

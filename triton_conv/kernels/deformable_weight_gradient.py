@@ -125,6 +125,10 @@ class DeformableWeightGradientTile(Tile):
 
     def shared_bytes(self, problem: Problem) -> int:
         operands = dot_shared_bytes(self.BLOCK_M, self.BLOCK_N, self.BLOCK_K, self.num_stages, problem.itemsize)
+        if self.num_stages > 1:
+            # Two corners of the samples, in float32, are in flight beside the product's operands.
+            corners = self.BLOCK_N * self.BLOCK_K * (problem.itemsize + 2 * problem.accumulator_bytes)
+            operands = max(operands, self.num_stages * self.BLOCK_M * self.BLOCK_K * problem.itemsize + corners)
         return max(operands, self.BLOCK_M * self.BLOCK_N * problem.accumulator_bytes)
 
     def accumulator_values(self) -> int:

@@ -1,0 +1,483 @@
+"""The tuner's commands on a simulated device: what they write, what they go on from, what they refuse."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+import triton_conv as tc
+from triton_conv import cli, configs, dispatch, ops, workloads
+from triton_conv.autotune import commands, store, upkeep
+from triton_conv.autotune.replay import read_trials, tables
+from triton_conv.autotune.selection import of_model, workload_of
+from triton_conv.autotune.simulated import SimulatedLab, Simulation, table
+from triton_conv.autotune.tune import tune
+from triton_conv.configs import ConfigFile, Entry
+from triton_conv.errors import StoreError, WorkloadError
+from triton_conv.kernels import KERNELS
+from triton_conv.target import KNOWN
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="of devices that are not there")
+
+DEVICE = "simulated:h100,seed=1"
+NAME = "narrow_groups_8"
+WORKLOAD = workloads.find(NAME)[0]
+SIMULATION = Simulation(seed=1)
+PART = Path("simulated-sm_90/h100-80gb-hbm3-132sm")
+
+
+class InProcess(SimulatedLab):
+    """What a command would start a process for, in this one."""
+
+    def __init__(self, device):
+        super().__init__(Simulation.parse(device))
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch, tmp_path):
+    monkeypatch.setattr(commands, "WorkerLab", InProcess)
+    monkeypatch.setenv("TRITON_CONV_HOME", str(tmp_path / "home"))
+    ops.forget_plans()
+    yield
+    ops.forget_plans()
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+def tuned(folder, *more, workload=NAME, budget=1000, device=DEVICE):
+    return run("tune", "--workload", workload, "--budget", budget, "--device", device, "--store", folder, *more)
+
+
+def trials(folder):
+    return read_trials(folder / PART / "trials.jsonl")
+
+
+def winners(folder):
+    return {key: entry.tile for _, file in upkeep.files(folder) for key, entry in file.entries.items()}
+
+
+# -------------------------------------------------------------------------------------------------------- tune, resume
+
+
+def test_tune_finds_the_best_tile_and_writes_it_down(tmp_path, capsys):
+    outcome = tmp_path / "outcome.json"
+    assert tuned(tmp_path, "--json", outcome) == 0
+    every = table(WORKLOAD.problem(), SIMULATION)
+    best = min(every, key=every.get)
+    assert winners(tmp_path) == {WORKLOAD.problem().describe(): best.tile}
+    assert len(trials(tmp_path)) == len(every) == len({str(row) for row in trials(tmp_path)})
+    (row,) = json.loads(outcome.read_text())["outcomes"]
+    assert (row["kernel"], row["tile"], row["trials"]) == (best.kernel, str(best.tile), len(every))
+    assert "winners and trials are in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("preset", "count"), [("rapid", 16), ("normal", 96)])
+def test_a_preset_ends_the_search(preset, count, tmp_path):
+    assert tuned(tmp_path, "--preset", preset) == 0
+    assert len(trials(tmp_path)) == count
+
+
+def test_resume_goes_on_and_repeats_nothing(tmp_path):
+    assert tuned(tmp_path, budget=2) == 0
+    first = trials(tmp_path)
+    assert run("resume", "--store", tmp_path, "--budget", 1000) == 0
+    every = trials(tmp_path)
+    assert every[: len(first)] == first
+    given = [(row["kernel"], str(row["tile"])) for row in every]
+    assert len(first) < len(given) == len(set(given)) == len(table(WORKLOAD.problem(), SIMULATION))
+
+
+def test_a_run_cut_anywhere_is_resumed_to_the_same_winner(tmp_path):
+    """As after kill -9 at any byte: the journal ends where the process did."""
+    assert tuned(tmp_path / "whole", device=DEVICE + ",noise=0") == 0
+    goal = winners(tmp_path / "whole")
+    content = (tmp_path / "whole" / PART / "trials.jsonl").read_bytes()
+    draw = random.Random(0)
+    for number in range(20):
+        folder = tmp_path / str(number)
+        (folder / PART).mkdir(parents=True)
+        cut = content[: draw.randrange(len(content))]
+        (folder / PART / "trials.jsonl").write_bytes(cut)
+        (folder / PART / "session.json").write_bytes((tmp_path / "whole" / PART / "session.json").read_bytes())
+        assert run("resume", "--store", folder, "--budget", 1000) == 0
+        assert winners(folder) == goal
+        whole = [json.loads(line) for line in content.splitlines()]
+        kept = [row for line in (folder / PART / "trials.jsonl").read_text().splitlines() if (row := read(line))]
+        # At most the trial under way is lost, and made up for.
+        assert kept[: cut.count(b"\n")] == whole[: cut.count(b"\n")]
+
+
+def read(line):
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+FAULTY = DEVICE + ",nan=0.1,oob=0.1,abort=0.1"
+
+
+def test_faults_are_recorded_never_stored_and_never_tried_again(tmp_path):
+    assert tuned(tmp_path, device=FAULTY) == 0
+    rows, simulation = trials(tmp_path), Simulation.parse(FAULTY)
+    assert len({str(row["tile"]) + str(row["kernel"]) for row in rows}) == len(rows)
+    found = {kind: sum(row.get("failure") == kind for row in rows) for kind in KINDS}
+    assert all(found.values())
+    assert sum(found.values()) == sum("failure" in row for row in rows)
+    (stored,) = (entry for _, file in upkeep.files(tmp_path) for entry in file.entries.values())
+    every = table(WORKLOAD.problem(), simulation)
+    assert stored.tile == min(every, key=every.get).tile
+    assert run("resume", "--store", tmp_path, "--budget", 1000) == 0
+    assert trials(tmp_path) == rows
+
+
+KINDS = ("wrong result", "out-of-bounds write", "compiler aborted")
+
+
+def test_the_budget_is_kept_by_the_devices_own_clock(tmp_path):
+    """Ten runs on a clock that only the device's work moves."""
+    for seed in range(10):
+        lab = SimulatedLab(Simulation(seed=seed, noise=0.05))
+        few = workloads.find("grouped")
+        outcomes = tune(few, seconds=9.0, lab=lab, folder=tmp_path / str(seed), report=lambda line: None)
+        assert len(outcomes) == len(few)
+        assert 0.9 * 9 < lab.now() <= 1.05 * 9
+
+
+def test_the_first_interrupt_finishes_and_writes(tmp_path, monkeypatch, capsys):
+    judged = commands.Race.trial
+
+    def interrupt(self, *arguments):
+        judged(self, *arguments)
+        if self._trials == 20:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(commands.Race, "trial", interrupt)
+    assert tuned(tmp_path) == 130
+    assert len(trials(tmp_path)) == 20
+    assert winners(tmp_path)
+    captured = capsys.readouterr()
+    assert "resume" in captured.out
+    assert "Ctrl-C again" in captured.err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_second_interrupt_stops_at_once(tmp_path, monkeypatch, capsys):
+    def interrupt(self, *arguments):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(commands.Race, "trial", interrupt)
+    assert tuned(tmp_path) == 130
+    assert not winners(tmp_path)
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path):
+    """kill -9 of the real command, again and again: files stay valid, and in the end the winners are the same."""
+    device = "simulated:h100,seed=1,pace=2"
+    command = [sys.executable, "-m", "triton_conv.cli"]
+    tune = ["tune", "--workload", NAME, "--device", device, "--preset", "normal"]
+    journal, draw = tmp_path / PART / "trials.jsonl", random.Random(1)
+    for number in range(20):
+        size = journal.stat().st_size if journal.is_file() else 0
+        process = subprocess.Popen(
+            [*command, *(["resume"] if size else tune), "--budget", "600", "--store", str(tmp_path)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ,
+        )  # fmt: skip
+        # Until it is under way, and then anywhere in its first few trials.
+        while process.poll() is None and (journal.stat().st_size if journal.is_file() else 0) == size:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0.0, 0.7))
+        process.kill()
+        process.wait()
+        for path, file in upkeep.files(tmp_path):
+            assert isinstance(file, ConfigFile), path
+        # Of each process at most the trial that it was killed over.
+        assert sum(read(line) is None for line in journal.read_text().splitlines()) <= number + 1
+    done = subprocess.run(
+        [*command, "resume", "--budget", "600", "--store", str(tmp_path)], check=False, env=os.environ, timeout=120
+    )
+    assert done.returncode == 0
+    assert tuned(tmp_path / "whole", "--preset", "normal") == 0
+    assert winners(tmp_path).keys() == winners(tmp_path / "whole").keys()
+    assert len(trials(tmp_path)) == 96
+
+
+def test_the_real_command_with_faults_in_its_own_process(tmp_path):
+    device = "simulated:h100,seed=8,nan=0.1,crash=0.1"
+    done = subprocess.run(
+        [sys.executable, "-m", "triton_conv.cli", "tune", "--workload", NAME, "--device", device, "--preset", "rapid",
+         "--budget", "60", "--store", str(tmp_path)],
+        check=False, capture_output=True, text=True, env=os.environ,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    failures = {row["failure"] for row in trials(tmp_path) if "failure" in row}
+    assert failures == {"killed: the process died of SIGSEGV", "wrong result"}
+    assert len(trials(tmp_path)) == 16
+    assert "\x1b" not in done.stdout + done.stderr, "plain lines where there is no terminal"
+
+
+# ------------------------------------------------------------------------------------- report, verify, merge, promote
+
+
+@pytest.fixture
+def tuned_store(tmp_path):
+    assert tuned(tmp_path / "store", "--preset", "rapid") == 0
+    return tmp_path / "store"
+
+
+def test_report_shows_gains_with_their_intervals(tuned_store, tmp_path, capsys):
+    file = tmp_path / "report.json"
+    assert run("report", "--store", tuned_store, "--json", file) == 0
+    assert "1 problems, 0 slower than the default" in capsys.readouterr().out
+    (row,) = json.loads(file.read_text())["entries"]
+    assert row["gain"] == pytest.approx(row["default_time_us"] / row["time_us"])
+
+
+SPOILT = {
+    "truncated": (lambda text: text[: len(text) // 2], "not a readable file"),
+    "schema": (lambda text: text.replace('"schema": 1', '"schema": 9'), "schema 9, expected 1"),
+    "hash": (lambda text: text.replace('"kernel_hash": "', '"kernel_hash": "0'), "stale"),
+    "device": (lambda text: text.replace('"device": {', '"devise": {'), "not a readable file"),
+    "tile": (lambda text: text.replace('"BLOCK_M": ', '"BLOCK_M": 3'), "BLOCK_M"),
+    "interval": (lambda text: text.replace('"time_us": ', '"time_us": 9'), "outside its interval"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_verify_finds_what_is_wrong(name, tuned_store, capsys):
+    assert run("verify", "--store", tuned_store) == 0
+    change, phrase = SPOILT[name]
+    (path,) = (path for path, _ in upkeep.files(tuned_store))
+    spoilt = change(path.read_text())
+    path.write_text(spoilt)
+    capsys.readouterr()
+    assert run("verify", "--store", tuned_store) == 1
+    assert phrase in " ".join(capsys.readouterr().out.split())
+    assert path.read_text() == spoilt
+
+
+def test_a_truncated_file_is_left_as_it_is_by_tune_and_merge(tuned_store, tmp_path, capsys):
+    (path,) = (path for path, _ in upkeep.files(tuned_store))
+    path.write_text(path.read_text()[:50])
+    with pytest.warns(UserWarning, match="skipping"):
+        assert tuned(tuned_store, "--preset", "normal") == 1
+    assert "not stored" in capsys.readouterr().out
+    assert run("merge", tuned_store, "--store", tmp_path / "other") == 2
+    assert len(path.read_text()) == 50
+
+
+def test_merge_takes_the_faster_winner_and_every_trial_once(tuned_store, tmp_path):
+    other, goal = tmp_path / "other", tmp_path / "goal"
+    assert tuned(other, "--preset", "normal") == 0
+    for _ in range(2):
+        assert run("merge", tuned_store, other, "--store", goal) == 0
+        assert winners(goal) == winners(other)
+        known = {str(row) for row in trials(goal)}
+        assert len(known) == len(trials(goal))
+        assert {str(row) for row in trials(tuned_store) + trials(other)} == known
+
+
+def test_what_was_simulated_is_not_promoted(tuned_store, tmp_path, capsys):
+    assert run("promote", "--store", tuned_store, "--into", tmp_path / "shipped") == 2
+    assert "not measured on a device but simulated" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "shipped").exists()
+
+
+def recorded(folder, simulation=SIMULATION):
+    """A store as if tables of real trials had been measured: all the flagships of one kernel."""
+    target = KNOWN["sm_90"]
+    lines = []
+    for name in ("dilated_1d", "dilated_d4", "dilated_d12", "dilated_d36", "wide_groups_56"):
+        problem = workloads.find(name)[0].problem()
+        every = table(problem, simulation)
+        best = min(every, key=every.get)
+        entry = Entry(best.tile, every[best], (every[best], every[best]), 2 * every[best], 1e-3, len(every))
+        store.store_entry(folder, best.kernel, target, problem, entry)
+        for candidate, time_us in every.items():
+            lines.append(
+                {"problem": problem.describe(), "kernel": candidate.kernel, "tile": candidate.tile.asdict(),
+                 "kernel_hash": configs.kernel_hash(candidate.kernel), "time_us": time_us, "relative_error": 1e-3}
+            )  # fmt: skip
+    journal = folder / target.config_folder / "trials.jsonl"
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_promote_ships_winners_and_a_portfolio_that_plans_use(tmp_path, monkeypatch):
+    recorded(tmp_path / "store")
+    shipped = tmp_path / "shipped"
+    report = tmp_path / "report.json"
+    assert run("promote", "--store", tmp_path / "store", "--into", shipped, "--json", report) == 0
+    assert winners(shipped) == winners(tmp_path / "store")
+    figures = json.loads(report.read_text())["portfolios"][KNOWN["sm_90"].config_folder]["implicit_gemm"]
+    assert figures["geomean"] < figures["default_geomean"]
+    monkeypatch.setattr(configs, "FOLDERS", (("shipped exact", lambda: shipped),))
+    monkeypatch.setattr(configs, "SOURCES", ("shipped exact",))
+    ops.forget_plans()
+    new = replace(workloads.find("dilated_d12")[0], input=(7, 2048, 65, 65))
+    made = dispatch.plan(new.problem(), KNOWN["sm_90"])
+    assert made.source == "shipped portfolio"
+    assert "hw65x65" in made.notes[0]
+
+
+# ----------------------------------------------------------------------------------------------------- what is refused
+
+
+def test_two_tuners_of_one_store(tuned_store, capsys):
+    before = winners(tuned_store)
+    with FileLock(tuned_store / PART / "tuning.lock"):
+        assert tuned(tuned_store) == 2
+    assert "another tuner is writing" in " ".join(capsys.readouterr().err.split())
+    assert winners(tuned_store) == before
+
+
+def test_a_store_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert tuned(tmp_path / "file" / "store") == 2
+    assert "store: cannot create" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_full_disk_leaves_the_file_of_before(tuned_store, monkeypatch, capsys):
+    before = winners(tuned_store)
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(configs.json, "dump", full)
+    assert tuned(tuned_store, "--preset", "normal") == 1
+    assert "not stored: [Errno 28]" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert winners(tuned_store) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "phrase"),
+    [
+        (["tune", "--workload", "nope", "--budget", "1"], "workload: 'nope' is not known"),
+        (["tune", "--workload", NAME, "--budget", "0"], "budget: expected a positive number of seconds, got 0"),
+        (["tune", "--workload", NAME, "--budget", "nan"], "budget: expected a positive number"),
+        (["tune", "--budget", "1"], "name either --workload or --model"),
+        (["tune", "--workload", NAME, "--op", "conv3d", "--budget", "1"], "no workload of conv3d"),
+        (["tune", "--model", "no.module:step", "--budget", "1"], "cannot load 'no.module:step'"),
+        (["tune", "--model", "json:loads_not", "--budget", "1"], "cannot load 'json:loads_not'"),
+        (["tune", "--workload", NAME, "--budget", "1", "--device", "simulated:z80"], "'z80' cannot be simulated"),
+        (["tune", "--workload", NAME, "--budget", "1"], "no GPU here"),
+        (["resume", "--budget", "1"], "nothing was tuned in"),
+        (["report"], "there is no folder"),
+        (["verify"], "there is no folder"),
+        (["promote"], "there is no folder"),
+        (["merge", "absent"], "there is no folder"),
+    ],
+)
+def test_input_it_cannot_use(arguments, phrase, capsys):
+    assert run(*arguments) == 2
+    assert phrase in " ".join(capsys.readouterr().err.split())
+
+
+# ------------------------------------------------------------------------------------------- plan, predict, and models
+
+
+def test_plan_shows_what_the_funnel_removes(tmp_path, capsys):
+    file = tmp_path / "plan.json"
+    assert run("plan", "--workload", "dilated_d4", "--target", "sm_90", "--funnel", "--json", file) == 0
+    (row,) = json.loads(file.read_text())["plans"]
+    (funnel,) = row["funnel"]
+    assert funnel["left"] + sum(funnel["removed"].values()) == funnel["space"]
+    assert any("shared memory" in reason for reason in funnel["removed"])
+    assert f"{funnel['space']} candidates, {funnel['left']} left" in capsys.readouterr().out
+
+
+def test_plan_looks_into_the_store_it_is_given(tmp_path, capsys):
+    recorded(tmp_path)
+    assert run("plan", "--workload", "dilated_d4", "--target", "sm_90", "--store", tmp_path) == 0
+    assert "source   user tuned" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("goal", ["sm_80", "sm_100", "gfx942"])
+def test_predict_ranks_for_a_device_that_is_not_here(goal, tmp_path, capsys):
+    file = tmp_path / "predicted.json"
+    assert run("predict", "--workload", "dilated_d4", "--target", goal, "--top", 5, "--json", file) == 0
+    (row,) = json.loads(file.read_text())["workloads"]
+    tiles = [KERNELS[c["kernel"]].tile_type(**c["tile"]) for c in row["candidates"]]
+    assert len(set(tiles)) == 5
+    problem = workloads.find("dilated_d4")[0].problem()
+    assert all(tile.unfit(problem, KNOWN[goal]) is None for tile in tiles)
+    assert "nothing is measured" in capsys.readouterr().out
+
+
+def step():
+    """A step of a small model, on the meta device."""
+    x = torch.empty(2, 8, 16, 16, device="meta", dtype=torch.bfloat16)
+    w = torch.empty(16, 8, 3, 3, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    bias = torch.empty(16, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    for _ in range(3):
+        y = tc.conv2d(x, w, bias, padding=1, activation="relu")
+    tc.conv_transpose2d(y, w, stride=2).sum().backward()
+
+
+def nothing():
+    """A step without a convolution."""
+
+
+def test_a_models_convolutions_are_its_workloads():
+    found = of_model(step)
+    functions = {(workload.function, workload.part) for workload in found}
+    assert {("conv2d", "forward"), ("conv_transpose2d", "forward")} <= functions
+    assert any(part == "weight gradient" for _, part in functions)
+    assert len({workload.title for workload in found}) == len(found)
+    assert any(workload.bias and workload.arguments.get("activation") == "relu" for workload in found)
+    with pytest.raises(WorkloadError, match="calls no convolution"):
+        of_model(nothing)
+
+
+def test_tune_takes_a_model(tmp_path):
+    sys.modules["a_model"] = sys.modules[__name__]
+    try:
+        arguments = ("--model", "a_model:step", "--budget", 1000, "--device", DEVICE, "--preset", "rapid")
+        assert run("tune", *arguments, "--store", tmp_path) == 0
+    finally:
+        del sys.modules["a_model"]
+    assert len(winners(tmp_path)) == len(of_model(step))
+
+
+@pytest.mark.parametrize("workload", workloads.FLAGSHIPS, ids=lambda w: w.name)
+def test_a_problem_becomes_a_workload_again(workload):
+    for part in workload.parts():
+        problem = part.problem()
+        made = workload_of(problem)
+        if made is None:
+            assert (part.kind, part.part) == ("deformable", "input gradient")
+        else:
+            assert made.problem().describe() == problem.describe()
+
+
+def test_a_store_waits_for_another_writer_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_PATIENCE", 0.1)
+    recorded(tmp_path)
+    (path, file), *_ = upkeep.files(tmp_path)
+    with FileLock(path.parent / "store.lock"), pytest.raises(StoreError, match="locked by another process"):
+        store.merge_file(tmp_path, file)
+
+
+def test_the_times_of_finals_replace_those_of_screening(tmp_path):
+    recorded(tmp_path)
+    files = {file.kernel: file for _, file in upkeep.files(tmp_path)}
+    entry = files["implicit_gemm"].entries[workloads.find("dilated_d4")[0].problem().describe()]
+    known = tables(read_trials(tmp_path / KNOWN["sm_90"].config_folder / "trials.jsonl"))
+    key = workloads.find("dilated_d4")[0].problem().describe()
+    candidate = next(c for c in known[key] if c.tile == entry.tile)
+    known[key][candidate] = replace(known[key][candidate], time_us=3861.0)
+    assert upkeep.corrected(known, files)[key][candidate].time_us == entry.time_us

@@ -1,0 +1,257 @@
+"""The tuner's commands: plan, predict, tune, resume, and those of `upkeep` for what was stored."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .. import configs, dispatch, ops, target
+from ..errors import DeviceError, StoreError, WorkloadError
+from ..workloads import Workload
+from . import journal, store, upkeep
+from .console import ERR, say, write_json
+from .funnel import compiled, funnels, ranked
+from .race import Race
+from .search import Candidate
+from .selection import OPS, select
+from .tune import tune
+from .worker import WorkerLab
+
+PRESETS = {"rapid": 16, "normal": 96, "exhaustive": math.inf}
+"""Trials of one workload at most, by preset."""
+
+_SESSION = "session.json"
+
+
+def add_to(commands: Any) -> None:
+    """Adds the tuner's commands to the parser's."""
+    plan = _command(commands, "plan", _plan, "show which kernel and tile a workload would run, and why")
+    _selection(plan, default="all")
+    plan.add_argument("--target", choices=target.KNOWN, help="for this target instead of this machine's GPU")
+    plan.add_argument("--funnel", action="store_true", help="also show the candidates, and what removes how many")
+
+    predict = _command(commands, "predict", _predict, "rank the candidates for a device that is not here")
+    _selection(predict)
+    predict.add_argument("--target", choices=target.KNOWN, required=True)
+    predict.add_argument("--top", type=int, default=16, metavar="N", help="candidates of each workload (default 16)")
+    predict.add_argument(
+        "--compile", type=float, default=0.0, metavar="SECONDS", help="compile them too, for so many seconds"
+    )
+
+    tuning = _command(commands, "tune", _tune, "measure candidate tiles and keep the winners")
+    _selection(tuning)
+    _budget(tuning)
+    tuning.add_argument("--preset", choices=PRESETS, default="exhaustive", help="16, 96 or all candidates a workload")
+    tuning.add_argument("--device", default="cuda", metavar="NAME", help="cuda, cuda:N or simulated:h100[,noise=0.02]")
+
+    resume = _command(commands, "resume", _resume, "go on where the last tuning of a store stopped")
+    _budget(resume)
+    upkeep.add_to(commands, _command)
+
+
+def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument("--store", type=Path, metavar="DIR", help="tile configurations (default: your own folder)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _selection(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    parser.add_argument("--workload", metavar="NAME", help="a workload, a kind, all, or a .json file")
+    parser.add_argument("--model", metavar="MODULE:FUNCTION", help="all that this function, a step of a model, calls")
+    parser.add_argument("--op", choices=OPS, help="only this function")
+    parser.add_argument("--gradients", action="store_true", help="the workloads' gradients too")
+    parser.set_defaults(default_workload=default)
+
+
+def _budget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--budget", type=float, required=True, metavar="SECONDS", help="time for all of it")
+
+
+def _selected(arguments: argparse.Namespace) -> list[Workload]:
+    name = arguments.workload
+    if name is None and arguments.model is None:
+        name = arguments.default_workload
+    return select(name, arguments.model, arguments.op, arguments.gradients)
+
+
+@contextmanager
+def _store_of(arguments: argparse.Namespace) -> Iterator[Path]:
+    """The store's folder; plans look into it while it is named."""
+    if arguments.store is None:
+        yield configs.user_folder()
+        return
+    before = configs.FOLDERS
+    configs.FOLDERS = ((before[0][0], lambda: arguments.store), *before[1:])
+    ops.forget_plans()
+    try:
+        yield arguments.store
+    finally:
+        configs.FOLDERS = before
+        ops.forget_plans()
+
+
+# ---------------------------------------------------------------------------------------------------- without a device
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    selected = _selected(arguments)
+    if arguments.target:
+        goal = target.known(arguments.target)
+    elif torch.cuda.is_available():
+        goal = target.of_device(torch.device("cuda"))
+    else:
+        raise WorkloadError(f"target: no GPU here; name one of {', '.join(target.KNOWN)} with --target")
+    rows = []
+    with _store_of(arguments):
+        for workload in selected:
+            made = dispatch.plan(workload.problem(), goal)
+            say(f"{workload.title} ({workload.origin}): {made}")
+            row: dict[str, Any] = {"workload": workload.title, "kernel": made.kernel.name, "tile": made.tile.asdict()}
+            row |= {"source": made.source, "notes": list(made.notes)}
+            if arguments.funnel:
+                row["funnel"] = [vars(funnel) for funnel in funnels(made.problem, goal)]
+                for funnel in funnels(made.problem, goal):
+                    say(f"  {funnel.kernel}: {funnel.space} candidates, {funnel.left} left")
+                    for reason, count in funnel.removed.items():
+                        say(f"    -{count:<6} {reason}")
+            say("")
+            rows.append(row)
+    write_json(arguments.json, {"target": goal.arch, "plans": rows})
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    goal = target.known(arguments.target)
+    report = []
+    with _store_of(arguments):
+        for workload in _selected(arguments):
+            problem = workload.problem()
+            candidates = ranked(problem, goal, arguments.top)
+            say(f"{workload.title} on {goal.name} ({goal.arch}), likeliest first; nothing is measured:")
+            rows = [{"kernel": c.kernel, "tile": c.tile.asdict()} for c in candidates]
+            for candidate in candidates:
+                say(f"  {candidate}")
+            made = list(compiled(problem, goal, candidates, arguments.compile)) if arguments.compile else []
+            for row, result in zip(rows, made, strict=False):
+                row["compiled"] = result.asdict()
+            if made:
+                good = [c for c in made if not c.error and not c.spill_bytes]
+                say(f"  {len(made)} compiled, {len(good)} without an error or a spill")
+            report.append({"workload": workload.title, "candidates": rows})
+    write_json(arguments.json, {"target": goal.arch, "workloads": report})
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------------- with a device
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    if not arguments.budget > 0:
+        raise WorkloadError(f"budget: expected a positive number of seconds, got {arguments.budget:g}")
+    selected = _selected(arguments)
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        raise DeviceError(
+            "device: no GPU here. `triton-conv predict` ranks candidates without one, and --device simulated:h100 "
+            "goes through the motions"
+        )
+    lab = WorkerLab(arguments.device)
+    try:
+        with _store_of(arguments) as folder, store.tuning(folder, lab.target) as device:
+            session = {name: getattr(arguments, name) for name in _SESSION_ARGUMENTS}
+            (device / _SESSION).write_text(json.dumps(session) + "\n")
+            return _run(arguments, selected, lab, folder, device)
+    finally:
+        lab.close()
+
+
+_SESSION_ARGUMENTS = ("workload", "model", "op", "gradients", "preset", "device", "default_workload")
+
+
+def _run(arguments: argparse.Namespace, selected: list[Workload], lab: WorkerLab, folder: Path, device: Path) -> int:
+    start = time.monotonic()
+    with _interruptible() as interrupted, _shown(arguments.budget, len(selected)) as watch:
+        outcomes = tune(
+            selected, seconds=arguments.budget, lab=lab, folder=folder, journal=device / journal.NAME,
+            most_trials=PRESETS[arguments.preset], report=say, watch=watch, stopped=lambda: bool(interrupted),
+        )  # fmt: skip
+    say(f"winners and trials are in {device}")
+    rows = [vars(outcome) | {"gain": outcome.gain} for outcome in outcomes]
+    seconds = time.monotonic() - start
+    write_json(arguments.json, {"seconds": seconds, "device": lab.target.config_folder, "outcomes": rows})
+    if interrupted:
+        say("interrupted; `triton-conv resume` with the same --store goes on")
+        return 130
+    return 1 if not outcomes or any(outcome.error for outcome in outcomes) else 0
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    with _store_of(arguments) as folder:
+        sessions = sorted(folder.glob(f"*/*/{_SESSION}"), key=lambda path: path.stat().st_mtime)
+    if not sessions:
+        raise StoreError(f"store: nothing was tuned in {folder} yet")
+    try:
+        session = json.loads(sessions[-1].read_text())
+        known = {name: session[name] for name in _SESSION_ARGUMENTS}
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"store: {sessions[-1]} is not readable ({error})") from error
+    return _tune(argparse.Namespace(**vars(arguments) | known))
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """A list that the first Ctrl-C fills; the second raises."""
+    pressed: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+        ERR.print("finishing the trial; Ctrl-C again to stop at once")
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _shown(seconds: float, workloads: int) -> Iterator[Any]:
+    """A progress bar on a terminal, else a line every few seconds: trials, failures, seconds left."""
+    trials: Counter[str] = Counter()
+    start = last = time.monotonic()
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=ERR, transient=True,
+        disable=not sys.stderr.isatty(),
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("setting up", total=seconds)
+
+        def watch(race: Race, candidate: Candidate) -> None:
+            nonlocal last
+            trials[race.workload.title] += 1
+            now = time.monotonic()
+            line = f"{trials.total()} trials of {len(trials)}/{workloads} workloads; {race.standing}"
+            bar.update(task, completed=now - start, description=line)
+            if bar.disable and now - last > _SECONDS_BETWEEN_LINES:
+                last = now
+                ERR.print(f"{max(0.0, seconds - now + start):.0f} s left, {line}", highlight=False, markup=False)
+
+        yield watch
+
+
+_SECONDS_BETWEEN_LINES = 5.0

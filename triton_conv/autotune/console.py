@@ -1,0 +1,37 @@
+"""Where the commands print: tables and results to stdout, progress and complaints to stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+# A file or a pipe has no width to fit in.
+OUT = Console(width=None if sys.stdout.isatty() else 160)
+ERR = Console(stderr=True)
+
+
+def say(line: str) -> None:
+    """One line to stdout, as it is."""
+    OUT.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def write_json(path: Path | None, content: Any) -> None:
+    """Writes a command's result where `--json` says, if it says so."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(_plain(content), indent=1) + "\n")
+        say(f"wrote {path}")
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: where there is no number there is none."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

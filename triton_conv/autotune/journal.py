@@ -1,0 +1,77 @@
+"""The journal: one line for each trial, appended when it is done, and read by the next run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..configs import kernel_hash
+from ..kernels import KERNELS
+from ..problem import Problem
+from ..target import Target
+from .lab import Trial
+from .replay import candidate_of, trial_of
+from .search import Candidate
+
+NAME = "trials.jsonl"
+
+
+class Journal:
+    """The trials of one device; `path` None keeps none."""
+
+    def __init__(self, path: Path | None, target: Target) -> None:
+        self._path, self._device = path, target.config_folder
+        self._rows: list[dict[str, object]] | None = None
+
+    def known(self, problem: Problem) -> Iterator[tuple[Candidate, Trial]]:
+        """Earlier trials of a problem, by the kernels' code of today on this device."""
+        if self._rows is None:
+            self._rows = list(self._read())
+        for row in self._rows:
+            if row["problem"] != problem.describe() or row.get("device", self._device) != self._device:
+                continue
+            if row["kernel"] not in KERNELS or row["kernel_hash"] != kernel_hash(str(row["kernel"])):
+                continue
+            if (candidate := candidate_of(row)) is not None:
+                yield candidate, trial_of(row)
+
+    def _read(self) -> Iterator[dict[str, object]]:
+        if self._path is None or not self._path.is_file():
+            return
+        for line in self._path.read_text(errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:  # a line that a process was killed over
+                continue
+            if isinstance(row, dict) and {"problem", "kernel", "kernel_hash", "tile"} <= set(row):
+                yield row
+
+    def write(self, workload: str, problem: Problem, candidate: Candidate, trial: Trial) -> None:
+        """Appends one trial, in one write: of a process that is killed at most this line is lost."""
+        if self._path is None:
+            return
+        row: dict[str, object] = {
+            "workload": workload,
+            "problem": problem.describe(),
+            "device": self._device,
+            "kernel": candidate.kernel,
+            "kernel_hash": kernel_hash(candidate.kernel),
+            "tile": candidate.tile.asdict(),
+        }
+        if trial.failure:
+            row |= {"failure": trial.failure}
+        else:
+            row |= {"time_us": trial.time_us, "relative_error": trial.relative_error}
+        line = json.dumps(row).encode() + b"\n"
+        with self._path.open("ab+") as file:
+            if file.tell() and self._cut_off():
+                line = b"\n" + line
+            file.write(line)
+
+    def _cut_off(self) -> bool:
+        """Whether the last line lacks its end: the process that wrote it was killed, or the disk was full."""
+        assert self._path is not None
+        with self._path.open("rb") as file:
+            file.seek(-1, 2)
+            return file.read(1) != b"\n"

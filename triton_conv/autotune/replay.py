@@ -1,0 +1,141 @@
+"""Measuring from a record: every trial of a journal is a cell of a table, and a run of it costs nothing.
+
+With an exhaustive table the optimum is known, and a change of the search is scored without a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..dispatch import forms
+from ..errors import ConfigError, TrialsError, WorkloadError
+from ..kernels import KERNELS, Tile
+from ..problem import Problem
+from ..target import Target
+from ..workloads import Workload
+from .lab import Trial
+from .measure import Timing
+from .search import Candidate
+from .space import candidates
+
+Table = dict[Candidate, Trial]
+"""What became of each candidate of one problem."""
+
+# Seconds that the record's own trials took, about: compiling, checking, timing.
+_SECONDS_PER_TRIAL = 0.1
+
+
+def read_trials(path: Path) -> list[dict[str, object]]:
+    """The rows of a journal; a last line that was cut off is left out. Raises `TrialsError` for anything else."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, ValueError) as error:
+        raise TrialsError(f"{path}: no readable file of trials ({error})") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or not {"problem", "kernel", "tile", "kernel_hash"} <= set(row):
+                raise TypeError("not a trial")
+        except (ValueError, TypeError) as error:
+            if number == len(lines):  # of a process that was killed
+                continue
+            raise TrialsError(f"{path}: line {number} is not a trial ({error})") from error
+        rows.append(row)
+    return rows
+
+
+def candidate_of(row: Mapping[str, object]) -> Candidate | None:
+    """The candidate of a row; None if the kernel or its tile's parameters are others by now."""
+    name, tile = str(row["kernel"]), row["tile"]
+    if name not in KERNELS or not isinstance(tile, dict):
+        return None
+    try:
+        return Candidate(name, KERNELS[name].tile_type(**tile))
+    except (TypeError, ConfigError):
+        return None
+
+
+def trial_of(row: Mapping[str, object]) -> Trial:
+    """What a row says became of its candidate."""
+    if "failure" in row:
+        return Trial(failure=str(row["failure"]))
+    return Trial(float(str(row["time_us"])), float(str(row["relative_error"])))
+
+
+def tables(rows: Sequence[Mapping[str, object]]) -> dict[str, Table]:
+    """The table of each problem by its description; of several trials of one candidate the fastest counts."""
+    found: dict[str, Table] = {}
+    for row in rows:
+        if (candidate := candidate_of(row)) is None:
+            continue
+        table, trial = found.setdefault(str(row["problem"]), {}), trial_of(row)
+        known = table.get(candidate)
+        # Noise only adds: the host interrupts a run, and never hurries it.
+        if known is None or known.failure or trial.time_us < known.time_us:
+            table[candidate] = trial
+    return found
+
+
+class ReplayLab:
+    """Answers with what was recorded, by a clock that counts trials."""
+
+    compiles = False
+
+    def __init__(self, recorded: Mapping[str, Table], target: Target) -> None:
+        self._tables, self._target = recorded, replace(target, vendor="replay")
+        self._spent = 0.0
+
+    @property
+    def target(self) -> Target:
+        return self._target
+
+    def now(self) -> float:
+        return self._spent
+
+    def open(self, workload: Workload) -> ReplayBench:
+        problem = workload.problem()
+        if problem.describe() not in self._tables:
+            raise WorkloadError(f"workload: {workload.title} is not in the record")
+        return ReplayBench(self, problem, self._tables[problem.describe()])
+
+    def compilation_failure(self, workload: Workload, candidate: Candidate) -> str:
+        return ""
+
+    def spend(self) -> None:
+        self._spent += _SECONDS_PER_TRIAL
+
+    def close(self) -> None:
+        pass
+
+
+class ReplayBench:
+    """One problem's table."""
+
+    def __init__(self, lab: ReplayLab, problem: Problem, recorded: Table) -> None:
+        self._lab, self._problem, self._table = lab, problem, recorded
+
+    @property
+    def problem(self) -> Problem:
+        return self._problem
+
+    def spaces(self) -> dict[str, list[Tile]]:
+        found: dict[str, list[Tile]] = {}
+        for kernel in forms(self._problem, self._lab.target)[0]:
+            known = [candidate.tile for candidate in self._table if candidate.kernel == kernel.name]
+            # In the order of the whole space, so that what stands for the default is what lies nearest to it.
+            order = {t: i for i, t in enumerate(candidates(kernel.name, self._problem, self._lab.target))}
+            if known:
+                found[kernel.name] = sorted(known, key=lambda tile: order.get(tile, math.inf))
+        return found
+
+    def judge(self, candidate: Candidate, best_us: float, seconds: float = math.inf) -> Trial:
+        self._lab.spend()
+        return self._table[candidate]
+
+    def rounds(self, candidates: Sequence[Candidate], count: int) -> dict[Candidate, Timing]:
+        return {c: Timing((self._table[c].time_us,) * count, measured=False) for c in candidates}
