@@ -131,17 +131,24 @@ def _forget(work: Path) -> None:
 
 
 def _run(run: Run, budget: Budget, names: list[str], options: argparse.Namespace) -> int:
+    folder = options.out.resolve()
+    # A call that does not return cannot be interrupted, but what is on disk can be handed over in time.
+    watchdog = threading.Timer(max(budget.end.left - 5.0, 0.9 * budget.end.left), _stop, (run, folder))
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        return _run_stages(run, budget, names, options, folder)
+    finally:
+        watchdog.cancel()
+
+
+def _run_stages(run: Run, budget: Budget, names: list[str], options: argparse.Namespace, folder: Path) -> int:
     from triton_conv.autotune.measure import DeviceLostError
 
     from .stages import STAGES
     from .state import save_stage
     from .summary import failed, summarise
 
-    folder = options.out.resolve()
-    # A call that does not return cannot be interrupted, but what is on disk can be handed over in time.
-    watchdog = threading.Timer(max(budget.end.left - 5.0, 0.9 * budget.end.left), _stop, (run, folder))
-    watchdog.daemon = True
-    watchdog.start()
     for name, deadline in budget.deadlines({name: STAGES[name][0] for name in names}).items():
         start = time.monotonic()
         print(f"== {name} ({deadline.left:.0f} s)")
@@ -160,7 +167,6 @@ def _run(run: Run, budget: Budget, names: list[str], options: argparse.Namespace
             print(report["error"])
         save_stage(run.out, name, report | {"seconds": round(time.monotonic() - start, 2)})
         _hand_over(run, folder)
-    watchdog.cancel()
     print(f"== summary ({folder / 'summary.txt'}; everything in {folder / 'results.tar.gz'})")
     print("\n".join(summarise(run.out)))
     return 1 if failed(run.out) else 0

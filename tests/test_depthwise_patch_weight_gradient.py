@@ -36,7 +36,7 @@ TILES = {
     "rows": DepthwisePatchWeightGradientTile(ROWS=3, COLS=4, LANES=1, BLOCK_P=32, BLOCK_C=16, SPLITS=2),
     "lanes": DepthwisePatchWeightGradientTile(ROWS=1, COLS=5, LANES=8, BLOCK_P=64, BLOCK_C=4, SPLITS=1),
     "rows-and-lanes": DepthwisePatchWeightGradientTile(ROWS=2, COLS=7, LANES=2, BLOCK_P=32, BLOCK_C=8, SPLITS=3),
-    "one-patch": DepthwisePatchWeightGradientTile(ROWS=4, COLS=14, LANES=4, BLOCK_P=4, BLOCK_C=16, SPLITS=40),
+    "one-patch": DepthwisePatchWeightGradientTile(ROWS=4, COLS=14, LANES=4, BLOCK_P=4, BLOCK_C=16, SPLITS=12),
     "pixels": DepthwisePatchWeightGradientTile(ROWS=1, COLS=1, LANES=1, BLOCK_P=256, BLOCK_C=2, SPLITS=2),
 }
 

@@ -14,6 +14,7 @@ from perf_plots.floors import DATASHEET, Work
 from triton_conv import configs, dispatch, ops, workloads
 from triton_conv.autotune import tune as tuning
 from triton_conv.autotune.expected import expect
+from triton_conv.autotune.lab import DeviceLab
 from triton_conv.autotune.measure import RehearsalTimer
 from triton_conv.target import INTERPRETER, KNOWN
 
@@ -85,7 +86,7 @@ def test_baselines_compute_the_same(workload):
 def test_the_tuner_takes_them(workload):
     workload = replace(workload, dtype="float32")
     (outcome,) = tuning.tune(
-        [workload], seconds=6.0, device=torch.device("cpu"), timer=RehearsalTimer(), folder=configs.user_folder(),
+        [workload], seconds=6.0, lab=DeviceLab(torch.device("cpu"), RehearsalTimer()), folder=configs.user_folder(),
         report=lambda line: None,
     )  # fmt: skip
     assert outcome.error == ""

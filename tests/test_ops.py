@@ -1,6 +1,7 @@
 """The registered ops: what torch's own checks say of them, and that shapes are known without running anything."""
 
 import pytest
+import test_lectures
 import torch
 from cases import CASES
 from helpers import check, launches, name_of, random
@@ -51,7 +52,8 @@ def op_arguments():
 
 def test_every_op_is_checked():
     names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("triton_conv::")}
-    assert {op.name() for op, _ in op_arguments().values()} == names
+    checked = op_arguments() | test_lectures.op_arguments()
+    assert {op.name() for op, _ in checked.values()} == names
 
 
 # In the interpreter the deformable ones take five seconds each.

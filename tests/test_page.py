@@ -57,7 +57,7 @@ def test_one_file_holds_everything(page):
     assert pictures == {path.read_bytes() for path in drawn}
     shown = html.unescape(text)
     for words in ("broken.json", "CheckError: relative error 0.5", "RuntimeError: no engine", "2.49×", "0.79×",
-                  "0123456789ab", "NVIDIA B200", "computed, not measured", "local2d"):  # fmt: skip
+                  "0123456789ab", "NVIDIA B200", "computed, not measured", "dcnv4"):  # fmt: skip
         assert words in shown, words
 
 

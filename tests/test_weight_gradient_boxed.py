@@ -43,7 +43,7 @@ LAYERS = {
 TILES = {
     "small": WeightGradientBoxedTile(BLOCK_M=64, BLOCK_N=16, BLOCK_K=32, SPLITS=3),
     "wide": WeightGradientBoxedTile(BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, SPLITS=1, num_stages=3),
-    "split": WeightGradientBoxedTile(BLOCK_M=128, BLOCK_N=128, BLOCK_K=64, SPLITS=9, num_stages=2),
+    "split": WeightGradientBoxedTile(BLOCK_M=128, BLOCK_N=128, BLOCK_K=64, SPLITS=5, num_stages=2),
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table as Grid
 
-from .. import configs
+from .. import comparisons, configs
 from ..configs import ConfigFile
 from ..defaults import default_tile
 from ..errors import ConfigError, StoreError
@@ -66,7 +66,7 @@ def load(path: Path) -> ConfigFile:
 def files(folder: Path) -> Iterator[tuple[Path, ConfigFile | ConfigError]]:
     """Every kernel's file of every device, or what is wrong with it."""
     for path in sorted(folder.glob("*/*/*.json")):
-        if path.stem == "session":
+        if path.stem == "session" or path.name == comparisons.FILE:
             continue
         try:
             yield path, load(path)
