@@ -74,7 +74,11 @@ def place(description: str) -> Place:
     )  # fmt: skip
     # What there is beside the sizes changes what a tile must hold; whether offsets have a mask too does not.
     rest = "".join(word for word in re.sub(r"og\d+\S*", "og", match["rest"]).split())
-    kind = " ".join((match["dtype"], match["layout"], "transposed" if match["transposed"] else "forward", rest))
+    # How many numbers lie side by side at an aligned place. With 61 channels each has an address of its own: a tile of
+    # aligned ones spilled 3320 bytes.
+    last = (numbers[1], numbers[2]) if match["layout"] == "NHWC" else (width,)
+    vector = f"by {math.gcd(8, *last)}"
+    kind = " ".join((match["dtype"], match["layout"], vector, "transposed" if match["transposed"] else "forward", rest))
     return Place(kind.strip(), tuple(math.log2(max(number, 1)) for number in numbers))
 
 

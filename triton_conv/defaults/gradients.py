@@ -47,6 +47,9 @@ def weight_gradient(problem: WeightGradientProblem, target: Target) -> WeightGra
     block_k = 16 if itemsize == 8 else 32
     threads, stages = THREADS, 2
     vector = min(problem.x_vector(g.c_in_group), problem.y_vector(g.c_out_group))
+    if target.arch == "sm_100" and itemsize == 4 and vector == 1:
+        # An address for each element: 64 columns of them spill.
+        block_n = min(block_n, 32)
     if target.arch == "sm_90" and itemsize == 2 and vector * itemsize >= 16 and not flat:
         # Asynchronous copies, three stages of them: 64 x 64 of 64 pixels takes 103 registers, and 128 x 128 in eight
         # warps 153, for half the loads a product.

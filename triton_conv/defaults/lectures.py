@@ -24,7 +24,7 @@ def shuffle_gemm(problem: ShuffleProblem, target: Target) -> ShuffleGemmTile:
     like = implicit_gemm(problem, target)
     return ShuffleGemmTile(
         # Where channels alternate, every element is stored to an address of its own.
-        BLOCK_M=like.BLOCK_M if problem.y_strides[1] != 1 else min(like.BLOCK_M, 64),
+        BLOCK_M=like.BLOCK_M if problem.y_strides[1] != 1 else min(like.BLOCK_M, 16 if problem.itemsize == 8 else 64),
         BLOCK_N=like.BLOCK_N,
         BLOCK_K=power_of_two(problem.geometry.c_in_group, 16, like.BLOCK_K),
         num_warps=like.num_warps,

@@ -110,7 +110,9 @@ def transposed_phase(problem: Problem, target: Target) -> TransposedPhaseTile:
     else:
         block_n, block_k = power_of_two(g.N, 16, 64), power_of_two(g.c_in_group, 16, 64 // itemsize)
     tiles = cdiv(cdiv(g.M, g.phases), 128) * g.phases * cdiv(g.N, block_n) * g.groups
-    block_m = 64 if narrow or tiles < target.sms else 128
+    # On sm_100 packed groups of float32 in 128 rows spill.
+    packed = g.groups > 1 and itemsize == 4 and target.arch == "sm_100"
+    block_m = 64 if narrow or packed or tiles < target.sms else 128
     return TransposedPhaseTile(
         BLOCK_M=block_m,
         BLOCK_N=block_n,
