@@ -45,7 +45,8 @@ def weight_gradient(problem: WeightGradientProblem, target: Target) -> WeightGra
         # wgmma takes no fewer than 64 rows.
         block_m = 64
     block_k = 16 if itemsize == 8 else 32
-    threads, stages = THREADS, 2
+    # A copy ahead takes 8 bytes at a time of a flat tile of float64.
+    threads, stages = THREADS, 1 if itemsize == 8 and flat else 2
     vector = min(problem.x_vector(g.c_in_group), problem.y_vector(g.c_out_group))
     if target.arch == "sm_100" and itemsize == 4 and vector == 1:
         # An address for each element: 64 columns of them spill.
