@@ -44,6 +44,9 @@ def weight_gradient(problem: WeightGradientProblem, target: Target) -> WeightGra
     if itemsize == 2:
         # wgmma takes no fewer than 64 rows.
         block_m = 64
+        if flat and target.arch == "sm_80":
+            # An address for each element: 64 columns of them spill.
+            block_n = 32
     block_k = 16 if itemsize == 8 else 32
     # A copy ahead takes 8 bytes at a time of a flat tile of float64.
     threads, stages = THREADS, 1 if itemsize == 8 and flat else 2

@@ -30,6 +30,9 @@ def implicit_gemm(problem: Problem, target: Target) -> ImplicitGemmTile:
         )
     block_n = power_of_two(g.N, 16, 32 if flat and itemsize == 4 else 64)
     block_m = 64 if narrow or cdiv(g.M, 128) * cdiv(g.N, block_n) * g.groups < target.sms else 128
+    if flat and itemsize == 4 and target.arch == "sm_80":
+        # Its operands pass through registers: 64 rows spill.
+        block_m = 32
     # Bytes of K a step: on sm_90 a whole swizzled row, which wgmma reads from shared memory; elsewhere half of one,
     # since more spills (sm_80 keeps operands in registers, sm_100 is compiled for more blocks at once).
     # Of tf32 half of one is two instructions, which wait for each other (C7515).
@@ -110,9 +113,9 @@ def transposed_phase(problem: Problem, target: Target) -> TransposedPhaseTile:
     else:
         block_n, block_k = power_of_two(g.N, 16, 64), power_of_two(g.c_in_group, 16, 64 // itemsize)
     tiles = cdiv(cdiv(g.M, g.phases), 128) * g.phases * cdiv(g.N, block_n) * g.groups
-    # On sm_100 packed groups of float32 in 128 rows spill.
-    packed = g.groups > 1 and itemsize == 4 and target.arch == "sm_100"
-    block_m = 64 if narrow or packed or tiles < target.sms else 128
+    # Operands of float32 in 128 rows spill on sm_80; on sm_100 those of packed groups do.
+    large = itemsize == 4 and (target.arch == "sm_80" or (target.arch == "sm_100" and g.groups > 1))
+    block_m = 64 if narrow or large or tiles < target.sms else 128
     return TransposedPhaseTile(
         BLOCK_M=block_m,
         BLOCK_N=block_n,
