@@ -403,6 +403,17 @@ def test_plan_shows_what_the_funnel_removes(tmp_path, capsys):
         assert f"{funnel['space']} candidates, {funnel['left']} left" in shown
 
 
+def test_tune_without_a_gpu_lists_what_compiles(tmp_path, capsys):
+    # One compilation takes longer than the budget and is finished all the same.
+    arguments = ("--budget", 0.5, "--target", "sm_90", "--store", tmp_path)
+    assert run("tune", "--workload", NAME, *arguments) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("no GPU here")
+    assert sum(line.startswith("  grouped_packed num_warps") for line in lines) == 16
+    assert "without an error or a spill" in lines[-1]
+    assert not winners(tmp_path)
+
+
 def test_plan_looks_into_the_store_it_is_given(tmp_path, capsys):
     recorded(tmp_path)
     assert run("plan", "--workload", "dilated_d4", "--target", "sm_90", "--store", tmp_path) == 0

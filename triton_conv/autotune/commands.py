@@ -55,6 +55,7 @@ def add_to(commands: Any) -> None:
     _budget(tuning)
     tuning.add_argument("--preset", choices=PRESETS, default="exhaustive", help="16, 96 or all candidates a workload")
     tuning.add_argument("--device", default="cuda", metavar="NAME", help="cuda, cuda:N or simulated:h100[,noise=0.02]")
+    tuning.add_argument("--target", choices=target.KNOWN, help="without a GPU: list the candidates that compile for it")
 
     resume = _command(commands, "resume", _resume, "go on where the last tuning of a store stopped")
     _budget(resume)
@@ -164,9 +165,14 @@ def _tune(arguments: argparse.Namespace) -> int:
         raise WorkloadError(f"budget: expected a positive number of seconds, got {arguments.budget:g}")
     selected = _selected(arguments)
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        if arguments.target is not None:
+            say("no GPU here: nothing is measured, and nothing kept")
+            arguments.top, arguments.compile = _LISTED, arguments.budget / len(selected)
+            _predict(arguments)
+            return 1
         raise DeviceError(
-            "device: no GPU here. `triton-conv predict` ranks candidates without one, and --device simulated:h100 "
-            "goes through the motions"
+            "device: no GPU here. --target sm_90 lists the candidates that compile for one, and --device "
+            "simulated:h100 goes through the motions"
         )
     lab = WorkerLab(arguments.device)
     try:
@@ -178,6 +184,8 @@ def _tune(arguments: argparse.Namespace) -> int:
         lab.close()
 
 
+# Candidates of a workload that are listed where none can be measured.
+_LISTED = 16
 _SESSION_ARGUMENTS = ("workload", "model", "op", "gradients", "preset", "device", "default_workload")
 
 
