@@ -1,4 +1,4 @@
-"""The tuner's commands on a simulated device: what they write, what they go on from, what they refuse."""
+"""The tuner's commands on a simulated device: what they write, and what they go on from."""
 
 import json
 import os
@@ -12,18 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 
-import triton_conv as tc
 from triton_conv import cli, configs, dispatch, ops, workloads
 from triton_conv.autotune import commands, store, upkeep
-from triton_conv.autotune.replay import read_trials, tables
-from triton_conv.autotune.selection import of_model, workload_of
+from triton_conv.autotune.replay import read_trials
 from triton_conv.autotune.simulated import SimulatedLab, Simulation, table
 from triton_conv.autotune.tune import tune
 from triton_conv.configs import ConfigFile, Entry
-from triton_conv.errors import StoreError, WorkloadError
-from triton_conv.kernels import KERNELS
 from triton_conv.target import KNOWN
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="of devices that are not there")
@@ -332,166 +327,3 @@ def test_promote_ships_winners_and_a_portfolio_that_plans_use(tmp_path, monkeypa
     made = dispatch.plan(new.problem(), KNOWN["sm_90"])
     assert made.source == "shipped portfolio"
     assert "hw65x65" in made.notes[0]
-
-
-# ----------------------------------------------------------------------------------------------------- what is refused
-
-
-def test_two_tuners_of_one_store(tuned_store, capsys):
-    before = winners(tuned_store)
-    with FileLock(tuned_store / PART / "tuning.lock"):
-        assert tuned(tuned_store) == 2
-    assert "another tuner is writing" in " ".join(capsys.readouterr().err.split())
-    assert winners(tuned_store) == before
-
-
-def test_a_store_that_cannot_be_written(tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert tuned(tmp_path / "file" / "store") == 2
-    assert "store: cannot create" in " ".join(capsys.readouterr().err.split())
-
-
-def test_a_full_disk_leaves_the_file_of_before(tuned_store, monkeypatch, capsys):
-    before = winners(tuned_store)
-
-    def full(*arguments, **options):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(configs.json, "dump", full)
-    assert tuned(tuned_store, "--preset", "normal") == 1
-    assert "not stored: [Errno 28]" in capsys.readouterr().out
-    monkeypatch.undo()
-    assert winners(tuned_store) == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "phrase"),
-    [
-        (["tune", "--workload", "nope", "--budget", "1"], "workload: 'nope' is not known"),
-        (["tune", "--workload", NAME, "--budget", "0"], "budget: expected a positive number of seconds, got 0"),
-        (["tune", "--workload", NAME, "--budget", "nan"], "budget: expected a positive number"),
-        (["tune", "--budget", "1"], "name either --workload or --model"),
-        (["tune", "--workload", NAME, "--op", "conv3d", "--budget", "1"], "no workload of conv3d"),
-        (["tune", "--model", "no.module:step", "--budget", "1"], "cannot load 'no.module:step'"),
-        (["tune", "--model", "json:loads_not", "--budget", "1"], "cannot load 'json:loads_not'"),
-        (["tune", "--workload", NAME, "--budget", "1", "--device", "simulated:z80"], "'z80' cannot be simulated"),
-        (["tune", "--workload", NAME, "--budget", "1"], "no GPU here"),
-        (["resume", "--budget", "1"], "nothing was tuned in"),
-        (["report"], "there is no folder"),
-        (["verify"], "there is no folder"),
-        (["promote"], "there is no folder"),
-        (["merge", "absent"], "there is no folder"),
-    ],
-)
-def test_input_it_cannot_use(arguments, phrase, capsys):
-    assert run(*arguments) == 2
-    assert phrase in " ".join(capsys.readouterr().err.split())
-
-
-# ------------------------------------------------------------------------------------------- plan, predict, and models
-
-
-def test_plan_shows_what_the_funnel_removes(tmp_path, capsys):
-    file = tmp_path / "plan.json"
-    assert run("plan", "--workload", "dilated_d4", "--target", "sm_90", "--funnel", "--json", file) == 0
-    (row,) = json.loads(file.read_text())["plans"]
-    shown = capsys.readouterr().out
-    assert [funnel["kernel"] for funnel in row["funnel"]] == ["implicit_gemm_boxed", "implicit_gemm"]
-    for funnel in row["funnel"]:
-        assert funnel["left"] + sum(funnel["removed"].values()) == funnel["space"]
-        assert any("shared memory" in reason for reason in funnel["removed"])
-        assert f"{funnel['space']} candidates, {funnel['left']} left" in shown
-
-
-def test_tune_without_a_gpu_lists_what_compiles(tmp_path, capsys):
-    # One compilation takes longer than the budget and is finished all the same.
-    arguments = ("--budget", 0.5, "--target", "sm_90", "--store", tmp_path)
-    assert run("tune", "--workload", NAME, *arguments) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("no GPU here")
-    assert sum(line.startswith("  grouped_packed num_warps") for line in lines) == 16
-    assert "without an error or a spill" in lines[-1]
-    assert not winners(tmp_path)
-
-
-def test_plan_looks_into_the_store_it_is_given(tmp_path, capsys):
-    recorded(tmp_path)
-    assert run("plan", "--workload", "dilated_d4", "--target", "sm_90", "--store", tmp_path) == 0
-    assert "source   user tuned" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("goal", ["sm_80", "sm_100", "gfx942"])
-def test_predict_ranks_for_a_device_that_is_not_here(goal, tmp_path, capsys):
-    file = tmp_path / "predicted.json"
-    assert run("predict", "--workload", "dilated_d4", "--target", goal, "--top", 5, "--json", file) == 0
-    (row,) = json.loads(file.read_text())["workloads"]
-    tiles = [KERNELS[c["kernel"]].tile_type(**c["tile"]) for c in row["candidates"]]
-    assert len(set(tiles)) == 5
-    problem = workloads.find("dilated_d4")[0].problem()
-    assert all(tile.unfit(problem, KNOWN[goal]) is None for tile in tiles)
-    assert "nothing is measured" in capsys.readouterr().out
-
-
-def step():
-    """A step of a small model, on the meta device."""
-    x = torch.empty(2, 8, 16, 16, device="meta", dtype=torch.bfloat16)
-    w = torch.empty(16, 8, 3, 3, device="meta", dtype=torch.bfloat16, requires_grad=True)
-    bias = torch.empty(16, device="meta", dtype=torch.bfloat16, requires_grad=True)
-    for _ in range(3):
-        y = tc.conv2d(x, w, bias, padding=1, activation="relu")
-    tc.conv_transpose2d(y, w, stride=2).sum().backward()
-
-
-def nothing():
-    """A step without a convolution."""
-
-
-def test_a_models_convolutions_are_its_workloads():
-    found = of_model(step)
-    functions = {(workload.function, workload.part) for workload in found}
-    assert {("conv2d", "forward"), ("conv_transpose2d", "forward")} <= functions
-    assert any(part == "weight gradient" for _, part in functions)
-    assert len({workload.title for workload in found}) == len(found)
-    assert any(workload.bias and workload.arguments.get("activation") == "relu" for workload in found)
-    with pytest.raises(WorkloadError, match="calls no convolution"):
-        of_model(nothing)
-
-
-def test_tune_takes_a_model(tmp_path):
-    sys.modules["a_model"] = sys.modules[__name__]
-    try:
-        arguments = ("--model", "a_model:step", "--budget", 1000, "--device", DEVICE, "--preset", "rapid")
-        assert run("tune", *arguments, "--store", tmp_path) == 0
-    finally:
-        del sys.modules["a_model"]
-    assert len(winners(tmp_path)) == len(of_model(step))
-
-
-@pytest.mark.parametrize("workload", workloads.FLAGSHIPS, ids=lambda w: w.name)
-def test_a_problem_becomes_a_workload_again(workload):
-    for part in workload.parts():
-        problem = part.problem()
-        made = workload_of(problem)
-        if made is None:
-            assert (part.kind, part.part) == ("deformable", "input gradient")
-        else:
-            assert made.problem().describe() == problem.describe()
-
-
-def test_a_store_waits_for_another_writer_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "_PATIENCE", 0.1)
-    recorded(tmp_path)
-    (path, file), *_ = upkeep.files(tmp_path)
-    with FileLock(path.parent / "store.lock"), pytest.raises(StoreError, match="locked by another process"):
-        store.merge_file(tmp_path, file)
-
-
-def test_the_times_of_finals_replace_those_of_screening(tmp_path):
-    recorded(tmp_path)
-    files = {file.kernel: file for _, file in upkeep.files(tmp_path)}
-    entry = files["implicit_gemm"].entries[workloads.find("dilated_d4")[0].problem().describe()]
-    known = tables(read_trials(tmp_path / KNOWN["sm_90"].config_folder / "trials.jsonl"))
-    key = workloads.find("dilated_d4")[0].problem().describe()
-    candidate = next(c for c in known[key] if c.tile == entry.tile)
-    known[key][candidate] = replace(known[key][candidate], time_us=3861.0)
-    assert upkeep.corrected(known, files)[key][candidate].time_us == entry.time_us

@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 import tarfile
+import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import conftest
 import pytest
 import torch
 import torch.nn.functional as F
@@ -256,6 +259,43 @@ def test_absent_baselines_have_reasons(bench, small, monkeypatch):
     assert record.speedup(False) is None
 
 
+@interpreted
+def test_baselines_beyond_reach_are_not_tried(bench, small, monkeypatch):
+    def never():
+        raise AssertionError("it was tried")
+
+    monkeypatch.setattr(runner, "build", lambda *arguments: {"cudnn": baselines.Baseline(never)})
+    record = runner.run_case(small, replace(bench, seconds=1e-9))
+    assert "its limit alone is" in record.contestants["cudnn"].absent
+    assert "it was tried" in runner.run_case(small, bench).contestants["cudnn"].absent
+
+
+@interpreted
+@pytest.mark.parametrize(("most", "part", "searched"), [(400, 2, True), (2, 2, False), (2, 0, True)])
+def test_no_search_where_some_algorithms_take_minutes(most, part, searched, bench, small, monkeypatch):
+    seen = []
+
+    def baseline(workload, tensors, *options):
+        call = runner.differentiated(workload.call, tensors, workload.part)
+        return {"cudnn": baselines.Baseline(lambda: (seen.append(torch.backends.cudnn.benchmark), call())[1])}
+
+    monkeypatch.setattr(runner, "_MANY_TAPS", most)
+    monkeypatch.setattr(runner, "build", baseline)
+    record = runner.run_case(small.parts()[part], bench)
+    assert record.contestants["cudnn"].samples_us, record.error
+    assert set(seen) == {searched}
+
+
+def test_failures_are_written_down_as_they_happen(tmp_path, monkeypatch):
+    log = tmp_path / "failures.txt"
+    monkeypatch.setenv("TRITON_CONV_FAILURES", str(log))
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    crash = SimpleNamespace(reprcrash=SimpleNamespace(message="assert 1 == 2\n  where 1"))
+    for failed, name in ((True, "a.py::test"), (False, "b.py::test")):
+        conftest.pytest_runtest_logreport(SimpleNamespace(failed=failed, nodeid=name, longrepr=crash))
+    assert log.read_text() == "FAILED a.py::test - assert 1 == 2 where 1\n"
+
+
 @pytest.mark.parametrize("name", ["decoder_t2d", "dcgan_t2d", "vocoder_t1d_s8"])
 def test_the_standard_convolution_of_a_transposed_one(name, monkeypatch):
     """Over the prepared input, with the filter turned round, it is the transposed convolution."""
@@ -283,16 +323,19 @@ def test_a_lost_device_goes_on_in_a_new_process(tmp_path, monkeypatch):
     class ReplacedError(Exception):
         pass
 
-    def replace(path, command):
+    def other_process(path, command):
         raise ReplacedError(command)
 
     monkeypatch.setenv("TRITON_CONV_HOME", str(tmp_path))
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setitem(stages.STAGES, "benchmark", (1.0, lose))
-    monkeypatch.setattr(os, "execv", replace)
+    monkeypatch.setattr(os, "execv", other_process)
     arguments = ["--rehearse", "--budget=100", f"--work={tmp_path}", "--only=benchmark", "--fresh"]
     with pytest.raises(ReplacedError) as replaced:
         gpu.main(arguments)
+    timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    # One left behind would end this process at the end of the budget.
+    assert all(timer.finished.is_set() for timer in timers)
     command = replaced.value.args[0]
     assert command[1:3] == ["-m", "perf_plots.gpu"]
     assert "--restarts=1" in command

@@ -48,6 +48,11 @@ def test_distances_count_doublings():
     assert here.distance(place(KEY.replace("c512-512", "c256-1024"))) == pytest.approx(math.sqrt(2))
     for other in (("bfloat16", "float16"), ("NHWC", "NCHW"), ("g1 ", "g1 t0x0 "), ("NHWC", "NHWC dw")):
         assert here.distance(place(KEY.replace(*other))) == math.inf
+    # A tile for aligned channels spills where each has an address of its own; rows of pixels likewise.
+    for other in (("c512-512", "c512-511"), ("c512-512", "c508-512")):
+        assert here.distance(place(KEY.replace(*other))) == math.inf
+    narrow, odd = KEY.replace("NHWC", "NCHW").replace("65x65", "64x64"), KEY.replace("NHWC", "NCHW")
+    assert place(narrow).distance(place(odd)) == math.inf
     # An epilogue is no other kind.
     assert here.distance(place(KEY.replace("NHWC", "NHWC+bias+relu"))) == 0
 

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from ..problem import Problem
 from .common import aligned, below, dot, epilogue, load_pixels, store_pixels, tap_offset, tile_pixels, wide
-from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
+from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
 
 
 @triton.jit
@@ -88,22 +88,14 @@ def grouped_packed_kernel(
 
 
 @dataclass(frozen=True)
-class GroupedPackedTile(Tile):
+class GroupedPackedTile(ProductTile):
     """BLOCK_M pixels by a slab of as many whole groups as fit in BLOCK_K input and BLOCK_N output channels."""
 
-    BLOCK_M: int = 64
     BLOCK_N: int = 32
-    BLOCK_K: int = 32
 
     def groups_per_tile(self, problem: Problem) -> int:
         g = problem.geometry
         return min(self.BLOCK_K // max(g.c_in_group, 1), self.BLOCK_N // g.c_out_group, g.groups)
-
-    def shared_bytes(self, problem: Problem) -> int:
-        return dot_shared_bytes(self.BLOCK_M, self.BLOCK_N, self.BLOCK_K, self.num_stages, problem.itemsize)
-
-    def accumulator_values(self) -> int:
-        return self.BLOCK_M * self.BLOCK_N
 
     def mismatch(self, problem: Problem) -> str | None:
         g = problem.geometry

@@ -20,7 +20,7 @@ from .common import (
     tile_pixels,
     wide,
 )
-from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
+from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
 
 
 @triton.jit
@@ -151,19 +151,10 @@ def implicit_gemm_kernel(
 
 
 @dataclass(frozen=True)
-class ImplicitGemmTile(Tile):
+class ImplicitGemmTile(ProductTile):
     """BLOCK_M output pixels by BLOCK_N output channels, BLOCK_K products a step; FLAT_K as the kernel explains."""
 
-    BLOCK_M: int = 64
-    BLOCK_N: int = 64
-    BLOCK_K: int = 32
     FLAT_K: bool = False
-
-    def shared_bytes(self, problem: Problem) -> int:
-        return dot_shared_bytes(self.BLOCK_M, self.BLOCK_N, self.BLOCK_K, self.num_stages, problem.itemsize)
-
-    def accumulator_values(self) -> int:
-        return self.BLOCK_M * self.BLOCK_N
 
 
 def _grid(problem: Problem, tile: ImplicitGemmTile) -> int:

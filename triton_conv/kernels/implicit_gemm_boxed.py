@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import triton
@@ -10,7 +11,7 @@ import triton.language as tl
 from ..problem import Problem
 from .boxes import box, boxes, load_box, unboxable
 from .common import aligned, below, dot, epilogue, store_pixels, wide
-from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
+from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
 
 
 @triton.jit
@@ -111,28 +112,18 @@ def implicit_gemm_boxed_kernel(
 
 
 @dataclass(frozen=True)
-class ImplicitGemmBoxedTile(Tile):
+class ImplicitGemmBoxedTile(ProductTile):
     """BLOCK_M output pixels by BLOCK_N output channels, BLOCK_K channels of a tap a step."""
 
     BLOCK_M: int = 128
     BLOCK_N: int = 128
     BLOCK_K: int = 64
 
-    def shared_bytes(self, problem: Problem) -> int:
-        # Besides, a barrier a stage.
-        return dot_shared_bytes(self.BLOCK_M, self.BLOCK_N, self.BLOCK_K, self.num_stages, problem.itemsize) + 128
-
-    def accumulator_values(self) -> int:
-        return self.BLOCK_M * self.BLOCK_N
-
 
 def _grid(problem: Problem, tile: ImplicitGemmBoxedTile) -> int:
     g, sides = problem.geometry, box(problem, tile.BLOCK_M)
-    covered = zip((g.batch, *g.out_size), sides.values(), strict=True)
-    pixels = 1
-    for size, side in covered:
-        pixels *= cdiv(size, side)
-    return cdiv(g.c_out_group, tile.BLOCK_N) * pixels * g.groups
+    counts = (cdiv(size, side) for size, side in zip((g.batch, *g.out_size), sides.values(), strict=True))
+    return cdiv(g.c_out_group, tile.BLOCK_N) * math.prod(counts) * g.groups
 
 
 def _arguments(problem: Problem, tile: ImplicitGemmBoxedTile) -> dict[str, object]:

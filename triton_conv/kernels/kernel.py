@@ -95,6 +95,21 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class ProductTile(Tile):
+    """A tile of one matrix product in a pipelined loop: BLOCK_M by BLOCK_N sums, BLOCK_K products a step."""
+
+    BLOCK_M: int = 64
+    BLOCK_N: int = 64
+    BLOCK_K: int = 32
+
+    def shared_bytes(self, problem: Problem) -> int:
+        return dot_shared_bytes(self.BLOCK_M, self.BLOCK_N, self.BLOCK_K, self.num_stages, problem.itemsize)
+
+    def accumulator_values(self) -> int:
+        return self.BLOCK_M * self.BLOCK_N
+
+
+@dataclass(frozen=True)
 class Kernel:
     """One kernel: its name everywhere (config file, test id, result file, figure), its code, its tile, its arguments.
 
@@ -149,19 +164,18 @@ launches: Counter[str] = Counter()
 def launch(kernel: Kernel, grid: int, tile: Tile, values: dict[str, object], *tensors: torch.Tensor | None) -> None:
     """Launches on the current device: allocates nothing, decides nothing. Tensors in the order of `kernel.pointers`."""
     launches[kernel.name] += 1
-    run = functools.partial(
-        kernel.function[(grid,)], *tensors, **values, num_warps=tile.num_warps, num_stages=tile.num_stages
-    )
     if kernel.descriptors:
         # Triton's allocator belongs to the context of whoever calls: it is set in a copy, and theirs stays.
-        contextvars.copy_context().run(_with_allocator, run)
+        contextvars.copy_context().run(_launch_with_scratch, kernel, grid, tile, values, *tensors)
     else:
-        run()
+        kernel.function[(grid,)](*tensors, **values, num_warps=tile.num_warps, num_stages=tile.num_stages)
 
 
-def _with_allocator(run: Callable[[], object]) -> None:
+def _launch_with_scratch(
+    kernel: Kernel, grid: int, tile: Tile, values: dict[str, object], *tensors: torch.Tensor | None
+) -> None:
     triton.set_allocator(_scratch)
-    run()
+    kernel.function[(grid,)](*tensors, **values, num_warps=tile.num_warps, num_stages=tile.num_stages)
 
 
 def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:

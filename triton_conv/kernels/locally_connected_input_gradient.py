@@ -10,7 +10,7 @@ import triton.language as tl
 from ..problem import Problem
 from ..problem_lectures import LocalInputGradientProblem
 from .common import aligned, below, dot, store_pixels, wide, within
-from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
+from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
 
 
 @triton.jit
@@ -120,18 +120,8 @@ def locally_connected_input_gradient_kernel(
 
 
 @dataclass(frozen=True)
-class LocallyConnectedInputGradientTile(Tile):
+class LocallyConnectedInputGradientTile(ProductTile):
     """BLOCK_M images by BLOCK_N input channels of one pixel, BLOCK_K output channels a step."""
-
-    BLOCK_M: int = 64
-    BLOCK_N: int = 64
-    BLOCK_K: int = 32
-
-    def shared_bytes(self, problem: Problem) -> int:
-        return dot_shared_bytes(self.BLOCK_M, self.BLOCK_N, self.BLOCK_K, self.num_stages, problem.itemsize)
-
-    def accumulator_values(self) -> int:
-        return self.BLOCK_M * self.BLOCK_N
 
 
 def _grid(problem: LocalInputGradientProblem, tile: LocallyConnectedInputGradientTile) -> int:

@@ -11,7 +11,7 @@ from ..problem import Problem
 from ..problem_lectures import LocalWeightGradientProblem
 from ..target import Target
 from .common import aligned, below, dot, narrow, wide, within
-from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
+from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
 
 
 @triton.jit
@@ -138,18 +138,8 @@ def locally_connected_weight_gradient_kernel(
 
 
 @dataclass(frozen=True)
-class LocallyConnectedWeightGradientTile(Tile):
+class LocallyConnectedWeightGradientTile(ProductTile):
     """BLOCK_M output channels by BLOCK_N columns of one pixel's filter, BLOCK_K images a step."""
-
-    BLOCK_M: int = 64
-    BLOCK_N: int = 64
-    BLOCK_K: int = 32
-
-    def shared_bytes(self, problem: Problem) -> int:
-        return dot_shared_bytes(self.BLOCK_M, self.BLOCK_N, self.BLOCK_K, self.num_stages, problem.itemsize)
-
-    def accumulator_values(self) -> int:
-        return self.BLOCK_M * self.BLOCK_N
 
     def load_bytes(self, problem: Problem, target: Target) -> int:
         values = min(self.BLOCK_M, self.BLOCK_N) * self.BLOCK_K // (self.num_warps * target.warp_size)

@@ -10,7 +10,7 @@ import triton.language as tl
 from ..problem import Problem
 from ..problem_lectures import ShuffleProblem
 from .common import aligned, below, dot, epilogue, load_pixels, store_pixels, tap_offset, tile_pixels, wide
-from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
+from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
 
 
 @triton.jit
@@ -92,18 +92,8 @@ def shuffle_gemm_kernel(
 
 
 @dataclass(frozen=True)
-class ShuffleGemmTile(Tile):
+class ShuffleGemmTile(ProductTile):
     """BLOCK_M output pixels by BLOCK_N output channels of a group, BLOCK_K input channels a step."""
-
-    BLOCK_M: int = 64
-    BLOCK_N: int = 64
-    BLOCK_K: int = 32
-
-    def shared_bytes(self, problem: Problem) -> int:
-        return dot_shared_bytes(self.BLOCK_M, self.BLOCK_N, self.BLOCK_K, self.num_stages, problem.itemsize)
-
-    def accumulator_values(self) -> int:
-        return self.BLOCK_M * self.BLOCK_N
 
 
 def _grid(problem: Problem, tile: ShuffleGemmTile) -> int:

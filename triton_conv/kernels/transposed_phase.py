@@ -10,7 +10,7 @@ import triton.language as tl
 
 from ..problem import VECTOR_LIMIT, Problem
 from .common import aligned, below, dot, epilogue, load_pixels, store_pixels, tap_offset, tile_pixels, wide
-from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
+from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
 
 
 @triton.jit
@@ -157,23 +157,13 @@ def transposed_phase_kernel(
 
 
 @dataclass(frozen=True)
-class TransposedPhaseTile(Tile):
+class TransposedPhaseTile(ProductTile):
     """BLOCK_M pixels of a phase by BLOCK_N output channels, BLOCK_K input channels a step; narrow groups are packed."""
-
-    BLOCK_M: int = 64
-    BLOCK_N: int = 64
-    BLOCK_K: int = 32
 
     def groups_per_tile(self, problem: Problem) -> int:
         g = problem.geometry
         fitting = min(self.BLOCK_K // max(g.c_in_group, 1), self.BLOCK_N // max(g.c_out_group, 1), g.groups)
         return max(fitting, 1)
-
-    def shared_bytes(self, problem: Problem) -> int:
-        return dot_shared_bytes(self.BLOCK_M, self.BLOCK_N, self.BLOCK_K, self.num_stages, problem.itemsize)
-
-    def accumulator_values(self) -> int:
-        return self.BLOCK_M * self.BLOCK_N
 
 
 def _grid(problem: Problem, tile: TransposedPhaseTile) -> int:

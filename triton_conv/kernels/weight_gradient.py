@@ -20,7 +20,7 @@ from .common import (
     tile_pixels,
     wide,
 )
-from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
+from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
 
 
 @triton.jit
@@ -137,22 +137,15 @@ def weight_gradient_kernel(
 
 
 @dataclass(frozen=True)
-class WeightGradientTile(Tile):
+class WeightGradientTile(ProductTile):
     """BLOCK_M output by BLOCK_N input channels of one tap (FLAT_N: (channel, tap) pairs), BLOCK_K pixels a step, SPLITS
     partial sums."""
 
-    BLOCK_M: int = 64
-    BLOCK_N: int = 64
-    BLOCK_K: int = 32
     FLAT_N: bool = False
     SPLITS: int = 1
 
     def shared_bytes(self, problem: Problem) -> int:
-        operands = dot_shared_bytes(self.BLOCK_M, self.BLOCK_N, self.BLOCK_K, self.num_stages, problem.itemsize)
-        return max(operands, self.BLOCK_M * self.BLOCK_N * problem.accumulator_bytes)
-
-    def accumulator_values(self) -> int:
-        return self.BLOCK_M * self.BLOCK_N
+        return max(super().shared_bytes(problem), self.BLOCK_M * self.BLOCK_N * problem.accumulator_bytes)
 
 
 def _grid(problem: Problem, tile: WeightGradientTile) -> int:

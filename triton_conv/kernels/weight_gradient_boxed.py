@@ -11,7 +11,7 @@ import triton.language as tl
 from ..problem import Problem, WeightGradientProblem
 from .boxes import box, boxes, load_box, unboxable
 from .common import aligned, below, dot, wide
-from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
+from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
 
 
 @triton.jit
@@ -133,7 +133,7 @@ def weight_gradient_boxed_kernel(
 
 
 @dataclass(frozen=True)
-class WeightGradientBoxedTile(Tile):
+class WeightGradientBoxedTile(ProductTile):
     """BLOCK_M output by BLOCK_N input channels of one tap, BLOCK_K pixels a step, SPLITS partial sums."""
 
     whole: ClassVar[frozenset[str]] = frozenset({"num_stages", "SPLITS"})
@@ -142,13 +142,6 @@ class WeightGradientBoxedTile(Tile):
     BLOCK_N: int = 128
     BLOCK_K: int = 64
     SPLITS: int = 1
-
-    def shared_bytes(self, problem: Problem) -> int:
-        # Besides, a barrier a stage.
-        return dot_shared_bytes(self.BLOCK_M, self.BLOCK_N, self.BLOCK_K, self.num_stages, problem.itemsize) + 128
-
-    def accumulator_values(self) -> int:
-        return self.BLOCK_M * self.BLOCK_N
 
 
 def _grid(problem: Problem, tile: WeightGradientBoxedTile) -> int:
