@@ -14,7 +14,7 @@ from torch_samples import OPS
 import triton_conv as tc
 from triton_conv import ops, workloads
 from triton_conv.defaults import default_tile
-from triton_conv.dispatch import choose_kernel, plan
+from triton_conv.dispatch import forms, plan
 from triton_conv.errors import ArgumentError, DtypeError
 from triton_conv.reference import tolerance
 from triton_conv.target import KNOWN
@@ -284,7 +284,7 @@ def test_the_same_backward_twice_is_the_same_bits(groups):
 def test_partial_sums_are_a_tenth_of_what_is_read(workload):
     """Beyond inputs, outputs and gradients, a weight gradient allocates the partial sums and nothing else."""
     problem = replace(workload, part="weight gradient").problem()
-    kernel = choose_kernel(problem, KNOWN["sm_90"])[0].name
+    kernel = forms(problem, KNOWN["sm_90"])[0][0].name
     splits = plan(problem, KNOWN["sm_90"], kernel, default_tile(kernel, problem, KNOWN["sm_90"])).values["SPLITS"]
     g = problem.geometry
     partial = splits * math.prod(problem.result_shape) * problem.accumulator_bytes

@@ -118,6 +118,6 @@ def test_tiles_fit(target):
         for variant in workload.variants(("float16", "bfloat16", "float32", "float64"), both_formats=True):
             for part in variant.parts():
                 problem = part.problem()
-                kernel, _ = dispatch.choose_kernel(problem, target)
+                kernel = dispatch.forms(problem, target)[0][0]
                 for tile in (default_tile(kernel.name, problem, target), kernel.safe_tile):
                     assert tile.unfit(problem, target) is None, part.title

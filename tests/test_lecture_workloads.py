@@ -46,7 +46,7 @@ def test_they_are_found_and_planned():
         made = dispatch.plan(workload.problem(), KNOWN["sm_90"])
         assert made.kernel.name == KERNEL[workload.kind]
         assert workloads.find(workload.name) == [workload]
-    assert {dispatch.choose_kernel(part.problem(), KNOWN["sm_90"])[0].name for part in cases.lectures()} == {
+    assert {dispatch.forms(part.problem(), KNOWN["sm_90"])[0][0].name for part in cases.lectures()} == {
         *KERNEL.values(), "locally_connected_input_gradient", "locally_connected_weight_gradient",
     }  # fmt: skip
 

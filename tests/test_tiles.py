@@ -212,7 +212,7 @@ def test_defaults_fit(target):
     unfit = []
     for title, problem in problems():
         suited = [k.name for k in KERNELS.values() if k.unavailable(target) is None and k.unsuited(problem) is None]
-        for name in suited if title.startswith("narrow") else [dispatch.choose_kernel(problem, target)[0].name]:
+        for name in suited if title.startswith("narrow") else [dispatch.forms(problem, target)[0][0].name]:
             reason = default_tile(name, problem, target).unfit(problem, target)
             unfit += [f"{name} {title}: {reason}"] if reason else []
     assert unfit == []
@@ -222,7 +222,7 @@ def test_defaults_fit(target):
 def test_safe_tiles_fit(target):
     unfit = []
     for title, problem in problems():
-        kernel, _ = dispatch.choose_kernel(problem, target)
+        kernel = dispatch.forms(problem, target)[0][0]
         reason = kernel.safe_tile.unfit(problem, target)
         unfit += [f"{kernel.name} {title}: {reason}"] if reason else []
     assert unfit == []

@@ -124,7 +124,7 @@ def test_time_runs_out_between_workloads():
 @pytest.mark.parametrize("workload", workloads.FLAGSHIPS, ids=lambda w: w.name)
 def test_candidates_fit_and_start_with_the_default(workload):
     problem, target = workload.problem(), KNOWN["sm_90"]
-    name = dispatch.choose_kernel(problem, target)[0].name
+    name = dispatch.forms(problem, target)[0][0].name
     tiles = candidates(name, problem, target)
     assert tiles[0] == default_tile(name, problem, target)
     assert len(tiles) == len(set(tiles)) > 10

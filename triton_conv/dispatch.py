@@ -167,11 +167,6 @@ def forms(problem: Problem, target: Target) -> tuple[list[Kernel], list[str]]:
     return suited, notes
 
 
-def choose_kernel(problem: Problem, target: Target) -> tuple[Kernel, str]:
-    """The preferred kernel for a problem on a target, and the reason."""
-    return forms(problem, target)[0][0], family(problem)[1]
-
-
 @functools.lru_cache(maxsize=4096)
 def plan(problem: Problem, target: Target, kernel: str | None = None, tile: Tile | None = None) -> Plan:
     """The plan for a problem on a target; `kernel` and `tile` force a choice.
