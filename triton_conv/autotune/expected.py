@@ -66,18 +66,37 @@ def expect(workload: Workload, problem: Problem, tensors: Mapping[str, Any]) -> 
     return Expected(parts, f"outermost {few} channels of the first and last image", bound)
 
 
+def expect_sampled(workload: Workload, problem: Problem, tensors: Mapping[str, Any]) -> list[Expected]:
+    """References of the gradients of a deformable call's input, offset and mask, as far as it has them, in this order.
+
+    An element of the input's gradient adds up samples of many pixels: all of an image at the worst.
+    """
+    g, x = problem.geometry, tensors["input"]
+    grad = output_gradient(workload.layer.problem().geometry.out_shape, x.dtype, x.device)
+    images = [slice(0, 1)] if g.batch == 1 else [slice(0, 1), slice(g.batch - 1, g.batch)]
+    found = []
+    for name in ("input", "offset", "mask"):
+        if name not in tensors:
+            continue
+        terms = g.c_out_group * (g.taps * g.out_pixels if name == "input" else g.c_in_group)
+        parts = tuple(((image,), _image(workload, tensors, grad, image, name=name)) for image in images)
+        found.append(Expected(parts, name, tolerance(problem.dtype, terms, problem.precision, max(g.in_size))))
+    return found
+
+
 def _image(
     workload: Workload,
     tensors: Mapping[str, Any],
     grad: Tensor | None,
     image: slice,
     channels: slice | None = None,
+    name: str = "input",
 ) -> Tensor:
     """Entries of a batch do not depend on each other, nor do the channels of a depthwise convolution."""
     arguments = dict(tensors)
-    for name in ("input", "offset", "mask"):
-        if name in arguments:
-            arguments[name] = arguments[name][image]
+    for batched in ("input", "offset", "mask"):
+        if batched in arguments:
+            arguments[batched] = arguments[batched][image]
     if channels is not None:
         arguments["input"] = arguments["input"][:, channels]
         arguments["weight"] = arguments["weight"][channels]
@@ -86,7 +105,7 @@ def _image(
         return reference(workload.function, arguments)
     assert grad is not None
     grad = grad[image] if channels is None else grad[image, channels]
-    return _gradient(workload.function, arguments, "input", grad)
+    return _gradient(workload.function, arguments, name, grad)
 
 
 def _weight_rows(workload: Workload, tensors: Mapping[str, Any], grad: Tensor) -> tuple[Index, Tensor]:

@@ -22,10 +22,7 @@ def select(name: str | None, model: str | None, op: str | None, gradients: bool)
         raise WorkloadError("workload: name either --workload or --model")
     found = find(name) if name is not None else of_model(load(model or ""))
     if gradients and name is not None:
-        # The input gradient of a deformable convolution has no tile to choose yet.
-        found = [
-            part for w in found for part in w.parts() if not isinstance(part.problem(), DeformInputGradientProblem)
-        ]
+        found = [part for workload in found for part in workload.parts()]
     found = [workload for workload in found if op in (None, workload.function)]
     if not found:
         raise WorkloadError(f"op: no workload of {op} among those selected")

@@ -13,12 +13,13 @@ from .. import dispatch
 from .. import target as targets
 from ..dispatch import Plan
 from ..errors import WorkloadError
-from ..problem import DeformInputGradientProblem
-from ..workloads import WEIGHT_GRADIENT, Workload, differentiated
-from .expected import expect
+from ..workloads import INPUT_GRADIENT, WEIGHT_GRADIENT, Workload, differentiated
+from .expected import expect, expect_sampled
 
 # Elements before and after an output that no kernel may write: a row or two of a tile, and a multiple of any alignment.
 _GUARD = 4096
+
+_Buffer = tuple[Tensor, Tensor]
 
 
 class OutOfBoundsError(RuntimeError):
@@ -31,56 +32,90 @@ class Subject:
     def __init__(self, workload: Workload, device: torch.device) -> None:
         self.workload = workload
         tensors = workload.tensors(device)
+        sampled = workload.part == INPUT_GRADIENT and workload.offset_groups > 0
+        if sampled:
+            # A slope jumps where a coordinate is whole. Multiples of 1/64 are exact in float32 after the addition too,
+            # so that kernel and reference stand on the same side.
+            tensors["offset"].mul_(64).round_().div_(64)
         made, operands = _default_launch(differentiated(workload.call, tensors, workload.part))
-        if isinstance(made.problem, DeformInputGradientProblem):
-            raise WorkloadError("workload: the input gradient of a deformable convolution cannot be tuned yet")
-        assert operands[-1] is not None
         self.problem, self.target = made.problem, targets.of_device(device)
         # A sum over pixels is written in parts; one over images alone is not.
         self._split = workload.part == WEIGHT_GRADIENT and "SPLITS" in made.values
-        self._inputs = operands[:-1]
-        self._buffer, self._output = _guarded(operands[-1], operands[-1].shape, operands[-1].stride())
-        self._bound = self._buffer, self._output
-        self._expected = expect(workload, self.problem, tensors)
+        # The gradients of input, offset and mask are written together, the first one added up in memory.
+        self._adds = sampled
+        first = made.kernel.pointers.index("dx_ptr") if sampled else len(operands) - 1
+        self._inputs = operands[:first]
+        self._outputs = [t if t is None else _guarded(t, t.shape, t.stride()) for t in operands[first:]]
+        self._bound = self._outputs
+        self._expected = expect_sampled(workload, self.problem, tensors) if sampled else [
+            expect(workload, self.problem, tensors)
+        ]
 
     def bind(self, made: Plan) -> Callable[[], None]:
-        """A call that runs the plan into a buffer of its own; nothing is allocated while it runs."""
-        self._bound = self._buffer, self._output
+        """A call that runs the plan into buffers of its own; nothing is allocated while it runs."""
+        self._bound = self._outputs
         if self._split:
-            splits = made.values["SPLITS"]
-            strides = (math.prod(made.out_shape), *made.out_strides)
-            self._bound = _guarded(self._output, (splits, *made.out_shape), strides)
-            if splits > 1:
-                # Adding up is part of the price of splitting.
-                parts, total = self._bound[1], self._output.new_empty_strided(made.out_shape, made.out_strides)
+            return self._bind_split(made)
+        outputs = [buffer and buffer[1] for buffer in self._outputs]
+        if self._adds and (sums := outputs[0]) is not None:
+            # Zeros to add to are part of the price.
+            def run() -> None:
+                sums.zero_()
+                made.launch(*self._inputs, *outputs)
 
-                def run() -> None:
-                    made.launch(*self._inputs, parts)
-                    torch.sum(parts, 0, out=total)
+            return run
+        return lambda: made.launch(*self._inputs, *outputs)
 
-                return run
-        _, output = self._bound
-        return lambda: made.launch(*self._inputs, output)
+    def _bind_split(self, made: Plan) -> Callable[[], None]:
+        splits = made.values["SPLITS"]
+        assert self._outputs[0] is not None
+        whole = self._outputs[0][1]
+        self._bound = [_guarded(whole, (splits, *made.out_shape), (math.prod(made.out_shape), *made.out_strides))]
+        assert self._bound[0] is not None
+        parts = self._bound[0][1]
+        if splits == 1:
+            return lambda: made.launch(*self._inputs, parts)
+        # Adding up is part of the price of splitting.
+        total = whole.new_empty_strided(made.out_shape, made.out_strides)
+
+        def run() -> None:
+            made.launch(*self._inputs, parts)
+            torch.sum(parts, 0, out=total)
+
+        return run
 
     @property
     def tolerance(self) -> float:
         """The bound of `error` that a correct kernel keeps."""
-        return self._expected.tolerance
+        return max(expected.tolerance for expected in self._expected)
 
     def error(self, call: Callable[[], None]) -> float:
-        """Deviation of one run of the call bound last; infinite where an element was not written.
+        """Deviation of one run of the call bound last; infinite where an element was not written, or a second run
+        gives other bits and should not.
 
-        Raises `OutOfBoundsError` if something else was.
+        Raises `OutOfBoundsError` if something else was written.
         """
-        buffer, output = self._bound
-        buffer.fill_(math.nan)
+        bound = [buffer for buffer in self._bound if buffer is not None]
+        for buffer, _ in bound:
+            buffer.fill_(math.nan)
         call()
-        if not torch.cat((buffer[:_GUARD], buffer[-_GUARD:])).isnan().all():
-            raise OutOfBoundsError(f"within {_GUARD} elements of the output")
-        return self._expected.error(output.sum(0) if self._split else output)
+        for buffer, _ in bound:
+            if not torch.cat((buffer[:_GUARD], buffer[-_GUARD:])).isnan().all():
+                raise OutOfBoundsError(f"within {_GUARD} elements of the output")
+        results = [output.sum(0) if self._split else output for _, output in bound]
+        found = max(expected.error(result) for expected, result in zip(self._expected, results, strict=True))
+        return found if self._repeats(call, bound) else math.inf
+
+    def _repeats(self, call: Callable[[], None], bound: Sequence[_Buffer]) -> bool:
+        """Whether a second run has the same bits, where it should have them; a NaN is no number."""
+        if not self.problem.repeatable:
+            return True
+        before = [output.clone() for _, output in bound]
+        call()
+        return all(torch.equal(first, output) for first, (_, output) in zip(before, bound, strict=True))
 
 
-def _guarded(like: Tensor, shape: Sequence[int], strides: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _guarded(like: Tensor, shape: Sequence[int], strides: Sequence[int]) -> _Buffer:
     """A flat buffer, and a tensor of that shape inside it with guard bands on both sides."""
     elements = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     buffer = like.new_empty(elements + 2 * _GUARD)
