@@ -74,7 +74,7 @@ class WarmJob(Job):
         kernel = KERNELS[self.kernel]
         try:
             kernel.function.warmup(
-                *kernel.operands(self.problem), grid=(1,), **kernel.values(self.problem, self.tile),
+                *kernel.operands(self.problem, self.tile), grid=(1,), **kernel.values(self.problem, self.tile),
                 num_warps=self.tile.num_warps, num_stages=self.tile.num_stages,
             )  # fmt: skip
         except Exception as error:  # the compiler raises its own, and LLVM's, kinds of exception
@@ -115,13 +115,14 @@ class Compiled:
 def signature(kernel: Kernel, problem: Problem, tile: Tile) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
     """(signature, constants, attributes) that a launch of this problem with 16-byte aligned tensors would compile."""
     values = kernel.values(problem, tile)
+    dtypes = dict(zip(kernel.pointers, kernel.operands(problem, tile), strict=True))
     types: dict[str, str] = {}
     constants: dict[str, Any] = {}
     attributes: dict[Any, Any] = {}
     for index, parameter in enumerate(kernel.function.params):
         name = parameter.name
-        if name in kernel.pointers:
-            dtype = problem.operand(name)
+        if name in dtypes:
+            dtype = dtypes[name]
             if dtype is None:
                 types[name], constants[name] = "constexpr", None
             else:

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import ops, ops_deform
+from .layout import channels_last_like
+from .problem import weight_first
 from .reference import deform_conv2d
 
 Pairs = list[tuple[int, int]]
@@ -101,23 +103,33 @@ def conv_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         grad_bias = grad.sum((0, *range(2, grad.dim())))
     if transposed:
         grad, pads = _matching(grad, input, _pairs(padding), output_padding)
-        if need_input:
-            shape = (stride, _flat(pads), dilation, groups, False, [0] * len(stride), "zeros", "none")
-            grad_input = conv(grad, weight, None, *shape)
-        if need_weight:
-            grad_weight = conv_weight_gradient(
-                grad, input, weight.shape[2:], stride, _flat(pads), dilation, groups, "zeros"
-            )
-    else:
-        if need_input:
-            grad_input = conv_input_gradient(
-                grad, weight, input.shape[2:], stride, padding, dilation, groups, padding_mode
-            )
-        if need_weight:
-            grad_weight = conv_weight_gradient(
-                input, grad, weight.shape[2:], stride, padding, dilation, groups, padding_mode
-            )
+        padding = _flat(pads)
+
+    def weight_gradient() -> Tensor:
+        pair = (grad, input) if transposed else (input, grad)
+        result: Tensor = conv_weight_gradient(
+            *pair, weight.shape[2:], stride, padding, dilation, groups, padding_mode,
+            channels_last_like(weight.shape, weight.stride()), transposed,
+        )  # fmt: skip
+        return result
+
+    first = need_weight and _weight_first(weight, input, grad)
+    if first:
+        grad_weight = weight_gradient()
+    if need_input and transposed:
+        shape = (stride, padding, dilation, groups, False, [0] * len(stride), "zeros", "none")
+        grad_input = conv(grad, weight, None, *shape)
+    elif need_input:
+        grad_input = conv_input_gradient(grad, weight, input.shape[2:], stride, padding, dilation, groups, padding_mode)
+    if need_weight and not first:
+        grad_weight = weight_gradient()
     return grad_input, grad_weight, grad_bias, *(None,) * len(ctx.arguments)
+
+
+def _weight_first(weight: Tensor, *read: Tensor) -> bool:
+    """`weight_first` of tensors; where sizes are symbols, which a comparison would tie down, as of a usual batch."""
+    first = weight_first(weight.numel(), sum(tensor.numel() for tensor in read))
+    return first if isinstance(first, bool) else True
 
 
 def _matching(grad: Tensor, input: Tensor, pads: Pairs, output_padding: Sequence[int]) -> tuple[Tensor, Pairs]:
@@ -161,7 +173,7 @@ def _weight_gradient_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) ->
 def _weight_gradient_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     """dw is linear in x and in dy: with the gradient G of dw in the weight's place, they are convolutions again."""
     input, grad_output = ctx.saved_tensors
-    _, stride, padding, dilation, groups, padding_mode = ctx.arguments
+    _, stride, padding, dilation, groups, padding_mode, *_ = ctx.arguments
     grad_input = grad_grad = None
     if ctx.needs_input_grad[0]:
         grad_input = conv_input_gradient(
@@ -186,16 +198,25 @@ def _deform_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     input, offset, mask, weight = ctx.saved_tensors
     needed = ctx.needs_input_grad[:3]
     sampled: list[Tensor | None] = [None, None, None]
-    grad_weight = grad_bias = None
+    grad_bias = None
+
+    def weight_gradient() -> Tensor | None:
+        if not ctx.needs_input_grad[3]:
+            return None
+        result: Tensor = deform_conv_weight_gradient(
+            input, offset, mask, grad, weight.shape[2:], *ctx.arguments, input.shape[1] // weight.shape[1]
+        )
+        return result
+
+    first = _weight_first(weight, input, grad)
+    grad_weight = weight_gradient() if first else None
     if any(needed):
         results = deform_conv_input_gradient(
             input, offset, mask, weight, grad, *ctx.arguments, needed, torch.are_deterministic_algorithms_enabled()
         )
         sampled = [result if need else None for result, need in zip(results, needed, strict=True)]
-    if ctx.needs_input_grad[3]:
-        grad_weight = deform_conv_weight_gradient(
-            input, offset, mask, grad, weight.shape[2:], *ctx.arguments, input.shape[1] // weight.shape[1]
-        )
+    if not first:
+        grad_weight = weight_gradient()
     if ctx.needs_input_grad[4]:
         grad_bias = grad.sum((0, 2, 3))
     return *sampled, grad_weight, grad_bias, None, None, None

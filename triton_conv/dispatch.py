@@ -85,6 +85,11 @@ class Plan:
     out_shape: tuple[int, ...]
     out_strides: tuple[int, ...]
 
+    @functools.cached_property
+    def partial(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """Shape and strides of the partial sums that a second pass adds up; None if the kernel writes the result."""
+        return self.kernel.partial(self.problem, self.tile, self.target.interpreted)
+
     def arranged(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight as the kernel reads it, which see `Problem.weight_view`: a copy, a view, or the tensor itself."""
         view, rank = self.problem.weight_view, self.problem.geometry.rank

@@ -314,9 +314,9 @@ def register_sharding() -> None:
 
     def weight_gradient(
         input: Any, grad_output: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, groups: int,
-        padding_mode: str,
+        *flags: Any,
     ) -> list[Any]:  # fmt: skip
-        rest = [None] * 6
+        rest = [None] * (5 + len(flags))
         found: list[Any] = [
             ([Replicate()], [Replicate(), Replicate(), *rest]),
             ([Partial()], [Shard(0), Shard(0), *rest]),

@@ -43,6 +43,11 @@ def dense_strides(shape: Sequence[int], channels_last: bool) -> tuple[int, ...]:
     return tuple(strides)
 
 
+def same_places(shape: Sequence[int], first: Sequence[int], second: Sequence[int]) -> bool:
+    """Whether strides put every element at the same place; a dimension of size 1 steps nowhere."""
+    return all(size <= 1 or a == b for size, a, b in zip(shape, first, second, strict=True))
+
+
 def dense_like(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
     """Strides of a dense tensor in the memory format that these strides have."""
     return dense_strides(shape, channels_last_like(shape, strides))

@@ -9,7 +9,6 @@ shapes). `padding` is flat: before and after for each dimension.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ from . import target as targets
 from .dispatch import Plan, plan
 from .errors import ArgumentError, CaptureError
 from .geometry import ConvGeometry, TensorMeta, check_bias, check_tensors
+from .kernels.sum_partials import sum_partials
 from .layout import channels_last_like, dense_strides, five
 from .problem import Problem, WeightGradientProblem
 
@@ -34,7 +34,7 @@ library.define(
 )
 library.define(
     "conv_weight_gradient(Tensor input, Tensor grad_output, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, "
-    "SymInt[] dilation, SymInt groups, str padding_mode) -> Tensor",
+    "SymInt[] dilation, SymInt groups, str padding_mode, bool channels_last=False, bool transposed=False) -> Tensor",
     tags=TAGS,
 )
 
@@ -198,8 +198,12 @@ def plan_conv_weight_gradient(
     dilation: Sequence[int],
     groups: int,
     padding_mode: str,
+    channels_last: bool = False,
+    transposed: bool = False,
 ) -> Plan:
-    """Plans the weight gradient of a forward convolution from its input and its output's gradient."""
+    """Plans the weight gradient of a forward convolution from its input and its output's gradient, in the memory format
+    asked for; of a `transposed` one these two have changed places.
+    """
     return _plan_conv_weight_gradient(
         TensorMeta.of("input", input),
         TensorMeta.of("grad_output", grad_output),
@@ -209,6 +213,8 @@ def plan_conv_weight_gradient(
         tuple(dilation),
         groups,
         padding_mode,
+        channels_last,
+        transposed,
         conv_precision(input.dtype),
     )
 
@@ -246,6 +252,8 @@ def _plan_conv_weight_gradient(
     dilation: tuple[int, ...],
     groups: int,
     padding_mode: str,
+    channels_last: bool,
+    transposed: bool,
     precision: str,
 ) -> Plan:
     geometry = _weight_gradient_geometry(
@@ -259,6 +267,8 @@ def _plan_conv_weight_gradient(
         five(grad_output.strides),
         precision=precision,
         aligned=input.aligned,
+        channels_last=channels_last,
+        transposed=transposed,
     )
     return plan(problem, targets.of_device(input.device))
 
@@ -298,20 +308,22 @@ def _conv(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, 
 
 
 def run_partial(made: Plan, input: torch.Tensor, *tensors: torch.Tensor | None) -> torch.Tensor:
-    """Launches a plan whose kernel writes partial sums, and adds them up."""
-    splits = int(made.values["SPLITS"])
-    size = math.prod(made.out_shape)
-    partial = allocate((splits, *made.out_shape), (size, *made.out_strides), input, made.problem.accumulator)
-    if made.grid:
-        launch(made, input, *tensors, partial)
-    else:
-        partial.zero_()
-    # Added up in one order, whatever order the programs ran in: the same bits every time.
-    total = partial[0] if splits == 1 else partial.sum(0)
-    if made.out_strides == made.problem.result_strides:
-        return total.to(input.dtype)
-    # Whichever kernel ran, the result has the strides that the fake kernel says.
-    return allocate(made.out_shape, made.problem.result_strides, input).copy_(total)
+    """Launches a plan whose kernel may write partial sums, and adds them up."""
+    if input.is_cuda and input.get_device() != torch.cuda.current_device():
+        # Adding up is a launch too.
+        with torch.cuda.device(input.device):
+            return run_partial(made, input, *tensors)
+    # Whichever kernel runs, the result has the strides that the fake kernel says.
+    result = allocate(made.out_shape, made.problem.result_strides, input)
+    if not made.grid:
+        return result.zero_()
+    if made.partial is None:
+        launch(made, input, *tensors, result)
+        return result
+    partial = allocate(*made.partial, input, made.problem.accumulator)
+    launch(made, input, *tensors, partial)
+    sum_partials(partial, result)
+    return result
 
 
 def _conv_weight_gradient(input: torch.Tensor, grad_output: torch.Tensor, *arguments: Any) -> torch.Tensor:
@@ -324,10 +336,22 @@ def _fake_conv(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
     return input.new_empty_strided(shape, out_strides(shape, x, w))
 
 
-def _fake_conv_weight_gradient(input: torch.Tensor, grad_output: torch.Tensor, *arguments: Any) -> torch.Tensor:
+def _fake_conv_weight_gradient(
+    input: torch.Tensor,
+    grad_output: torch.Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    padding_mode: str,
+    channels_last: bool = False,
+    transposed: bool = False,
+) -> torch.Tensor:
     x, dy = TensorMeta.of("input", input), TensorMeta.of("grad_output", grad_output)
-    geometry = _weight_gradient_geometry(x, dy, *arguments)
-    return input.new_empty((geometry.c_out, geometry.c_in_group, *arguments[0]))
+    geometry = _weight_gradient_geometry(x, dy, kernel_size, stride, padding, dilation, groups, padding_mode)
+    shape = (geometry.c_out, geometry.c_in_group, *kernel_size)
+    return input.new_empty_strided(shape, dense_strides(shape, channels_last))
 
 
 def register(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:

@@ -21,6 +21,8 @@ INT32_LIMIT = 2**31 - 1
 VECTOR_LIMIT = 16
 # Output pixels (of a phase) from which a copy of the weight pays: as many read each weight from L2 anew, in tiles.
 _PIXELS_WORTH_PACKING = 256
+# Below this, torch hands out pieces of blocks that it holds anyway.
+_POOLED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -190,21 +192,34 @@ class Problem:
 class WeightGradientProblem(Problem):
     """The weight gradient of a forward convolution: `y_strides` are those of the output's gradient.
 
-    The result is dense; there is no weight, bias or activation, and `w_strides` are zero.
+    The result is dense, in the memory format of the weight; there is no weight, bias or activation, and `w_strides` are
+    zero. Of a `transposed` convolution, input and output's gradient have changed places.
     """
+
+    channels_last: bool = False
+    transposed: bool = False
+
+    @property
+    def most_partial_bytes(self) -> int:
+        """What partial sums may take, so that forward and backward together never hold more than the tensors that come
+        in and go out, and a tenth of what this gradient reads.
+
+        Where `weight_first`, the input's gradient is not there yet: its memory is free.
+        """
+        g = self.geometry
+        x, y = g.batch * g.c_in * g.in_pixels, g.M * g.c_out
+        spare = (y if self.transposed else x) if weight_first(math.prod(self.result_shape), x + y) else 0
+        return max(self.itemsize * ((x + y) // 10 + spare), _POOLED_BYTES)
 
     @property
     def result_shape(self) -> tuple[int, ...]:
-        """Shape of one partial sum: that of the weight."""
+        """That of the weight, and of each partial sum."""
         g = self.geometry
         return (g.c_out, g.c_in_group, *g.kernel[3 - g.rank :])
 
     @property
     def result_strides(self) -> tuple[int, ...]:
-        return dense_strides(self.result_shape, channels_last=False)
-
-    def operand(self, pointer: str) -> torch.dtype | None:
-        return self.accumulator if pointer == "dw_ptr" else super().operand(pointer)
+        return dense_strides(self.result_shape, self.channels_last)
 
     def describe(self) -> str:
         return f"{super().describe()} dw"
@@ -336,6 +351,16 @@ class DeformInputGradientProblem(DeformProblem):
         needed = (self.need_input, "dx"), (self.need_offset, "do"), (self.need_mask, "dm")
         names = "".join(f" {name}" for need, name in needed if need)
         return f"{super().describe()}{names}{' fixed' if self.fixed_point and self.need_input else ''}"
+
+
+def weight_first(weight: int, read: int) -> bool:
+    """Whether the weight's gradient comes before the input's, so that its partial sums lie where that one will: given
+    the elements of the weight and of what its gradient reads.
+
+    A large weight comes last instead. The copy of it that the input's gradient may read then lies where its gradient
+    will.
+    """
+    return 10 * weight <= read
 
 
 def _but_channels(strides: Strides) -> Strides:

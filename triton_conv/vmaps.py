@@ -66,11 +66,11 @@ def _conv(
 
 def _conv_weight_gradient(
     info: Any, dims: Dims, input: Tensor, grad_output: Tensor, kernel_size: Any, stride: Any, padding: Any,
-    dilation: Any, groups: int, padding_mode: str,
+    dilation: Any, groups: int, *others: Any,
 ) -> Result:  # fmt: skip
     size = info.batch_size
     tensors = _as_channels(input, dims[0], size), _as_channels(grad_output, dims[1], size)
-    arguments = kernel_size, stride, padding, dilation, size * groups, padding_mode
+    arguments = kernel_size, stride, padding, dilation, size * groups, *others
     return autograd.conv_weight_gradient(*tensors, *arguments).unflatten(0, (size, -1)), 0
 
 

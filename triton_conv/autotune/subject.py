@@ -13,7 +13,9 @@ from .. import dispatch
 from .. import target as targets
 from ..dispatch import Plan
 from ..errors import WorkloadError
-from ..workloads import INPUT_GRADIENT, WEIGHT_GRADIENT, Workload, differentiated
+from ..kernels.sum_partials import sum_partials
+from ..problem import WeightGradientProblem
+from ..workloads import INPUT_GRADIENT, Workload, differentiated
 from .expected import expect, expect_sampled
 
 # Elements before and after an output that no kernel may write: a row or two of a tile, and a multiple of any alignment.
@@ -39,23 +41,24 @@ class Subject:
             tensors["offset"].mul_(64).round_().div_(64)
         made, operands = _default_launch(differentiated(workload.call, tensors, workload.part))
         self.problem, self.target = made.problem, targets.of_device(device)
-        # A sum over pixels is written in parts; one over images alone is not.
-        self._split = workload.part == WEIGHT_GRADIENT and "SPLITS" in made.values
         # The gradients of input, offset and mask are written together, the first one added up in memory.
         self._adds = sampled
         first = made.kernel.pointers.index("dx_ptr") if sampled else len(operands) - 1
         self._inputs = operands[:first]
         self._outputs = [t if t is None else _guarded(t, t.shape, t.stride()) for t in operands[first:]]
+        if isinstance(made.problem, WeightGradientProblem):
+            # What was launched may have written partial sums.
+            self._outputs = [_guarded(tensors["input"], made.out_shape, made.problem.result_strides)]
         self._bound = self._outputs
-        self._expected = expect_sampled(workload, self.problem, tensors) if sampled else [
-            expect(workload, self.problem, tensors)
-        ]
+        self._expected = (
+            expect_sampled(workload, self.problem, tensors) if sampled else [expect(workload, self.problem, tensors)]
+        )
 
     def bind(self, made: Plan) -> Callable[[], None]:
         """A call that runs the plan into buffers of its own; nothing is allocated while it runs."""
         self._bound = self._outputs
-        if self._split:
-            return self._bind_split(made)
+        if made.partial is not None:
+            return self._bind_split(made, *made.partial)
         outputs = [buffer and buffer[1] for buffer in self._outputs]
         if self._adds and (sums := outputs[0]) is not None:
             # Zeros to add to are part of the price.
@@ -66,21 +69,16 @@ class Subject:
             return run
         return lambda: made.launch(*self._inputs, *outputs)
 
-    def _bind_split(self, made: Plan) -> Callable[[], None]:
-        splits = made.values["SPLITS"]
+    def _bind_split(self, made: Plan, shape: Sequence[int], strides: Sequence[int]) -> Callable[[], None]:
         assert self._outputs[0] is not None
-        whole = self._outputs[0][1]
-        self._bound = [_guarded(whole, (splits, *made.out_shape), (math.prod(made.out_shape), *made.out_strides))]
-        assert self._bound[0] is not None
-        parts = self._bound[0][1]
-        if splits == 1:
-            return lambda: made.launch(*self._inputs, parts)
-        # Adding up is part of the price of splitting.
-        total = whole.new_empty_strided(made.out_shape, made.out_strides)
+        result = self._outputs[0][1]
+        partial = _guarded(result.new_empty(0, dtype=made.problem.accumulator), shape, strides)
+        self._bound = [*self._outputs, partial]
 
+        # Adding up is part of the price of splitting.
         def run() -> None:
-            made.launch(*self._inputs, parts)
-            torch.sum(parts, 0, out=total)
+            made.launch(*self._inputs, partial[1])
+            sum_partials(partial[1], result)
 
         return run
 
@@ -102,8 +100,7 @@ class Subject:
         for buffer, _ in bound:
             if not torch.cat((buffer[:_GUARD], buffer[-_GUARD:])).isnan().all():
                 raise OutOfBoundsError(f"within {_GUARD} elements of the output")
-        results = [output.sum(0) if self._split else output for _, output in bound]
-        found = max(expected.error(result) for expected, result in zip(self._expected, results, strict=True))
+        found = max(expected.error(output) for expected, (_, output) in zip(self._expected, bound, strict=False))
         return found if self._repeats(call, bound) else math.inf
 
     def _repeats(self, call: Callable[[], None], bound: Sequence[_Buffer]) -> bool:

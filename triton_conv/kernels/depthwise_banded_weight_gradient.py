@@ -171,6 +171,9 @@ class DepthwiseBandedWeightGradientTile(Tile):
     def accumulator_values(self) -> int:
         return self.FILTER_ROWS * self.BLOCK_K * self.BLOCK_T
 
+    def parts(self, problem: Problem) -> int:
+        return max(split_count(problem, self), 1)
+
     def rows_read(self, problem: Problem) -> int:
         """Input rows that a step reads."""
         rows = _filter_rows(problem, self)
@@ -244,7 +247,7 @@ def _arguments(problem: Problem, tile: DepthwiseBandedWeightGradientTile) -> dic
         | dict(
             images=images,
             c_out=g.c_out,
-            SPLITS=max(split_count(problem, tile), 1),
+            SPLITS=tile.parts(problem),
             X_VECTOR=run_read(problem),
             Y_VECTOR=problem.y_run(16 // problem.itemsize),
             LEFT=columns_left(problem),

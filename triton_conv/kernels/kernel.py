@@ -6,6 +6,7 @@ import contextvars
 import dataclasses
 import functools
 import inspect
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ import triton
 import triton.language as tl
 
 from ..errors import ConfigError
-from ..layout import dense_strides
-from ..problem import DeformProblem, Problem
+from ..layout import dense_strides, same_places
+from ..problem import DeformProblem, Problem, WeightGradientProblem
 from ..target import Target
 
 _ACCUMULATOR = {torch.float64: tl.float64}
@@ -62,6 +63,10 @@ class Tile:
         """Numbers that one program accumulates."""
         raise NotImplementedError
 
+    def parts(self, problem: Problem) -> int:
+        """How many partial sums of each result the tile leaves, for a second pass to add up."""
+        return int(getattr(self, "SPLITS", 1))
+
     def load_bytes(self, problem: Problem, target: Target) -> int:
         """Bytes that a thread loads at once where channels are contiguous and aligned."""
         return 16
@@ -81,6 +86,11 @@ class Tile:
         # 255 registers a thread, about 40 of them for addresses; a register is 4 bytes.
         if registers > 216 * self.num_warps * target.warp_size and not target.interpreted:
             return f"{registers} accumulator registers do not fit in {self.num_warps} warps"
+        parts = self.parts(problem)
+        if parts > 1 and isinstance(problem, WeightGradientProblem):
+            partial = parts * math.prod(problem.result_shape) * problem.accumulator_bytes
+            if partial > problem.most_partial_bytes:
+                return f"{parts} partial sums take {partial} bytes of at most {problem.most_partial_bytes}"
         return None
 
     def asdict(self) -> dict[str, int | bool]:
@@ -115,8 +125,8 @@ class Kernel:
 
     `grid` and `arguments` are functions of (problem, tile): the number of programs, and everything the kernel takes
     besides pointers. `unsuited` says why a problem is not for this kernel, or None. A kernel with `descriptors` makes
-    some on the device, in memory that Triton asks for at the launch; one with `channels_last_result` writes its result
-    with channels innermost whatever the problem's format.
+    some on the device, in memory that Triton asks for at the launch; one with `channels_last_result` writes a
+    weight's gradient with channels innermost.
     """
 
     name: str
@@ -137,19 +147,35 @@ class Kernel:
         return None
 
     def result_strides(self, problem: Problem) -> tuple[int, ...]:
-        """Strides of what the kernel writes."""
-        if self.channels_last_result:
-            return dense_strides(problem.result_shape, channels_last=True)
+        """Strides of what the kernel writes: of a weight gradient in its own order, whatever the weight's."""
+        if isinstance(problem, WeightGradientProblem):
+            return dense_strides(problem.result_shape, self.channels_last_result)
         return problem.result_strides
+
+    def partial(
+        self, problem: Problem, tile: Tile, interpreted: bool = False
+    ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """Shape and strides of the partial sums that a second pass adds up; None if the kernel writes the result."""
+        if not isinstance(problem, WeightGradientProblem):
+            return None
+        parts, shape, strides = max(tile.parts(problem), 1), problem.result_shape, self.result_strides(problem)
+        # The interpreter cuts bfloat16's lower bits off in a store; the second pass rounds.
+        rounds = not (interpreted and problem.dtype == torch.bfloat16)
+        if parts == 1 and rounds and same_places(shape, strides, problem.result_strides):
+            return None
+        return (parts, *shape), (math.prod(shape), *strides)
 
     @functools.cached_property
     def parameters(self) -> tuple[str, ...]:
         """Names of the kernel's parameters, in order."""
         return tuple(inspect.signature(self.function.fn).parameters)
 
-    def operands(self, problem: Problem) -> tuple[torch.dtype | None, ...]:
+    def operands(self, problem: Problem, tile: Tile) -> tuple[torch.dtype | None, ...]:
         """The dtype of each pointer's tensor, None for one that this problem does not have."""
-        return tuple(problem.operand(name) for name in self.pointers)
+        dtypes = {name: problem.operand(name) for name in self.pointers}
+        if "dw_ptr" in dtypes and self.partial(problem, tile) is not None:
+            dtypes["dw_ptr"] = problem.accumulator
+        return tuple(dtypes.values())
 
     def values(self, problem: Problem, tile: Tile) -> dict[str, object]:
         """Every parameter that is not a pointer, by name; computed once a plan."""

@@ -1,0 +1,64 @@
+"""The second pass of a split weight gradient: adds partial sums up and rounds; no kernel of a problem of its own."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from .common import narrow
+from .kernel import cdiv
+
+# Numbers that a program reads at once: 32 a thread.
+_BLOCK = 4096
+
+
+@triton.jit
+def sum_partials_kernel(
+    partial_ptr, dw_ptr, parts, rows, columns, taps,
+    stride_pc, stride_pt, stride_wc, stride_wt,
+    BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """dw[o, c, tap] = sum over s of partial[s, o, c, tap], in one order, whatever order the programs ran in.
+
+    partial: [parts, rows, columns, taps] in float32 (float64 for float64), dw: [rows, columns, taps] in the weight's
+    dtype, each with its taps or its columns innermost.
+
+    Grid: (rows, tiles of BLOCK_C columns x tiles of BLOCK_T taps). BLOCK_S parts are read at once: one after the other
+    they would cost as many trips to memory.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    tiles_c = tl.cdiv(columns, BLOCK_C)
+    c = (tl.program_id(1) % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C))[:, None]
+    tap = (tl.program_id(1) // tiles_c * BLOCK_T + tl.arange(0, BLOCK_T))[None, :]
+    mask = (c < columns) & (tap < taps)
+    size = tl.cast(columns, tl.int64) * taps
+    place = partial_ptr + row * size + (c * stride_pc + tap * stride_pt)[None, :, :]
+    total = tl.zeros((BLOCK_C, BLOCK_T), dtype=partial_ptr.dtype.element_ty)
+    for first in range(0, parts, BLOCK_S):
+        s = first + tl.arange(0, BLOCK_S)[:, None, None]
+        tile = tl.load(place + s * (size * rows), mask=(s < parts) & mask[None, :, :], other=0.0)
+        total += tl.sum(tile, axis=0)  # [BLOCK_S, BLOCK_C, BLOCK_T] -> [BLOCK_C, BLOCK_T]
+    dw = dw_ptr + row * size + c * stride_wc + tap * stride_wt
+    tl.store(dw, narrow(total, dw_ptr.dtype.element_ty), mask=mask)
+
+
+def sum_partials(partial: torch.Tensor, result: torch.Tensor) -> None:
+    """Writes the sum of `(parts, rows, columns, *kernel)` over the parts into `(rows, columns, *kernel)`; each part and
+    the result are dense in one of torch's memory formats.
+    """
+    parts, rows, columns = partial.shape[:3]
+    taps = math.prod(partial.shape[3:])
+    inner = [(1, columns) if c == 1 else (taps, 1) for c in (partial.stride(2), result.stride(1))]
+    if columns == 1 or taps == 1 or inner[0] == inner[1]:
+        # The same order on both sides: one run, of as many rows as 32-bit indices ask for.
+        rows, columns, taps = (1, rows * columns * taps, 1) if result.numel() < 2**31 else (rows, columns * taps, 1)
+        inner = [(1, 1), (1, 1)]
+    block_s, block_t = min(triton.next_power_of_2(parts), 64), min(triton.next_power_of_2(taps), 64)
+    block_c = min(triton.next_power_of_2(columns), max(_BLOCK // (block_s * block_t), 1))
+    sum_partials_kernel[(rows, cdiv(columns, block_c) * cdiv(taps, block_t))](
+        partial, result, parts, rows, columns, taps, *inner[0], *inner[1],
+        BLOCK_S=block_s, BLOCK_C=block_c, BLOCK_T=block_t,
+    )  # fmt: skip
