@@ -32,7 +32,9 @@ def sum_partials_kernel(
     row = tl.program_id(0).to(tl.int64)
     tiles_c = tl.cdiv(columns, BLOCK_C)
     c = (tl.program_id(1) % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C))[:, None]
-    tap = (tl.program_id(1) // tiles_c * BLOCK_T + tl.arange(0, BLOCK_T))[None, :]
+    tap = tl.arange(0, BLOCK_T)[None, :]
+    if BLOCK_T > 1:
+        tap += tl.program_id(1) // tiles_c * BLOCK_T
     mask = (c < columns) & (tap < taps)
     size = tl.cast(columns, tl.int64) * taps
     place = partial_ptr + row * size + (c * stride_pc + tap * stride_pt)[None, :, :]
