@@ -27,14 +27,16 @@ LAYERS = (
     "kernels",
     "portfolio",
     "configs",
+    "verdicts",
     "comparisons",
     "defaults",
     "dispatch",
+    "reference",
+    "first_use",
     "ops",
     "ops_deform",
     "ops_fused",
     "ops_local",
-    "reference",
     "autograd",
     "autograd_lectures",
     "vmaps",
@@ -57,6 +59,7 @@ LAYERS = (
     "workloads",
     "aot",
     "inspection",
+    "static_model",
     "autotune",
     "cli_lectures",
     "cli",
@@ -92,7 +95,7 @@ def test_every_module_has_a_layer():
 def test_imports_run_one_way(path):
     own = dotted(path).split(".")[0]
     allowed = set(LAYERS[: LAYERS.index(own)])
-    if own in ("kernels", "defaults", "autotune", "cost", "examples"):
+    if own in ("kernels", "defaults", "autotune", "cost", "examples", "static_model"):
         allowed.add(own)
     imported = {name.split(".")[0] for name in imports(path)} - {"__version__"}
     assert imported <= allowed

@@ -8,6 +8,7 @@
 from . import cost, distributed, errors, nn
 from .acceleration import accelerate
 from .conversion import convert, plan, revert
+from .first_use import set_first_use_check
 from .functional import (
     conv1d,
     conv2d,
@@ -56,6 +57,7 @@ __all__ = [
     "separable_conv2d",
     "separable_conv3d",
     "set_backend",
+    "set_first_use_check",
     "shuffle_conv2d",
     "warmup",
 ]

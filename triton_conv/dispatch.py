@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import configs
+from . import configs, verdicts
 from .defaults import default_tile
 from .errors import PlanError
 from .kernels import KERNELS, Kernel, Tile, launch
@@ -29,6 +29,7 @@ from .problem_lectures import (
     ShuffleProblem,
 )
 from .target import Target
+from .verdicts import Form
 
 # Forms, the preferred one first.
 _DEPTHWISE = ("depthwise_banded", "depthwise_patch", "depthwise")
@@ -70,7 +71,8 @@ class Plan:
 
     `source` says where the tile came from: "forced", "user tuned", "shipped exact", "user portfolio", "shipped
     portfolio", "sibling device", "analytic default" or "safe". `reason` says why this kernel, `notes` what was passed
-    over on the way to this tile, or which measured problem it is taken from.
+    over on the way to this tile, or which measured problem it is taken from. `checked` says how it is known that this
+    kernel is right on this architecture; `pending`, that its first launch will tell, which see `first_use`.
     """
 
     problem: Problem
@@ -84,6 +86,8 @@ class Plan:
     values: dict[str, Any]
     out_shape: tuple[int, ...]
     out_strides: tuple[int, ...]
+    checked: str = ""
+    pending: bool = False
 
     @functools.cached_property
     def partial(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -121,6 +125,7 @@ class Plan:
             f"  tile     {self.tile}",
             f"  source   {self.source}",
             *(f"  note     {note}" for note in self.notes),
+            *([f"  checked  {self.checked}"] if self.checked else []),
             f"  grid     {self.grid} programs",
             f"  GEMM     M={g.M} N={g.N} K={g.K} groups={g.groups}",
             f"  work     {self.problem.flops / 1e9:.4g} GFLOP, at least {self.problem.least_bytes / 1e6:.4g} MB",
@@ -164,8 +169,12 @@ def family(problem: Problem) -> tuple[tuple[str, ...], str]:
 def forms(problem: Problem, target: Target) -> tuple[list[Kernel], list[str]]:
     """The kernels that can run a problem on a target, preferred first, and why each other one of its kind cannot."""
     suited, notes = [], []
-    for name in family(problem)[0]:
-        if reason := KERNELS[name].unavailable(target) or KERNELS[name].unsuited(problem):
+    names = family(problem)[0]
+    for name in names:
+        reason = KERNELS[name].unavailable(target) or KERNELS[name].unsuited(problem)
+        if not reason and name != names[-1]:
+            reason = verdicts.against(KERNELS[name], problem, target)
+        if reason:
             notes.append(f"not {name}: {reason}")
         else:
             suited.append(KERNELS[name])
@@ -191,6 +200,7 @@ def plan(problem: Problem, target: Target, kernel: str | None = None, tile: Tile
         if unsuited:
             raise PlanError(f"kernel: {kernel} cannot run {problem.describe()}: {unsuited}")
     chosen, picked, source, passed = _choose_tile(suited, problem, target, tile)
+    checked, pending = ("", False) if kernel else _checked(chosen, picked, problem, target)
     return Plan(
         problem=problem,
         target=target,
@@ -203,7 +213,18 @@ def plan(problem: Problem, target: Target, kernel: str | None = None, tile: Tile
         values=chosen.values(problem, picked),
         out_shape=problem.result_shape,
         out_strides=chosen.result_strides(problem),
+        checked=checked,
+        pending=pending,
     )
+
+
+def _checked(kernel: Kernel, tile: Tile, problem: Problem, target: Target) -> tuple[str, bool]:
+    """How it is known that a form is right on a target, and whether that is still to be seen."""
+    if reason := verdicts.needless(kernel, tile, problem, target, family(problem)[0][-1]):
+        return reason, False
+    if (verdict := verdicts.known(Form.of(kernel, tile, problem, target))) is not None and verdict.right:
+        return f"at its first use, on {verdict.date}: {verdict}", False
+    return "at its first launch, against float64", True
 
 
 def _choose_tile(

@@ -61,5 +61,9 @@ class ConfigWarning(UserWarning):
     """A configuration file was skipped: broken, of another schema, or written for another device."""
 
 
+class FormWarning(UserWarning):
+    """A kernel gave a wrong result where it was used for the first time, and a plainer one serves instead."""
+
+
 class BackendWarning(UserWarning):
     """A layer that was meant for our kernels runs on torch's, and why."""

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from . import first_use, verdicts
 from . import target as targets
 from .dispatch import Plan, plan
 from .errors import ArgumentError, CaptureError
@@ -67,6 +68,7 @@ def forget_plans() -> None:
     for cache in (*_caches, comparisons.entries):
         cache.cache_clear()
     configs.forget()
+    verdicts.forget()
 
 
 def conv_precision(dtype: torch.dtype) -> str:
@@ -292,6 +294,8 @@ def allocate(
 
 def run(made: Plan, input: torch.Tensor, *tensors: torch.Tensor | None) -> torch.Tensor:
     """Allocates the output of a plan and launches it."""
+    if made.pending:
+        made = first_use.settle(made, input.device)
     output = allocate(made.out_shape, made.out_strides, input)
     if made.grid:
         launch(made, input, *tensors, output)
@@ -313,6 +317,8 @@ def run_partial(made: Plan, input: torch.Tensor, *tensors: torch.Tensor | None) 
         # Adding up is a launch too.
         with torch.cuda.device(input.device):
             return run_partial(made, input, *tensors)
+    if made.pending:
+        made = first_use.settle(made, input.device)
     # Whichever kernel runs, the result has the strides that the fake kernel says.
     result = allocate(made.out_shape, made.problem.result_strides, input)
     if not made.grid:

@@ -17,6 +17,11 @@ from torch import Tensor
 _ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "relu6": F.relu6, "gelu": F.gelu, "silu": F.silu}
 
 
+def activated(result: Tensor, activation: str | None) -> Tensor:
+    """A result after its activation; None and "none" are no activation."""
+    return result if activation in (None, "none") else _ACTIVATION[activation](result)  # type: ignore[index]
+
+
 def _double(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) else value
 
@@ -38,7 +43,7 @@ def reference(function: str, arguments: Mapping[str, Any]) -> Tensor:
         mode = arguments.pop("padding_mode", "zeros")
         arguments = _explicit_padding(function, mode, arguments)
         result = getattr(F, function)(**arguments)
-    return _ACTIVATION[activation](result) if activation else result
+    return activated(result, activation)
 
 
 def _separable(

@@ -1,0 +1,270 @@
+"""The first use of a form on an architecture: its result on a small input is compared with float64, once.
+
+A compiler may miscompile for a device that nobody measured; the plain form is the least likely to suffer, and serves
+where a faster one turns out wrong. The reference is computed on the CPU: a second kernel to compare with would have to
+be compiled first, which takes longer than all of this, and may be as wrong.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+import warnings
+import weakref
+from dataclasses import replace
+from types import TracebackType
+
+import torch
+import torch.nn.functional as F
+
+from . import dispatch, verdicts
+from .defaults import default_tile
+from .dispatch import Plan
+from .errors import CaptureError, FormWarning
+from .geometry import ConvGeometry
+from .kernels import Tile, launch
+from .layout import dense_strides, five
+from .problem import Problem, WeightGradientProblem
+from .reference import activated, relative_error, tolerance
+from .verdicts import Form, Verdict
+
+SWITCH = "TRITON_CONV_FIRST_USE"
+# What a wrong kernel gets wrong is no rounding; a right one must never be taken for it.
+_MARGIN = 4.0
+# Multiplications of the small problem at most, on one core of the CPU: some tens of milliseconds.
+_WORK = 5e7
+# Channels of a group, and of all groups together: some steps of every loop, and several tiles.
+_CHANNELS = 128
+
+_enabled = True
+_settled: weakref.WeakKeyDictionary[Plan, Plan] = weakref.WeakKeyDictionary()
+
+
+class set_first_use_check:
+    """Whether a form's first use on an architecture is checked: True (the default) or False.
+
+    Takes effect at once; as a context manager, until its end. `TRITON_CONV_FIRST_USE=0` in the environment switches it
+    off too.
+
+    >>> tc.set_first_use_check(False)
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        global _enabled
+        self._before = _enabled
+        _enabled = bool(enabled)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _enabled
+        _enabled = self._before
+
+
+def settle(made: Plan, device: torch.device) -> Plan:
+    """The plan itself, if its form is right; else the plan of the next form that is.
+
+    Raises `CaptureError` while a CUDA graph is captured, if the form was never used before.
+    """
+    if (chosen := _settled.get(made)) is not None:
+        return chosen
+    if not _enabled or os.environ.get(SWITCH, "1") == "0":
+        return made
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        raise CaptureError(
+            f"a CUDA graph is being captured, and {made.kernel.name} was never used on {made.target.arch} with this "
+            "version of Triton: its result would be checked. Make the same call once before, or "
+            "triton_conv.warmup(model, example)"
+        )
+    form = Form.of(made.kernel, made.tile, made.problem, made.target)
+    verdict = verdicts.known(form)
+    if verdict is None:
+        with verdicts.exclusive():
+            verdict = verdicts.known(form)
+            if verdict is None and (verdict := _check(made, device)) is not None:
+                verdicts.remember(form, verdict)
+    chosen = made
+    if verdict is not None and not verdict.right:
+        dispatch.plan.cache_clear()
+        chosen = dispatch.plan(made.problem, made.target)
+        warnings.warn(
+            f"{form.kernel} is wrong on {form.arch} with Triton {form.triton} ({form.dtype}, {form.num_warps} warps): "
+            f"{verdict}. {chosen.kernel.name} serves instead, here and in later processes ({verdicts.path()}). Please "
+            "report it",
+            FormWarning,
+            stacklevel=3,
+        )
+        if chosen.pending:
+            chosen = settle(chosen, device)
+    _settled[made] = chosen
+    return chosen
+
+
+def _check(made: Plan, device: torch.device) -> Verdict | None:
+    """The verdict on a plan's form; None where nothing could be learned."""
+    began, failure, error = time.perf_counter(), "", 0.0
+    problem = small(made.problem)
+    tile = _fitting(made, problem)
+    if tile is None:
+        return None
+    terms = problem.geometry.M if isinstance(problem, WeightGradientProblem) else problem.geometry.K
+    try:
+        error = difference(replace(made, problem=problem, tile=tile), device)
+    except torch.OutOfMemoryError:
+        return None
+    except Exception as reason:  # the compiler and the driver raise their own kinds
+        failure = f"{type(reason).__name__}: {(str(reason).strip().splitlines() or [''])[0][:200]}"
+    return Verdict(
+        error,
+        _MARGIN * tolerance(problem.dtype, max(terms, 1), problem.precision),
+        datetime.date.today().isoformat(),
+        round(time.perf_counter() - began, 3),
+        failure,
+    )
+
+
+def _fitting(made: Plan, problem: Problem) -> Tile | None:
+    """The plan's tile, or the default, whichever can run the small problem."""
+    if made.kernel.unsuited(problem):
+        return None
+    tiles = (made.tile, default_tile(made.kernel.name, problem, made.target))
+    return next((tile for tile in tiles if tile.unfit(problem, made.target) is None), None)
+
+
+def small(problem: Problem) -> Problem:
+    """A problem like this one that a CPU computes in a moment: the same filter, border, format and alignment."""
+    g = problem.geometry
+    size = []
+    for full, extent, stride, least in zip(
+        g.in_size, g.extent, g.stride, (2, 8, 32 if g.rank > 1 else 256), strict=True
+    ):
+        size.append(_less(full, max(extent + 8 * stride, least)))
+    channels = _CHANNELS
+    while True:
+        wide_in, wide_out = (_less(c, channels) for c in (g.c_in_group, g.c_out_group))
+        groups = _less(g.groups, max(channels // max(g.c_in_group, g.c_out_group, 1), 1))
+        geometry = replace(
+            g, batch=min(g.batch, 2), c_in=wide_in * groups, c_out=wide_out * groups, groups=groups,
+            in_size=(size[0], size[1], size[2]),
+        )  # fmt: skip
+        if geometry.flops / 2 <= _WORK or channels <= 16:
+            break
+        channels //= 2
+    shape = (geometry.c_in, geometry.c_out_group) if g.transposed else (geometry.c_out, geometry.c_in_group)
+    kernel = g.kernel[3 - g.rank :]
+    weight = five(dense_strides((*shape, *kernel), problem.w_strides[1] == 1 and problem.weight_view != "flipped"))
+    if problem.weight_view == "flipped":
+        weight = (*weight[:2], -weight[2], -weight[3], -weight[4])
+    gradient = isinstance(problem, WeightGradientProblem)
+    last = problem.y_strides[1] == 1 and geometry.c_out > 1
+    return replace(
+        problem,
+        geometry=geometry,
+        x_strides=five(dense_strides(_in_shape(geometry), not problem.pixels_last)),
+        w_strides=problem.w_strides if gradient else weight,
+        y_strides=five(dense_strides(geometry.out_shape, last)),
+        stride_b=1,
+    )
+
+
+def _less(size: int, most: int) -> int:
+    """At most about `most`, with the same remainder by 16: what kernels take for alignment stays as it is."""
+    return size if size <= most + 16 else -(-most // 16) * 16 + size % 16
+
+
+def _in_shape(g: ConvGeometry) -> tuple[int, ...]:
+    return (g.batch, g.c_in, *g.in_size[3 - g.rank :])
+
+
+def difference(made: Plan, device: torch.device) -> float:
+    """Largest relative difference from float64 of one run of a plan's kernel and tile on random numbers."""
+    problem, g = made.problem, made.problem.geometry
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(shape: tuple[int, ...], scale: float = 1.0) -> torch.Tensor:
+        return (torch.randn(shape, generator=generator) * scale).to(problem.dtype)
+
+    def lay(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+        own = (*strides[:2], *strides[5 - g.rank :])
+        return torch.empty_strided(tensor.shape, own, dtype=tensor.dtype, device=device).copy_(tensor)
+
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        x = draw(_in_shape(g))
+        operands: list[torch.Tensor | None] = [lay(x, problem.x_strides)]
+        if isinstance(problem, WeightGradientProblem):
+            dy = draw(g.out_shape)
+            operands.append(lay(dy, problem.y_strides))
+            expected = _weight_gradient(g, x.double(), dy.double())
+        else:
+            rows = (g.c_in, g.c_out_group) if g.transposed else (g.c_out, g.c_in_group)
+            shape = (*rows, *g.kernel[3 - g.rank :])
+            weight, bias = draw(shape, g.K**-0.5), draw((g.c_out,)) if problem.has_bias else None
+            # A flipped weight is read from its last tap on, by negative strides.
+            taps = tuple(range(2, 2 + g.rank))
+            flipped = problem.weight_view == "flipped"
+            stored = weight.flip(taps) if flipped else weight
+            laid = lay(stored, tuple(abs(stride) for stride in problem.w_strides))
+            operands.append(laid[(..., *(slice(-1, None),) * g.rank)] if flipped else laid)
+            operands.append(None if bias is None else bias.to(device))
+            expected = _forward(problem, x.double(), weight.double(), None if bias is None else bias.double())
+        return relative_error(_run(made, operands, device).cpu().reshape(expected.shape), expected)
+
+
+def _run(made: Plan, operands: list[torch.Tensor | None], device: torch.device) -> torch.Tensor:
+    """The kernel's result; what it does not write is NaN."""
+    kernel, problem, tile = made.kernel, made.problem, made.tile
+    values, shape, strides = kernel.values(problem, tile), problem.result_shape, kernel.result_strides(problem)
+    dtype = problem.dtype
+    if split := isinstance(problem, WeightGradientProblem):
+        parts, size = int(str(values["SPLITS"])), 1
+        for side in shape:
+            size *= side
+        shape, strides, dtype = (parts, *shape), (size, *strides), problem.accumulator
+    result = torch.empty_strided(shape, strides, dtype=dtype, device=device).fill_(float("nan"))
+    launch(kernel, kernel.grid(problem, tile), tile, values, *operands, result)
+    return result.double().sum(0) if split else result
+
+
+def _padded(g: ConvGeometry, x: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+    """The input with the border that torch's convolution cannot express, and the padding that it can."""
+    pairs = g.padding[3 - g.rank :]
+    if g.padding_mode == "zeros" and all(before == after for before, after in pairs):
+        return x, [before for before, _ in pairs]
+    flat = [side for pair in reversed(pairs) for side in pair]
+    return F.pad(x, flat, mode="constant" if g.padding_mode == "zeros" else g.padding_mode), [0] * g.rank
+
+
+def _window(g: ConvGeometry) -> tuple[list[int], list[int]]:
+    own = slice(3 - g.rank, None)
+    return list(g.stride[own]), list(g.dilation[own])
+
+
+def _forward(problem: Problem, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    g, (stride, dilation) = problem.geometry, _window(problem.geometry)
+    none = [0] * g.rank
+    if g.transposed:
+        # torch takes as much off behind as before; an input gradient may be of a convolution padded on one side.
+        whole = torch.convolution(x, weight, None, stride, none, dilation, True, none, g.groups)
+        own = range(3 - g.rank, 3)
+        ends = [g.out_size[i] + g.pad_before[i] - whole.shape[i + g.rank - 1] for i in own]
+        cuts = [side for i, end in zip(own, ends, strict=True) for side in (end, -g.pad_before[i])]
+        result = F.pad(whole, cuts[::-1])
+    else:
+        x, padding = _padded(g, x)
+        result = torch.convolution(x, weight, None, stride, padding, dilation, False, none, g.groups)
+    if bias is not None:
+        result = result + bias.reshape(-1, *(1,) * g.rank)
+    return activated(result, problem.activation)
+
+
+def _weight_gradient(g: ConvGeometry, x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
+    (stride, dilation), (x, padding) = _window(g), _padded(g, x)
+    weight = x.new_zeros((g.c_out, g.c_in_group, *g.kernel[3 - g.rank :]))
+    result: torch.Tensor = torch.ops.aten.convolution_backward(
+        dy, x, weight, None, stride, padding, dilation, False, [0] * g.rank, g.groups, [False, True, False]
+    )[1]
+    return result

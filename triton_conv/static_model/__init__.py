@@ -1,0 +1,1 @@
+"""A static model of a kernel: what its compiled code and the geometry say of its time, with no device."""

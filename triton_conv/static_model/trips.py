@@ -1,0 +1,112 @@
+"""How often a program goes round each loop of its kernel: counted from the geometry, as the kernel counts at run time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ..kernels import KERNELS, Tile
+from ..kernels.boxes import box
+from ..kernels.kernel import cdiv
+from ..problem import DeformInputGradientProblem, DeformProblem, Problem
+
+Counts = tuple[float, ...]
+
+
+def _channels_by_taps(problem: Problem, tile: Any) -> Counts:
+    g = problem.geometry
+    if getattr(tile, "FLAT_K", False) or getattr(problem, "flat", False):
+        return (max(cdiv(g.c_in_group * g.taps, tile.BLOCK_K), 1),)
+    return (max(cdiv(g.c_in_group, tile.BLOCK_K), 1) * g.taps,)
+
+
+def _phases(problem: Problem, tile: Any) -> Counts:
+    """The mean over the phases, whose taps differ."""
+    g = problem.geometry
+    taps = 1.0
+    for kernel, stride, pad, dilation in zip(g.kernel, g.stride, g.pad_before, g.dilation, strict=True):
+        counts = [sum((phase + pad - k * dilation) % stride == 0 for k in range(kernel)) for phase in range(stride)]
+        taps *= sum(max(count, 1) for count in counts) / stride
+    return (cdiv(tile.groups_per_tile(problem) * g.c_in_group, tile.BLOCK_K) * taps,)
+
+
+def _pixels(block: str) -> Callable[[Problem, Any], Counts]:
+    return lambda problem, tile: (max(cdiv(problem.geometry.M, tile.SPLITS * getattr(tile, block)), 1),)
+
+
+def _boxes_of_pixels(problem: Problem, tile: Any) -> Counts:
+    sides = box(problem, tile.BLOCK_K).values()
+    sizes = (problem.geometry.batch, *problem.geometry.out_size)
+    return (max(cdiv(math.prod(cdiv(size, side) for size, side in zip(sizes, sides, strict=True)), tile.SPLITS), 1),)
+
+
+def _packed_rows(problem: Problem, tile: Any) -> Counts:
+    # The rows of the padded input that a tap reads are not those of the output.
+    rows = int(KERNELS["grouped_packed_weight_gradient"].arguments(problem, tile)["rows"])  # type: ignore[call-overload]
+    g = problem.geometry
+    return (max(cdiv(g.batch * g.out_size[0] * rows * g.out_size[2], tile.SPLITS * tile.BLOCK_K), 1),)
+
+
+def _filter_rows(problem: Problem, tile: Any) -> Counts:
+    depth, height, width = problem.geometry.kernel
+    return (depth * height,) if tile.UNROLL else (depth * height, width)
+
+
+def _band_rows(problem: Problem, tile: Any) -> Counts:
+    if tile.RESIDENT:
+        return (tile.STEPS,)
+    span = int(KERNELS["depthwise_banded"].arguments(problem, tile)["SPAN"])  # type: ignore[call-overload]
+    return (tile.STEPS, problem.geometry.kernel[0] * span)
+
+
+def _patches(problem: Problem, tile: Any) -> Counts:
+    g = problem.geometry
+    patches = g.batch * g.out_size[0] * g.out_size[1] * cdiv(g.out_size[2], tile.COLS)
+    return (cdiv(patches, tile.SPLITS * (tile.BLOCK_P // tile.LANES)),)
+
+
+def _samples(problem: DeformProblem, tile: Any) -> Counts:
+    g = problem.geometry
+    return (g.taps, g.c_in_group // problem.segment, max(cdiv(problem.segment, tile.BLOCK_K), 1))
+
+
+def _scattered(problem: DeformInputGradientProblem, tile: Any) -> Counts:
+    g = problem.geometry
+    parts = g.c_in // problem.offset_groups // problem.segment
+    return (parts, max(cdiv(problem.segment, tile.BLOCK_N), 1), max(cdiv(g.c_out_group, tile.BLOCK_K), 1))
+
+
+_TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
+    "implicit_gemm": _channels_by_taps,
+    "implicit_gemm_boxed": _channels_by_taps,
+    "shuffle_gemm": _channels_by_taps,
+    "locally_connected": _channels_by_taps,
+    "transposed_phase": _phases,
+    "grouped_packed": lambda problem, tile: (problem.geometry.taps,),
+    "weight_gradient": _pixels("BLOCK_K"),
+    "deformable_weight_gradient": _pixels("BLOCK_K"),
+    "depthwise_weight_gradient": _pixels("BLOCK_M"),
+    "weight_gradient_boxed": _boxes_of_pixels,
+    "grouped_packed_weight_gradient": _packed_rows,
+    "depthwise": _filter_rows,
+    "depthwise_banded": _band_rows,
+    "depthwise_banded_weight_gradient": lambda problem, tile: (tile.TILES, tile.STEPS),
+    "depthwise_patch": lambda problem, tile: (problem.geometry.kernel[0] * tile.row_steps(problem),),
+    "depthwise_patch_weight_gradient": _patches,
+    "deformable": _samples,
+    "deformable_input_gradient": _scattered,
+    "separable": lambda problem, tile: (
+        max(cdiv(problem.geometry.c_out, tile.BLOCK_K), 1),
+        problem.geometry.taps,
+    ),
+    "locally_connected_input_gradient": lambda problem, tile: (
+        max(cdiv(problem.geometry.c_out_group, tile.BLOCK_K), 1) * problem.geometry.taps,
+    ),
+    "locally_connected_weight_gradient": lambda problem, tile: (max(cdiv(problem.geometry.batch, tile.BLOCK_K), 1),),
+}
+
+
+def trips(kernel: str, problem: Problem, tile: Tile) -> Counts:
+    """Trips of the kernel's loops that lie inside each other, the outermost first."""
+    return _TRIPS[kernel](problem, tile)
