@@ -62,6 +62,7 @@ LAYERS = (
     "static_model",
     "autotune",
     "cli_lectures",
+    "cli_model",
     "cli",
 )
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

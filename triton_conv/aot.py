@@ -142,13 +142,18 @@ def signature(kernel: Kernel, problem: Problem, tile: Tile) -> tuple[dict[str, s
 
 def compile_here(job: Job) -> Compiled:
     """Compiles in this process (which must not interpret kernels); compiler errors come back in `error`."""
+    return compile_binary(job)[0]
+
+
+def compile_binary(job: Job) -> tuple[Compiled, Any]:
+    """The same, and the compiled kernel itself; None after an error."""
     blank, kernel, log = job.blank(), KERNELS[job.kernel], io.StringIO()
     try:
         with contextlib.redirect_stdout(log):
             binary = _compile(kernel, job)
     except Exception as error:  # the compiler raises its own, and LLVM's, kinds of exception
-        return _replace(blank, error=_reason(error))
-    return _read(blank, binary, log.getvalue(), job)
+        return _replace(blank, error=_reason(error)), None
+    return _read(blank, binary, log.getvalue(), job), binary
 
 
 def _reason(error: Exception) -> str:

@@ -10,11 +10,11 @@ from pathlib import Path
 from rich.progress import Progress
 from rich.table import Table
 
-from . import __version__, cli_lectures, inspection, target
+from . import __version__, cli_lectures, cli_model, inspection, target
 from .aot import Compiled, compile_all
 from .autotune.commands import add_to as commands_of_the_tuner
 from .autotune.console import ERR, OUT, write_json
-from .errors import TritonConvError
+from .errors import TritonConvError, WorkloadError
 from .kernels import KERNELS
 
 
@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--dtype", choices=inspection.DTYPES, action="append", help="with --all, only this dtype")
     inspect.add_argument("--processes", type=int, metavar="N", help="compiler processes (default: one a core)")
     inspect.add_argument("--json", type=Path, metavar="FILE", help="also write all rows to FILE")
+    cli_model.add(inspect)
     inspect.set_defaults(run=_inspect)
 
     commands_of_the_tuner(commands)
@@ -61,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
+    if arguments.workload is not None:
+        return cli_model.inspect(arguments)
+    if arguments.part:
+        raise WorkloadError("part: only a workload has parts; name one with --workload")
     jobs = inspection.jobs(
         arguments.all,
         arguments.kernel or tuple(KERNELS),

@@ -112,7 +112,8 @@ def against(kernel: Kernel, problem: Problem, target: Target) -> str | None:
         same = form.kernel, form.kernel_hash, form.arch, form.triton, form.dtype
         here = kernel.name, configs.kernel_hash(kernel.name), target.arch, triton.__version__, _dtype(problem)
         if same == here and not verdict.right:
-            return f"its first use on {target.arch} with Triton {triton.__version__} was wrong on {verdict.date}: {verdict}"
+            where = f"{target.arch} with Triton {triton.__version__}"
+            return f"its first use on {where} was wrong on {verdict.date}: {verdict}"
     return None
 
 

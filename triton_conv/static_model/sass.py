@@ -28,14 +28,15 @@ PIPES: dict[str, tuple[str, ...]] = {
     "tensor": ("HGMMA", "HMMA", "QGMMA", "IGMMA", "DMMA"),
     "control": (
         "BRA", "BAR", "EXIT", "NOP", "BSYNC", "BSSY", "WARPSYNC", "WARPGROUP", "DEPBAR", "LDGDEPBAR", "MEMBAR", "FENCE",
-        "SYNCS", "ERRBAR", "CCTL", "YIELD", "CALL", "RET", "ELECT",
+        "SYNCS", "ERRBAR", "CCTL", "YIELD", "CALL", "RET", "ELECT", "LDC", "LDCU", "S2R", "CS2R", "MOV", "R2P", "P2R",
+        "VOTE",
     ),
 }  # fmt: skip
 """Instructions by the pipe that runs them; what is named nowhere, and not uniform, runs in the integer pipe, "alu"."""
 
 _PIPE_OF = {name: pipe for pipe, names in PIPES.items() for name in names}
 _LABEL = re.compile(r"\s*(\.L_x_\d+):")
-_INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P[T\d]\s+)?(.*?)\s*;")
+_INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(@!?U?P[T\d]\s+)?(.*?)\s*;")
 _TARGET = re.compile(r"BRA.*?`\((\.L_x_\d+)\)")
 _BITS = re.compile(r"\.(U8|S8|U16|S16|64|128)(?=\.|$)")
 _WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
@@ -121,14 +122,19 @@ def parse(text: str) -> Loop:
     """The kernel's loops, from the disassembler's text."""
     labels: dict[str, int] = {}
     code: list[str] = []
+    end = 0
     for line in text.splitlines():
         if label := _LABEL.match(line):
             labels[label[1]] = len(code)
         elif instruction := _INSTRUCTION.match(line):
-            code.append(instruction[1])
-            if _spins(instruction[1], labels, len(code) - 1):
-                # An endless loop stands behind the last exit.
+            code.append(instruction[2])
+            if instruction[2] == "EXIT" and not instruction[1]:
+                end = len(code)
+            if _spins(instruction[2], labels, len(code) - 1):
+                # Of what follows, an endless loop and subroutines, nothing belongs to the kernel.
                 break
+    # Behind the last exit stands what is jumped to when a copy is waited for; it jumps back.
+    code = code[: end or None]
     found: dict[int, int] = {}
     for index, instruction in enumerate(code):
         target = _TARGET.match(instruction)

@@ -1,4 +1,4 @@
-"""How often a program goes round each loop of its kernel: counted from the geometry, as the kernel counts at run time."""
+"""How often a program goes round each loop of its kernel: counted from the geometry, as the kernel itself does."""
 
 from __future__ import annotations
 

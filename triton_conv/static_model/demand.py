@@ -1,0 +1,160 @@
+"""What a launch asks of a device, counted: from the loops of its machine code, how often they run, and its geometry."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..aot import Compiled, Job, compile_binary
+from ..kernels import KERNELS, Tile
+from ..kernels.depthwise_banded_weight_gradient import DepthwiseBandedWeightGradientTile, split_count
+from ..kernels.implicit_gemm_boxed import ImplicitGemmBoxedTile
+from ..kernels.kernel import cdiv
+from ..kernels.weight_gradient_boxed import WeightGradientBoxedTile
+from ..problem import Problem, WeightGradientProblem
+from ..target import Target
+from .sass import Loop, Slots, disassemble, parse
+from .trips import Counts, trips
+
+
+@dataclass(frozen=True)
+class Counted(Compiled):
+    """A compiled kernel with the loops of its machine code; without them where the compiler failed."""
+
+    loop: Loop | None = None
+
+
+class CountedJob(Job):
+    """Compiles for an NVIDIA target, and reads the machine code too."""
+
+    def run(self) -> Counted:
+        row, binary = compile_binary(self)
+        loop = None if binary is None else parse(disassemble(binary.asm["cubin"]))
+        return Counted(**row.__dict__, loop=loop)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What the busiest multiprocessor has to do for a launch, and what crosses the memories in all.
+
+    In clocks of a multiprocessor that did nothing else: `issued` (four instructions a clock), `integer` and `special`
+    (two, and one in two, a clock), `memory` instructions and their `wavefronts` (one a clock), `tensor` products. In
+    trips one after the other: `waits` for a load through registers, `fetches` that overlap with those of other stages,
+    `barriers`. In bytes: `device_bytes` each operand once, with partial sums; `l2_bytes` asked of L2.
+    """
+
+    issued: float
+    integer: float
+    special: float
+    memory: float
+    wavefronts: float
+    tensor: float
+    waits: float
+    fetches: float
+    barriers: float
+    device_bytes: float
+    l2_bytes: float
+
+    def astuple(self) -> tuple[float, ...]:
+        return tuple(getattr(self, entry.name) for entry in fields(self))
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch taken apart: its demand, its programs, how many share a multiprocessor, waves of them, and the
+    innermost loop, `slots` a warp and trip, `outputs` a trip of all its lanes.
+    """
+
+    demand: Demand
+    programs: int
+    resident: int
+    waves: float
+    innermost: Slots
+    outputs: float
+
+    def slots_per_output(self) -> float:
+        """Instruction slots of a thread that an output takes in the innermost loop."""
+        return 32 * self.innermost.issued / self.outputs if self.outputs else math.nan
+
+
+def matched(loop: Loop, counts: Counts) -> Counts:
+    """The trips of the loops that the compiler left: one of a single trip is gone, an innermost one may be unrolled."""
+    depth = loop.depth
+    left = counts if len(counts) == depth else tuple(count for count in counts if count != 1)
+    if len(left) < depth:
+        left = counts
+    return (*left, *(1.0,) * depth)[:depth]
+
+
+def total(loop: Loop, counts: Counts) -> Slots:
+    """All that a warp does in a program."""
+    return sum((total(inner, counts[1:]) * counts[0] for inner in loop.inner), loop.own)
+
+
+def _waits(loop: Loop, counts: Counts, times: float = 1.0) -> tuple[float, float]:
+    """Trips that wait for a load into registers, and those that only copy ahead."""
+    own = loop.own
+    waits = times if own.loaded else 0.0
+    fetches = times if not own.loaded and (own.copied or own.boxes) else 0.0
+    for inner in loop.inner:
+        more = _waits(inner, counts[1:], times * counts[0])
+        waits, fetches = waits + more[0], fetches + more[1]
+    return waits, fetches
+
+
+def _box_bytes(problem: Problem, tile: Tile) -> float:
+    """Bytes that bulk copies bring a trip, which the code does not tell."""
+    if isinstance(tile, ImplicitGemmBoxedTile):
+        return float(tile.BLOCK_M * tile.BLOCK_K * problem.itemsize)
+    if isinstance(tile, WeightGradientBoxedTile):
+        return float(tile.BLOCK_N * tile.BLOCK_K * problem.itemsize)
+    return 0.0
+
+
+def _partial_bytes(problem: Problem, tile: Tile) -> float:
+    """Bytes of partial sums, written once."""
+    splits = int(tile.asdict().get("SPLITS", 0))
+    if isinstance(tile, DepthwiseBandedWeightGradientTile):
+        splits = split_count(problem, tile)
+    return float(splits * problem.accumulator_bytes * math.prod(problem.result_shape))
+
+
+def launch(kernel: str, problem: Problem, tile: Tile, target: Target, compiled: Counted) -> Launch:
+    """Takes a launch apart; `compiled` must have its loops."""
+    assert compiled.loop is not None
+    warps, loop = tile.num_warps, compiled.loop
+    programs = KERNELS[kernel].grid(problem, tile)
+    counts = matched(loop, trips(kernel, problem, tile))
+    slots = total(loop, counts)
+    resident = max(1, round(compiled.occupancy * target.threads_per_sm / (warps * target.warp_size)))
+    each = warps * cdiv(programs, target.sms)
+    waves = cdiv(programs, target.sms * resident)
+    waits, fetches = _waits(loop, counts)
+    boxes = _box_bytes(problem, tile) * (counts[0] if counts else 1.0)
+    # What is spilled goes by way of L1, which a tile's worth of it does not fit in.
+    moved = (slots.copied + slots.loaded + slots.stored + slots.spilled) * warps * target.warp_size + boxes
+    demand = Demand(
+        issued=each * slots.issued / 4,
+        integer=each * max(slots.alu / 2, slots.imad / 2, (slots.fma + slots.imad) / 4),
+        special=each * slots.xu * 2,
+        memory=each * slots.memory,
+        wavefronts=each * slots.wavefronts,
+        tensor=each * slots.tensor,
+        waits=waves * waits,
+        fetches=waves * fetches / max(tile.num_stages - 1, 1),
+        barriers=waves * slots.barriers,
+        device_bytes=problem.least_bytes + _partial_bytes(problem, tile),
+        l2_bytes=programs * moved,
+    )
+    # A weight gradient's instructions go by the pixels that it sums over.
+    shape = problem.geometry.out_shape if isinstance(problem, WeightGradientProblem) else problem.result_shape
+    outputs = math.prod(shape) / (programs * warps * math.prod(counts))
+    return Launch(demand, programs, resident, programs / (target.sms * resident), loop.innermost().own, outputs)
+
+
+def of_row(row: Any, job: Job) -> Launch | None:
+    """The launch of a compiled job, or None where the compiler failed."""
+    if row.error or getattr(row, "loop", None) is None:
+        return None
+    return launch(job.kernel, job.problem, job.tile, job.target, row)

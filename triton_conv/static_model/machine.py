@@ -1,0 +1,101 @@
+"""What a device gives, and how long a launch takes on it by count.
+
+Every term of a time is a demand over a rate. They overlap: the time is their power mean, near the largest.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from ..errors import WorkloadError
+from ..target import KNOWN, Target
+from .demand import Demand
+
+TERMS = {
+    "issue": "instruction issue",
+    "integer": "integer and float units",
+    "special": "special functions",
+    "memory": "memory instructions",
+    "l1": "L1 and shared memory",
+    "tensor": "tensor cores",
+    "l2": "L2",
+    "device": "device memory",
+    "latency": "latency",
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates of one device. Of clocks each is the share that kernels reach of what the hardware does at most.
+
+    `clock` in Hz, `l2` and `device` in bytes a second, `wait`, `fetch` and `barrier` in clocks, `launch` in seconds.
+    `overlap` is the exponent of the power mean: infinite if all terms overlapped, 1 if none did. `ceilings` are the
+    measured limits that floors are taken from.
+    """
+
+    clock: float
+    issue: float
+    integer: float
+    special: float
+    memory: float
+    l1: float
+    tensor: float
+    l2: float
+    device: float
+    wait: float
+    fetch: float
+    barrier: float
+    launch: float
+    overlap: float
+    ceilings: tuple[float, tuple[tuple[str, float], ...]]
+
+    def seconds(self, demand: Demand) -> dict[str, float]:
+        """Seconds that each term would take alone, by the names of `TERMS`."""
+        clock = self.clock
+        return {
+            "issue": demand.issued / clock / self.issue,
+            "integer": demand.integer / clock / self.integer,
+            "special": demand.special / clock / self.special,
+            "memory": demand.memory / clock / self.memory,
+            "l1": demand.wavefronts / clock / self.l1,
+            "tensor": demand.tensor / clock / self.tensor,
+            "l2": demand.l2_bytes / self.l2,
+            "device": demand.device_bytes / self.device,
+            "latency": (demand.waits * self.wait + demand.fetches * self.fetch + demand.barriers * self.barrier)
+            / clock,
+        }
+
+    def predict(self, demand: Demand) -> tuple[float, str]:
+        """Seconds of a launch, and the term that binds it."""
+        terms = self.seconds(demand)
+        whole = math.fsum(term**self.overlap for term in terms.values()) ** (1 / self.overlap)
+        return self.launch + whole, max(terms, key=lambda name: terms[name])
+
+    def limits(self, target: Target) -> Target:
+        """The target with the measured ceilings in place of the datasheet's."""
+        bandwidth, rates = self.ceilings
+        return replace(target, bandwidth=bandwidth, rates=tuple((dict(target.rates) | dict(rates)).items()))
+
+
+MACHINES: dict[str, Machine] = {
+    # Ceilings: perf_plots/results/h100-80gb-hbm3-132sm/ceilings.json. Clock: the most that nvidia-smi lists of an H100
+    # SXM. The others: FITTED
+    "sm_90": Machine(
+        clock=1.98e9,
+        issue=1.0, integer=1.0, special=1.0, memory=0.28, l1=0.49, tensor=0.49,
+        l2=7.9e12, device=3.1e12, wait=1300, fetch=1300, barrier=120, launch=13.5e-6, overlap=4.5,
+        ceilings=(3.022e12, (("bfloat16", 811e12), ("float16", 784e12), ("tf32", 421e12), ("float32", 51.3e12))),
+    ),
+}  # fmt: skip
+"""The devices that constants were measured for, by architecture."""
+
+
+def of_target(name: str) -> tuple[Target, Machine]:
+    """The target and its machine; raises `WorkloadError` for one that nothing was measured on."""
+    if name not in MACHINES:
+        known = ", ".join(MACHINES)
+        raise WorkloadError(
+            f"target: there is no static model of {name!r}, on which nothing was measured; choose {known}"
+        )
+    return KNOWN[name], MACHINES[name]
