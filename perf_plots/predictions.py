@@ -161,7 +161,7 @@ def ranking(found: Mapping[tuple[str, str], list[Judged]], order: Callable[[Judg
 
 def by_count(found: Mapping[tuple[str, str], list[Judged]]) -> dict[int, float]:
     """The order that the tuner's funnel has today, by line of the trial, of the kernels that it has one for."""
-    target, costs = KNOWN["sm_90"], {}
+    target, costs = KNOWN["sm_90"], dict[int, float]()
     problems = {part.title: part.problem() for workload in FLAGSHIPS for part in workload.parts()}
     for (title, kernel), group in found.items():
         if (cost := cost_of(kernel, problems[title], target)) is not None:

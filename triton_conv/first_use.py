@@ -14,6 +14,7 @@ import warnings
 import weakref
 from dataclasses import replace
 from types import TracebackType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -208,7 +209,8 @@ def difference(made: Plan, device: torch.device) -> float:
             flipped = problem.weight_view == "flipped"
             stored = weight.flip(taps) if flipped else weight
             laid = lay(stored, tuple(abs(stride) for stride in problem.w_strides))
-            operands.append(laid[(..., *(slice(-1, None),) * g.rank)] if flipped else laid)
+            last: tuple[Any, ...] = (..., *(slice(-1, None),) * g.rank)
+            operands.append(laid[last] if flipped else laid)
             operands.append(None if bias is None else bias.to(device))
             expected = _forward(problem, x.double(), weight.double(), None if bias is None else bias.double())
         return relative_error(_run(made, operands, device).cpu().reshape(expected.shape), expected)
@@ -239,8 +241,8 @@ def _padded(g: ConvGeometry, x: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
 
 
 def _window(g: ConvGeometry) -> tuple[list[int], list[int]]:
-    own = slice(3 - g.rank, None)
-    return list(g.stride[own]), list(g.dilation[own])
+    first = 3 - g.rank
+    return list(g.stride[first:]), list(g.dilation[first:])
 
 
 def _forward(problem: Problem, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -292,10 +292,19 @@ def allocate(
     return torch.empty_strided(shape, strides, dtype=dtype or like.dtype, device=like.device)
 
 
+def _settled(made: Plan, device: torch.device) -> Plan:
+    """The plan whose form was never used on this architecture, or a plainer one if that turns out wrong."""
+    chosen = first_use.settle(made, device)
+    if chosen is not made:
+        # Every plan of the wrong form, and every choice made because of one.
+        for cache in _caches:
+            cache.cache_clear()
+    return chosen
+
+
 def run(made: Plan, input: torch.Tensor, *tensors: torch.Tensor | None) -> torch.Tensor:
     """Allocates the output of a plan and launches it."""
-    if made.pending:
-        made = first_use.settle(made, input.device)
+    made = _settled(made, input.device) if made.pending else made
     output = allocate(made.out_shape, made.out_strides, input)
     if made.grid:
         launch(made, input, *tensors, output)
@@ -317,8 +326,7 @@ def run_partial(made: Plan, input: torch.Tensor, *tensors: torch.Tensor | None) 
         # Adding up is a launch too.
         with torch.cuda.device(input.device):
             return run_partial(made, input, *tensors)
-    if made.pending:
-        made = first_use.settle(made, input.device)
+    made = _settled(made, input.device) if made.pending else made
     # Whichever kernel runs, the result has the strides that the fake kernel says.
     result = allocate(made.out_shape, made.problem.result_strides, input)
     if not made.grid:

@@ -35,8 +35,8 @@ def reference(function: str, arguments: Mapping[str, Any]) -> Tensor:
     elif function.startswith("separable_conv"):
         result = _separable(int(function[-2]), **arguments)
     elif function == "shuffle_conv2d":
-        activated = reference("conv2d", arguments | {"activation": activation})
-        return F.channel_shuffle(activated, arguments.get("groups", 1))
+        ordered = reference("conv2d", arguments | {"activation": activation})
+        return F.channel_shuffle(ordered, arguments.get("groups", 1))
     elif function.startswith("locally_connected"):
         result = _locally_connected(int(function[-2]), **arguments)
     else:

@@ -126,23 +126,23 @@ def parse(text: str) -> Loop:
     for line in text.splitlines():
         if label := _LABEL.match(line):
             labels[label[1]] = len(code)
-        elif instruction := _INSTRUCTION.match(line):
-            code.append(instruction[2])
-            if instruction[2] == "EXIT" and not instruction[1]:
+        elif found := _INSTRUCTION.match(line):
+            code.append(found[2])
+            if found[2] == "EXIT" and not found[1]:
                 end = len(code)
-            if _spins(instruction[2], labels, len(code) - 1):
+            if _spins(found[2], labels, len(code) - 1):
                 # Of what follows, an endless loop and subroutines, nothing belongs to the kernel.
                 break
     # Behind the last exit stands what is jumped to when a copy is waited for; it jumps back.
     code = code[: end or None]
-    found: dict[int, int] = {}
+    loops: dict[int, int] = {}
     for index, instruction in enumerate(code):
         target = _TARGET.match(instruction)
         start = labels.get(target[1], index) if target else index
         if start < index:
             # Several branches to one place are one loop.
-            found[start] = max(found.get(start, 0), index)
-    return _nested(code, 0, len(code), sorted(found.items()))
+            loops[start] = max(loops.get(start, 0), index)
+    return _nested(code, 0, len(code), sorted(loops.items()))
 
 
 def _spins(instruction: str, labels: dict[str, int], index: int) -> bool:
