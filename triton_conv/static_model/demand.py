@@ -40,7 +40,7 @@ class Demand:
 
     In clocks of a multiprocessor that did nothing else: `issued` (four instructions a clock), `integer` and `special`
     (two, and one in two, a clock), `memory` instructions and their `wavefronts` (one a clock), `tensor` products. In
-    trips one after the other: `waits` for a load through registers, `fetches` that overlap with those of other stages,
+    trips one after the other: `waits` for loads through registers, `fetches` that overlap with those of other stages,
     `barriers`. In bytes: `device_bytes` each operand once, with partial sums; `l2_bytes` asked of L2.
     """
 
@@ -93,9 +93,9 @@ def total(loop: Loop, counts: Counts) -> Slots:
 
 
 def _waits(loop: Loop, counts: Counts, times: float = 1.0) -> tuple[float, float]:
-    """Trips that wait for a load into registers, and those that only copy ahead."""
+    """Loads into registers that are waited for, one after the other, and trips that only copy ahead."""
     own = loop.own
-    waits = times if own.loaded else 0.0
+    waits = times * own.chain
     fetches = times if not own.loaded and (own.copied or own.boxes) else 0.0
     for inner in loop.inner:
         more = _waits(inner, counts[1:], times * counts[0])

@@ -79,12 +79,13 @@ class Machine:
 
 
 MACHINES: dict[str, Machine] = {
-    # Ceilings: perf_plots/results/h100-80gb-hbm3-132sm/ceilings.json. Clock: the most that nvidia-smi lists of an H100
-    # SXM. The others: FITTED
+    # Ceilings: measured, perf_plots/results/h100-80gb-hbm3-132sm. Clock: the most that an H100 SXM runs at. The others
+    # fit its 1809 trials best, `python -m perf_plots.predictions --fit`: memory instructions and matrix products reach
+    # a quarter and a half of what the units do at most, a load takes 1450 clocks from asking to use, and a launch from
+    # a cold cache 13 us.
     "sm_90": Machine(
-        clock=1.98e9,
-        issue=1.0, integer=1.0, special=1.0, memory=0.28, l1=0.49, tensor=0.49,
-        l2=7.9e12, device=3.1e12, wait=1300, fetch=1300, barrier=120, launch=13.5e-6, overlap=4.5,
+        clock=1.98e9, issue=1.0, integer=1.0, special=1.0, memory=0.269, l1=1.0, tensor=0.573, l2=7.86e12,
+        device=3.022e12, wait=1455, fetch=1316, barrier=88, launch=12.9e-6, overlap=3.6,
         ceilings=(3.022e12, (("bfloat16", 811e12), ("float16", 784e12), ("tf32", 421e12), ("float32", 51.3e12))),
     ),
 }  # fmt: skip

@@ -40,7 +40,8 @@ _INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(@!?U?P[T\d]\s+)?(.*?)\s*;")
 _TARGET = re.compile(r"BRA.*?`\((\.L_x_\d+)\)")
 _BITS = re.compile(r"\.(U8|S8|U16|S16|64|128)(?=\.|$)")
 _WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
-_SHARED = ("LDS", "STS", "LDSM", "STSM")
+_SHARED_LOADS, _SHARED_STORES = ("LDS", "LDSM"), ("STS", "STSM")
+_REGISTER, _DESTINATION = re.compile(r"\bR(\d+)\b"), re.compile(r"R\d+\b")
 _LOADS, _STORES, _SPILLS = ("LDG", "LD"), ("STG", "ST", "RED", "REDG", "ATOMG", "ATOM"), ("LDL", "STL")
 
 
@@ -51,7 +52,8 @@ class Slots:
     `loaded`, `copied` and `stored` are bytes of a thread: through L1 into registers, past it into shared memory, and
     out. `wavefronts` counts passes through the 128 bytes a clock of L1 and shared memory. `products` are
     multiplications of matrix instructions, `tensor` the clocks that these keep the units of a multiprocessor busy, both
-    a warp's share. `boxes` counts bulk copies, of which one thread of a program does each.
+    a warp's share. `boxes` counts bulk copies, of which one thread of a program does each; `chain` the loads through
+    registers that come one after the other, because each one's address is made of what the last one brought.
     """
 
     issued: float = 0.0
@@ -72,6 +74,7 @@ class Slots:
     spilled: float = 0.0
     boxes: float = 0.0
     barriers: float = 0.0
+    chain: float = 0.0
 
     def __add__(self, other: Slots) -> Slots:
         return Slots(*(getattr(self, name) + getattr(other, name) for name in _FIELDS))
@@ -175,7 +178,35 @@ def _count(code: list[str]) -> Slots:
     for (opcode, from_registers), count in kinds.items():
         for name, amount in _occupied(opcode, from_registers):
             total[name] += amount * count  # type: ignore[assignment]
-    return Slots(**total)
+    return Slots(**total, chain=_chain(code) if total["loaded"] else 0.0)
+
+
+def _chain(code: list[str]) -> int:
+    """How many loads follow from each other at most: data is followed through registers and through shared memory."""
+    depth: dict[int, int] = {}
+    shared = longest = 0
+    for instruction in code:
+        opcode, _, operands = instruction.partition(" ")
+        name = opcode.split(".")[0]
+        numbers = [int(number) for number in _REGISTER.findall(operands)]
+        if name in _SHARED_STORES or name in _STORES or name in _SPILLS[1:]:
+            if name in _SHARED_STORES:
+                shared = max([shared, *(depth.get(number, 0) for number in numbers)])
+            continue
+        if not _DESTINATION.match(operands):
+            continue
+        first, *sources = numbers
+        # Of a pair or a quadruple of registers the first is named: an address is one.
+        reach = max((depth.get(number, 0) for number in sources), default=0)
+        if name in _LOADS:
+            reach += 1
+            longest = max(longest, reach)
+        elif name in _SHARED_LOADS:
+            reach = max(reach, shared)
+        width = max(_width(opcode) // 4, 1) if name in (*_LOADS, *_SHARED_LOADS) else 2 if ".WIDE" in opcode else 1
+        for number in range(first, first + width):
+            depth[number] = reach
+    return longest
 
 
 @functools.cache
