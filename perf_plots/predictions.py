@@ -227,7 +227,7 @@ def figure(judged: Sequence[Judged], stem: Path) -> list[Path]:
         axes.plot([low, high], [factor * low, factor * high], "--", color=GREY, linewidth=0.8)
     marks = []
     for name, (colour, terms) in _COLOURS.items():
-        mark = Mark(f"bound by {name}", colour, "o", size=3.5)
+        mark = Mark(name, colour, "o", size=3.5)
         own = [one for one in sound if one.binds in terms]
         x, y = [one.trial.time_us for one in own], [one.predicted_us for one in own]
         style = paint(mark) | {"markeredgewidth": 0.2}
@@ -240,8 +240,9 @@ def figure(judged: Sequence[Judged], stem: Path) -> list[Path]:
     axes.text(0.02, 0.985, "predicted (log scale)", transform=axes.transAxes, size=9, va="top", color=GREY)
     sheet.legend(marks, 4)
     footer = (
-        "Every tile that was tried on an H100 (trials.jsonl), predicted from its machine code and geometry alone; "
-        f"{len(judged) - len(sound)} times of one run that the host interrupted are left out. Dashed: a factor of two."
+        "Every tile that was tried on an H100 (trials.jsonl), predicted from its machine code and geometry; colours: "
+        f"what is said to bind it. {len(judged) - len(sound)} times of one run that the host interrupted are left out. "
+        "Dashed: a factor of two."
     )
     return sheet.save(footer, stem)
 

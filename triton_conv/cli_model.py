@@ -75,6 +75,8 @@ def _explain(row: Prediction) -> None:
     """The terms of one prediction, the largest first, and the innermost loop by pipe."""
     say = lambda line: OUT.print(line, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
     say(f"{row.workload} {row.part}: {row.kernel} {row.tile} ({row.source}), {row.registers} registers a thread")
+    device, l2 = (1e3 * value / max(row.programs, 1) for value in (row.device_mb, row.l2_mb))
+    say(f"  a program: {device:.1f} KB from device memory, {l2:.1f} KB through L2")
     terms = sorted(row.terms.items(), key=lambda item: -item[1])
     say("  us alone: " + ", ".join(f"{name} {value:.1f}" for name, value in terms))
     say("  innermost loop, instructions an output: " + ", ".join(f"{n} {v:.2f}" for n, v in row.pipes.items()))

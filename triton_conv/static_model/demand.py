@@ -41,7 +41,7 @@ class Demand:
     In clocks of a multiprocessor that did nothing else: `issued` (four instructions a clock), `integer` and `special`
     (two, and one in two, a clock), `memory` instructions and their `wavefronts` (one a clock), `tensor` products. In
     trips one after the other: `waits` for loads through registers, `fetches` that overlap with those of other stages,
-    `barriers`. In bytes: `device_bytes` each operand once, with partial sums; `l2_bytes` asked of L2.
+    `barriers`. In bytes: `device_bytes` each operand once, with partial sums; `l2_bytes` asked of L2 at most, as if L1 never hit.
     """
 
     issued: float

@@ -79,13 +79,13 @@ class Machine:
 
 
 MACHINES: dict[str, Machine] = {
-    # Ceilings: measured, perf_plots/results/h100-80gb-hbm3-132sm. Clock: the most that an H100 SXM runs at. The others
-    # fit its 1809 trials best, `python -m perf_plots.predictions --fit`: memory instructions and matrix products reach
-    # a quarter and a half of what the units do at most, a load takes 1450 clocks from asking to use, and a launch from
-    # a cold cache 13 us.
+    # Ceilings: measured, perf_plots/results/h100-80gb-hbm3-132sm; `device` and `tensor` are those of the copy and of
+    # bfloat16's product. Clock: the most that an H100 SXM runs at. The others fit its 1809 trials best,
+    # `python -m perf_plots.predictions --fit`: instructions for memory come at a quarter of one a clock, a load takes
+    # 1350 clocks from asking to use, and a launch from a cold cache 12 us.
     "sm_90": Machine(
-        clock=1.98e9, issue=1.0, integer=1.0, special=1.0, memory=0.269, l1=1.0, tensor=0.573, l2=7.86e12,
-        device=3.022e12, wait=1455, fetch=1316, barrier=88, launch=12.9e-6, overlap=3.6,
+        clock=1.98e9, issue=1.0, integer=1.0, special=1.0, memory=0.276, l1=1.0, tensor=0.758, l2=7.87e12,
+        device=3.022e12, wait=1358, fetch=1337, barrier=79, launch=11.7e-6, overlap=3.0,
         ceilings=(3.022e12, (("bfloat16", 811e12), ("float16", 784e12), ("tf32", 421e12), ("float32", 51.3e12))),
     ),
 }  # fmt: skip
