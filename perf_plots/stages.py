@@ -36,7 +36,8 @@ _REHEARSAL_TUNING = 12.0
 # Files of tests that say nothing new on a device.
 _NO_DEVICE = (
     "cli", "cli_lectures", "commands", "commands_refusals", "compare", "configs", "cost", "cost_formulas", "errors",
-    "geometry", "inspect", "lab", "page", "perf_gpu", "perf_plots", "portfolio", "structure", "tune", "tuner_figures",
+    "forced_forms", "geometry", "inspect", "lab", "page", "perf_gpu", "perf_plots", "portfolio", "predictions",
+    "static_model", "structure", "tune", "tuner_figures",
 )  # fmt: skip
 
 
