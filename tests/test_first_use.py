@@ -98,6 +98,26 @@ def test_every_form_agrees_with_float64(what):
         assert first_use.difference(made, CPU) <= tolerance(what.dtype, terms), kernel.name
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("workload", [w for w in FLAGSHIPS if w.kind != "deformable"], ids=lambda w: w.title)
+def test_on_a_gpu_every_form_agrees_in_time(workload):
+    device = torch.device("cuda")
+    here = target.of_device(device)
+    for part in workload.parts():
+        what = part.problem()
+        plain = dispatch.family(what)[0][-1]
+        for kernel in dispatch.forms(what, here)[0]:
+            if kernel.name == plain:
+                continue
+            made = replace(dispatch.plan(what, here, kernel.name), pending=True)
+            found = [first_use._check(made, device) for _ in range(2)]
+            assert found[0] is not None, kernel.name
+            assert found[0].right, (kernel.name, str(found[0]))
+            # Compiled by then.
+            assert found[1].seconds <= 0.2, kernel.name
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="it runs in the interpreter")
 @pytest.mark.parametrize(
     "spoil", [lambda y: y.add_(0.1), lambda y: y[..., -1].fill_(float("nan"))], ids=["off", "unwritten"]
 )

@@ -72,6 +72,23 @@ def test_products_and_clocks_of_a_listing():
     assert outer.tensor == (32 + 8) / 4
 
 
+def chained(*code):
+    lines = "".join(f"        /*{i:04x}*/                   {line} ;\n" for i, line in enumerate((*code, "EXIT")))
+    return parse(lines).own.chain
+
+
+def test_loads_that_wait_for_each_other():
+    load, other = "LDG.E R4, desc[UR4][R2.64]", "LDG.E.64 R6, desc[UR4][R10.64]"
+    assert chained("FFMA R1, R2, R3, R4") == 0
+    assert chained(load, other) == 1
+    follow = "IMAD.WIDE R10, R4, 0x2, R8"
+    assert chained(load, follow, other) == 2
+    assert chained(load, follow, other, "IADD3 R2, R7, R8, RZ", load) == 3
+    assert chained(load, "MOV R4, R9", follow, other) == 1
+    assert chained(load, "STS [R20], R4", "LDS R4, [R21]", follow, other) == 2
+    assert chained(load, "STG.E desc[UR4][R10.64], R4", other) == 1
+
+
 def test_totals_go_by_trips():
     whole = parse(LISTING)
     found = total(whole, (10, 3))

@@ -7,6 +7,7 @@ be compiled first, which takes longer than all of this, and may be as wrong.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import time
@@ -219,16 +220,12 @@ def difference(made: Plan, device: torch.device) -> float:
 def _run(made: Plan, operands: list[torch.Tensor | None], device: torch.device) -> torch.Tensor:
     """The kernel's result; what it does not write is NaN."""
     kernel, problem, tile = made.kernel, made.problem, made.tile
-    values, shape, strides = kernel.values(problem, tile), problem.result_shape, kernel.result_strides(problem)
-    dtype = problem.dtype
-    if split := isinstance(problem, WeightGradientProblem):
-        parts, size = int(str(values["SPLITS"])), 1
-        for side in shape:
-            size *= side
-        shape, strides, dtype = (parts, *shape), (size, *strides), problem.accumulator
+    shape, strides = made.partial or (problem.result_shape, kernel.result_strides(problem))
+    dtype = problem.accumulator if made.partial else problem.dtype
     result = torch.empty_strided(shape, strides, dtype=dtype, device=device).fill_(float("nan"))
-    launch(kernel, kernel.grid(problem, tile), tile, values, *operands, result)
-    return result.double().sum(0) if split else result
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        launch(kernel, kernel.grid(problem, tile), tile, kernel.values(problem, tile), *operands, result)
+    return result.double().sum(0) if made.partial else result
 
 
 def _padded(g: ConvGeometry, x: torch.Tensor) -> tuple[torch.Tensor, list[int]]:

@@ -8,7 +8,6 @@ from typing import Any
 
 from ..aot import Compiled, Job, compile_binary
 from ..kernels import KERNELS, Tile
-from ..kernels.depthwise_banded_weight_gradient import DepthwiseBandedWeightGradientTile, split_count
 from ..kernels.implicit_gemm_boxed import ImplicitGemmBoxedTile
 from ..kernels.kernel import cdiv
 from ..kernels.weight_gradient_boxed import WeightGradientBoxedTile
@@ -41,7 +40,8 @@ class Demand:
     In clocks of a multiprocessor that did nothing else: `issued` (four instructions a clock), `integer` and `special`
     (two, and one in two, a clock), `memory` instructions and their `wavefronts` (one a clock), `tensor` products. In
     trips one after the other: `waits` for loads through registers, `fetches` that overlap with those of other stages,
-    `barriers`. In bytes: `device_bytes` each operand once, with partial sums; `l2_bytes` asked of L2 at most, as if L1 never hit.
+    `barriers`. In bytes: `device_bytes` each operand once, with partial sums; `l2_bytes` asked of L2 at most, as if L1
+    never hit.
     """
 
     issued: float
@@ -112,12 +112,10 @@ def _box_bytes(problem: Problem, tile: Tile) -> float:
     return 0.0
 
 
-def _partial_bytes(problem: Problem, tile: Tile) -> float:
+def _partial_bytes(kernel: str, problem: Problem, tile: Tile) -> float:
     """Bytes of partial sums, written once."""
-    splits = int(tile.asdict().get("SPLITS", 0))
-    if isinstance(tile, DepthwiseBandedWeightGradientTile):
-        splits = split_count(problem, tile)
-    return float(splits * problem.accumulator_bytes * math.prod(problem.result_shape))
+    partial = KERNELS[kernel].partial(problem, tile)
+    return float(problem.accumulator_bytes * math.prod(partial[0])) if partial else 0.0
 
 
 def launch(kernel: str, problem: Problem, tile: Tile, target: Target, compiled: Counted) -> Launch:
@@ -144,7 +142,7 @@ def launch(kernel: str, problem: Problem, tile: Tile, target: Target, compiled: 
         waits=waves * waits,
         fetches=waves * fetches / max(tile.num_stages - 1, 1),
         barriers=waves * slots.barriers,
-        device_bytes=problem.least_bytes + _partial_bytes(problem, tile),
+        device_bytes=problem.least_bytes + _partial_bytes(kernel, problem, tile),
         l2_bytes=programs * moved,
     )
     # A weight gradient's instructions go by the pixels that it sums over.
