@@ -34,8 +34,9 @@ from .verdicts import Form, Verdict
 SWITCH = "TRITON_CONV_FIRST_USE"
 # What a wrong kernel gets wrong is no rounding; a right one must never be taken for it.
 _MARGIN = 4.0
-# Multiplications of the small problem at most, on one core of the CPU: some tens of milliseconds.
-_WORK = 5e7
+# Multiplications of the small problem at most, where there are channels left to leave out: tens of milliseconds on one
+# core of a CPU.
+_WORK = 3e7
 # Channels of a group, and of all groups together: some steps of every loop, and several tiles.
 _CHANNELS = 128
 
@@ -145,6 +146,8 @@ def small(problem: Problem) -> Problem:
         g.in_size, g.extent, g.stride, (2, 8, 32 if g.rank > 1 else 256), strict=True
     ):
         size.append(_less(full, max(extent + 8 * stride, least)))
+    # Of planes nothing depends but their number; a CPU takes long over three dimensions.
+    size[0] = min(g.in_size[0], g.extent[0] + 3 * g.stride[0])
     channels = _CHANNELS
     while True:
         wide_in, wide_out = (_less(c, channels) for c in (g.c_in_group, g.c_out_group))
