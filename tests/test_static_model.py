@@ -109,7 +109,7 @@ def test_loops_that_the_compiler_left(counts, expected):
 _WASTE = {"depthwise": 40.0, "grouped": 16.0}
 _COUNTED = [
     pytest.param(part, id=part.title, marks=() if part.title in quick else pytest.mark.slow)
-    for quick in [{"dilated_d4-bfloat16-nhwc", "mobile_dw5-bfloat16-nchw"}]
+    for quick in [{"dilated_d4-bfloat16-nhwc"}]
     for workload in find(
         "dilated_d4,mobile_dw5,convnext_dw7,narrow_groups_8,decoder_t2d,dcnv2,wide_groups_56,large_dw2d,local2d,separable_56"
     )

@@ -148,7 +148,7 @@ def small(problem: Problem) -> Problem:
         size.append(_less(full, max(extent + 8 * stride, least)))
     # Of planes nothing depends but their number; a CPU takes long over three dimensions.
     size[0] = min(g.in_size[0], g.extent[0] + 3 * g.stride[0])
-    channels = _CHANNELS
+    channels, work = _CHANNELS, _WORK / (1 if g.rank < 3 else 4)
     while True:
         wide_in, wide_out = (_less(c, channels) for c in (g.c_in_group, g.c_out_group))
         groups = _less(g.groups, max(channels // max(g.c_in_group, g.c_out_group, 1), 1))
@@ -156,7 +156,7 @@ def small(problem: Problem) -> Problem:
             g, batch=min(g.batch, 2), c_in=wide_in * groups, c_out=wide_out * groups, groups=groups,
             in_size=(size[0], size[1], size[2]),
         )  # fmt: skip
-        if geometry.flops / 2 <= _WORK or channels <= 16:
+        if geometry.flops / 2 <= work or channels <= 16:
             break
         channels //= 2
     shape = (geometry.c_in, geometry.c_out_group) if g.transposed else (geometry.c_out, geometry.c_in_group)
