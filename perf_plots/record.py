@@ -58,7 +58,10 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Record:
-    """A case and everything found out about it. With an `error`, nothing was timed."""
+    """A case and everything found out about it. With an `error`, nothing was timed.
+
+    `clocks` are the device's "before" and "after" the rounds, None where it does not tell.
+    """
 
     workload: Workload
     measured: bool
@@ -73,6 +76,7 @@ class Record:
     standard_floor_us: float | None = None
     floor_basis: str = ""
     error: str = ""
+    clocks: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def ours_us(self) -> float | None:
