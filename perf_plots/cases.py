@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 
 from triton_conv.workloads import (
@@ -86,6 +87,36 @@ def network_gradients() -> list[Workload]:
     return [part for workload in layers.networks() for part in workload.parts()[1:]]
 
 
+OF_STAGE: dict[str, Callable[[], list[Workload]]] = {
+    "benchmark": flagships,
+    "gradients": gradients,
+    "steps": steps,
+    "lectures": lectures,
+    "sweeps": sweeps,
+    "networks": networks,
+    "network_gradients": network_gradients,
+    "variants": variants,
+    "compiled": lambda: [w for w in flagships() if not w.offset_groups],
+}
+"""The workloads of the stages that time some."""
+
+
+def of_stage(stage: str, rehearse: bool = False) -> list[Workload]:
+    """The workloads of a stage; in a rehearsal a few small ones."""
+    if not rehearse:
+        return OF_STAGE[stage]()
+    first = rehearsal()[0]
+    few = {
+        "benchmark": rehearsal(),
+        "gradients": first.parts()[1:],
+        "steps": [replace(first, part=STEP)],
+        "lectures": [LECTURES[-1].shrunk()],
+        "variants": first.variants(("float16",)),
+        "compiled": [first],
+    }
+    return few.get(stage, [])
+
+
 def rehearsal() -> list[Workload]:
     """The cheapest flagship of each kind, shrunk until the interpreter runs it in a moment: every kernel once."""
     return list(_smallest())
@@ -94,9 +125,7 @@ def rehearsal() -> list[Workload]:
 @functools.cache
 def _smallest() -> tuple[Workload, ...]:
     shrunk = [workload.shrunk() for workload in FLAGSHIPS]
-    return tuple(
-        min((w for w in shrunk if w.kind == kind), key=lambda w: w.problem().geometry.flops) for kind in KINDS
-    )
+    return tuple(min((w for w in shrunk if w.kind == kind), key=lambda w: w.problem().geometry.flops) for kind in KINDS)
 
 
 def label(workload: Workload) -> str:

@@ -50,7 +50,7 @@ class Work:
 
     @classmethod
     def of(cls, workload: Workload) -> Work:
-        # A gradient multiplies the same numbers, and reads and writes tensors of the same three shapes: a step is three.
+        # A gradient multiplies the same numbers, and reads and writes tensors of the same shapes: a step is three.
         problem, times = workload.layer.problem(), len(PARTS) if workload.part == STEP else 1
         dense = problem.whole.dense()
         return cls(
