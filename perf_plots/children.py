@@ -2,15 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO
 
 from .budget import Deadline
 from .provenance import ROOT
 
 _POLL = 0.2
+_live: set[int] = set()
+
+
+def start(
+    command: Sequence[str], log: IO[str], environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """A process in a group of its own, with all that it starts; to be ended by `end`."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    _live.add(process.pid)
+    return process
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kills what is left of it and of all that it started: the device's memory is then free again."""
+    _kill(process.pid)
+    process.wait()
+    _live.discard(process.pid)
+
+
+def end_all() -> None:
+    """The same for whatever runs now, before this process itself ends."""
+    for group in list(_live):
+        _kill(group)
+
+
+def _kill(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
 
 
 def work_off(
@@ -30,12 +64,11 @@ def work_off(
     left = list(units)
     while left and not deadline.passed:
         with tempfile.TemporaryFile("w+") as log:
-            child = subprocess.Popen(command(left), cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+            child = start(command(left), log)
             try:
                 why = _watch(child, left, done, seconds, deadline)
             finally:
-                child.kill()
-                child.wait()
+                end(child)
             if why and left:
                 log.seek(0)
                 last = (log.read().strip().splitlines() or ["no message"])[-1][:200]

@@ -184,9 +184,12 @@ def _hand_over(run: Run, folder: Path) -> None:
 
 def _stop(run: Run, folder: Path) -> None:
     """At the end of the budget, whatever is running."""
+    from .children import end_all
     from .summary import summarise
 
     print("== stopped at the end of the budget")
+    # They would run on, and hold the device.
+    end_all()
     try:
         _hand_over(run, folder)
         print("\n".join(summarise(run.out)), flush=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +13,7 @@ from typing import Any
 
 import torch
 
+from . import children
 from .provenance import ROOT, source_hash
 from .state import FAILURES, PASSED, TESTS, load_state
 
@@ -114,17 +113,13 @@ def _command(device: torch.device, rehearse: bool) -> list[str]:
 
 
 def _pytest(command: Sequence[str], environment: dict[str, str], log: Any, seconds: float) -> tuple[int, bool]:
-    """Exit status, and whether it was stopped: with all of its processes, whose memory is then the device's again."""
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-    )
+    """Exit status, and whether it was stopped: with all of its processes."""
+    process = children.start(command, log, environment)
     timed_out = False
     try:
         process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
         timed_out = True
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        children.end(process)
     return process.returncode, timed_out
