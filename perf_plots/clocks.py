@@ -88,7 +88,7 @@ def throttled(clocks: Mapping[str, Any]) -> list[str]:
 
 def describe(clocks: Mapping[str, Any]) -> str:
     """One line: "1980 to 1755 MHz, 41 to 63 C, throttled: power cap"; says so where nothing is known."""
-    states = [state for state in clocks.values() if state]
+    states = [state for when in ("before", "after") if (state := clocks.get(when))]
     if not states:
         return "clocks unknown"
     ends = [(state["sm_mhz"], state["celsius"]) for state in (states[0], states[-1])]

@@ -30,8 +30,9 @@ Report = dict[str, Any]
 
 # Seconds: a busy machine takes half of them to set up seven workloads.
 _REHEARSAL_TUNING = 6.0
-# Share of a stage's time in which its kernels are compiled on every core, and what one unit of a child may take.
-_WARMING, _UNIT_SECONDS = 0.25, 150.0
+# Share of a stage's time in which its kernels are compiled on every core; seconds that one unit of a child may take.
+_WARMING = 0.25
+_UNIT_SECONDS = {"model_bench": 240.0, "compiled": 120.0}
 
 
 def environment(run: Run, deadline: Deadline) -> Report:
@@ -188,7 +189,7 @@ def _in_children(
     # This process's spare memory is the children's.
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
-    ran = work_off(todo, command, done, report, _UNIT_SECONDS, deadline)
+    ran = work_off(todo, command, done, report, _UNIT_SECONDS[module], deadline)
     kept, left = len(units) - len(todo), len(todo) - ran
     run.say(f"{ran} run, {kept} kept, {left} left for want of time")
     return {"ran": ran, "kept": kept, "left": left}

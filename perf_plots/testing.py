@@ -20,8 +20,8 @@ from .state import FAILURES, PASSED, TESTS, load_state
 # Files of tests that say nothing new on a device.
 NO_DEVICE = (
     "cli", "cli_lectures", "commands", "commands_refusals", "compare", "configs", "cost", "cost_formulas", "errors",
-    "geometry", "inspect", "lab", "page", "perf_gpu", "perf_plots", "perf_models", "portfolio", "structure", "tune",
-    "tune_journal", "tuner_figures",
+    "geometry", "inspect", "lab", "page", "perf_gpu", "perf_models", "perf_plots", "perf_stages", "portfolio",
+    "structure", "tune", "tune_journal", "tuner_figures",
 )  # fmt: skip
 # Those that an H100 has not run to their end yet.
 _FIRST = (

@@ -4,8 +4,6 @@ Without a GPU the kernels run in Triton's interpreter, which must be asked for b
 """
 
 import os
-import re
-from pathlib import Path
 
 import torch
 
@@ -14,6 +12,7 @@ if not torch.cuda.is_available():
 
 import pytest
 from helpers import DEVICE, launches
+from outcomes import leave_out_passed, pytest_runtest_logreport  # noqa: F401, which pytest calls
 
 from triton_conv import ops
 
@@ -54,34 +53,9 @@ def conv_precision():
     setting.fp32_precision = before
 
 
-# With --dist loadgroup a report's name ends with the test's group.
-_GROUP = re.compile(r"@[\w-]+$")
-
-
-def pytest_runtest_logreport(report):
-    """Writes each failure and success down as it happens: a run that is stopped at its time limit has no summary."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        return
-    name = _GROUP.sub("", report.nodeid)
-    if report.failed and (log := os.environ.get("TRITON_CONV_FAILURES")):
-        crash = getattr(report.longrepr, "reprcrash", None)
-        reason = " ".join(str(crash.message if crash else report.longrepr).split())[:300]
-        _append(log, f"FAILED {name} - {reason}")
-    if report.passed and report.when == "call" and (log := os.environ.get("TRITON_CONV_PASSED")):
-        _append(log, name)
-
-
-def _append(log, line):
-    with open(log, "a", encoding="utf-8") as file:
-        file.write(f"{line}\n")
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    if skip := os.environ.get("TRITON_CONV_SKIP"):
-        passed = set(Path(skip).read_text(encoding="utf-8").splitlines())
-        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in passed])
-        items[:] = [item for item in items if item.nodeid not in passed]
+    leave_out_passed(config, items)
     if DEVICE == "cpu":
         for item in items:
             if item.get_closest_marker("gpu"):
