@@ -51,7 +51,8 @@ def _handle(device: torch.device) -> Any:
 
 
 def _uuid(device: torch.device) -> str:
-    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    return f"GPU-{uuid}" if uuid else str(device.index or 0)
 
 
 def _from_library(device: torch.device) -> State:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,14 +28,15 @@ def main(arguments: list[str] | None = None) -> int:
     run = Run(options.work, torch.device("cpu") if options.rehearse else torch.device("cuda", 0), options.rehearse)
     bench = run.bench(compiled=True)
     found = {workload.title: workload for workload in run.cases("compiled")}
-    for title in options.units.split(","):
-        # A search that breaks the device takes no earlier result of the case along.
-        record = run_case(found[title], replace(bench, folder=options.work / "compiled"))
-        if record.error:
-            print(record.error, flush=True)
-            return 1
-        write(record, bench.folder)
-        print(f"{title}: done", flush=True)
+    with tempfile.TemporaryDirectory(prefix="perf_plots-compiled-") as folder:
+        for title in options.units.split(","):
+            # A search that breaks the device takes no earlier result of the case along.
+            record = run_case(found[title], replace(bench, folder=Path(folder)))
+            if record.error:
+                print(record.error, flush=True)
+                return 1
+            write(record, bench.folder)
+            print(f"{title}: done", flush=True)
     return 0
 
 

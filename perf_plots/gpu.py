@@ -127,7 +127,7 @@ def _forget(work: Path) -> None:
     """Removes what a run writes, and nothing else that may lie in the folder."""
     from .state import ARCHIVE, FAILURES, PASSED, STATE, SUMMARY, TESTS, TRIALS, TUNING
 
-    for name in ("results", "autotune_configs", "figures", "base", "compiled"):
+    for name in ("results", "autotune_configs", "figures", "base"):
         shutil.rmtree(work / name, ignore_errors=True)
     for name in (STATE, TUNING, TRIALS, TESTS, FAILURES, PASSED, ARCHIVE, SUMMARY, "nvidia-smi.txt"):
         (work / name).unlink(missing_ok=True)

@@ -30,7 +30,7 @@ from triton_conv.target import of_device
 from . import model_record
 from .baselines import fastest_algorithms, reason
 from .clocks import sample
-from .model_record import COMPILED, CONVERTED, FORCED, GRAPH, PLAIN, ModelRecord, Unit
+from .model_record import COMPILED, CONVERTED, FORCED, GRAPH, PLAIN, WRONG, ModelRecord, Unit
 from .models import MODELS, SMALL, Model, Scale
 from .provenance import provenance, source_hash
 from .record import Contestant, ResultError
@@ -295,7 +295,7 @@ def _timed(record: ModelRecord, bench: Bench, device: torch.device) -> ModelReco
             continue
         bound = _TIMES_AS_FAR * errors[PLAIN] + _ANYWAY
         if not errors[name] <= bound:
-            bench.absent[name] = f"WRONG: relative error {errors[name]:.2g}, the plain model's is {errors[PLAIN]:.2g}"
+            bench.absent[name] = f"{WRONG}: relative error {errors[name]:.2g}, the plain model's is {errors[PLAIN]:.2g}"
             del entrants[name]
     before = sample(device)
     timings = bench.timer.rounds(entrants, _ROUNDS)

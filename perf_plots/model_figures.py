@@ -151,7 +151,6 @@ def table(results: DeviceResults) -> list[dict[str, Any]]:
 
 
 def _page_row(entry: Entry, device: str) -> dict[str, Any]:
-    cells = {name: _cell(entry, name) for name in MARKS}
     clocks = [describe_clocks(record.clocks) for record in entry.records if record.clocks]
     return {
         "device": device,
@@ -159,14 +158,18 @@ def _page_row(entry: Entry, device: str) -> dict[str, Any]:
         "name": entry.model,
         "detail": entry.detail,
         "layers": entry.layers,
-        "cells": cells,
+        "cells": [_cell(entry, name) for name in MARKS],
         "notes": [*entry.notes, *dict.fromkeys(clocks)],
     }
 
 
 def _cell(entry: Entry, name: str) -> Mapping[str, Any]:
     time, gain = entry.us(name), entry.gain(name)
-    if not time:
-        return {"text": "absent", "gain": "", "loss": False}
+    tried = any(name in record.contestants for record in entry.records)
     shown = ratio(gain) if gain and not name.startswith(PLAIN) else ""
-    return {"text": duration(time), "gain": shown, "loss": bool(shown) and gain is not None and gain < _LOSS}
+    return {
+        "label": MARKS[name].label,
+        "text": duration(time) if time else "absent" if tried else "–",
+        "gain": shown,
+        "loss": bool(shown) and gain is not None and gain < _LOSS,
+    }

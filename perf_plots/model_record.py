@@ -16,6 +16,8 @@ from .record import SCHEMA, Contestant, ResultError, contestant_of, refuse_rehea
 FOLDER = "models"
 PLAIN, CONVERTED, FORCED = "torch", "converted", "forced"
 GRAPH, COMPILED = " graph", " compiled"
+WRONG = "WRONG"
+"""How the reason begins for which a contestant that computes something else is absent."""
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def write_page(
         not_served=NOT_SERVED,
         evidence=evidence,
         models=[each for device in devices for each in model_table(device)],
-        model_heads=[mark.label for mark in MODEL_MARKS.values()],
+        model_marks=list(MODEL_MARKS.values()),
         complaints=[complaint.replace(str(Path.cwd()) + "/", "") for complaint in complaints],
     )
     write_bytes(out / PAGE, html.encode())

@@ -28,7 +28,7 @@ from .store import load, read_ceilings
 
 Report = dict[str, Any]
 
-# Seconds: a busy machine takes half of them to set up seven workloads.
+# Seconds: a busy machine takes half of them to set up five workloads.
 _REHEARSAL_TUNING = 6.0
 # Share of a stage's time in which its kernels are compiled on every core; seconds that one unit of a child may take.
 _WARMING = 0.25
@@ -206,19 +206,19 @@ _Stage = Callable[[Run, Deadline], Report]
 STAGES: dict[str, tuple[float, _Stage]] = {
     "environment": (0.005, environment),
     "ceilings": (0.015, measure_ceilings),
-    "tests": (0.14, tests),
-    "tuning": (0.20, tuning),
+    "tests": (0.13, tests),
+    "tuning": (0.18, tuning),
     **{
         name: (share, partial(benchmark, name))
         for name, share in {"benchmark": 0.12, "gradients": 0.14, "lectures": 0.05, "steps": 0.07}.items()
     },
-    "models": (0.12, models),
+    "models": (0.11, models),
     "sweeps": (0.07, partial(benchmark, "sweeps")),
     "cold_start": (0.03, first_calls),
     "compiled": (0.03, compiled),
     "networks": (0.01, partial(benchmark, "networks")),
-    "network_gradients": (0.0, partial(benchmark, "network_gradients")),
-    "variants": (0.0, partial(benchmark, "variants")),
-    "figures": (0.01, figures),
+    "network_gradients": (0.01, partial(benchmark, "network_gradients")),
+    "variants": (0.01, partial(benchmark, "variants")),
+    "figures": (0.02, figures),
 }
 """Share of the budget and function, in order: what one leaves flows on to those after it."""

@@ -12,7 +12,7 @@ from .baselines import COMPILED
 from .cases import OF_STAGE, flagships, gradients
 from .clocks import throttled
 from .model_record import COMPILED as COMPILED_MODEL
-from .model_record import CONVERTED, FORCED
+from .model_record import CONVERTED, FORCED, WRONG
 from .record import REHEARSED, Record, ResultError
 from .state import TUNING, load_json, load_state
 from .store import DeviceResults, load, read_ceilings
@@ -72,6 +72,10 @@ def _failures(state: dict[str, Any], devices: Sequence[DeviceResults]) -> list[s
     lines += tests.get("failed", [])
     for device in devices:
         lines += [f"FAILED {record.workload.title}: {record.error}" for record in device.records if record.error]
+        for model in device.models:
+            lines += [f"FAILED model {model.unit.title}: {model.error}"] if model.error else []
+            wrong = {name: each.absent for name, each in model.contestants.items() if each.absent.startswith(WRONG)}
+            lines += [f"FAILED model {model.unit.title}, {name}: {why}" for name, why in wrong.items()]
     return lines
 
 

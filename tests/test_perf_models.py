@@ -14,7 +14,7 @@ import triton_conv as tc
 from perf_plots import figures, model_bench, model_figures, model_record, page, provenance
 from perf_plots.model_record import COMPILED, CONVERTED, FORCED, GRAPH, PLAIN, ModelRecord, Unit
 from perf_plots.models import MODELS
-from perf_plots.record import COMMITTED, OURS, ResultError, write
+from perf_plots.record import COMMITTED, OURS, Contestant, ResultError, write
 from perf_plots.store import load
 from perf_plots.summary import summarise
 
@@ -183,11 +183,13 @@ def test_figures_and_table_of_models(results, tmp_path):
     assert [(row["name"], row["part"]) for row in rows[:3]] == [
         ("convnext_tiny", "forward"), ("convnext_tiny", "forward"), ("hifi_gan", "forward"),
     ]  # fmt: skip
-    cells = rows[0]["cells"]
-    assert cells[CONVERTED] == {"text": "9 ms", "gain": "1.11×", "loss": False}
+    cells = dict(zip(model_figures.MARKS, rows[0]["cells"], strict=True))
+    assert cells[CONVERTED] == {"label": "converted", "text": "9 ms", "gain": "1.11×", "loss": False}
     assert cells[FORCED + COMPILED]["loss"]
-    assert cells[PLAIN] == {"text": "10 ms", "gain": "", "loss": False}
+    assert cells[PLAIN] == {"label": "PyTorch", "text": "10 ms", "gain": "", "loss": False}
     assert cells[CONVERTED + COMPILED]["text"] == "absent"
+    training = dict(zip(model_figures.MARKS, rows[-1]["cells"], strict=True))
+    assert training[PLAIN + GRAPH]["text"] == "–", "not tried"
     assert "1980 to 1755 MHz, 41 to 63 °C, throttled: power cap" in rows[0]["notes"]
 
     figures.draw_all(results, tmp_path / "page", say=lambda line: None)
@@ -214,9 +216,16 @@ def test_a_model_that_failed_is_in_the_figure(tmp_path):
     model_record.write(ModelRecord(unit, True, whence, error="OutOfMemoryError: no memory"), folder)
     eager = ModelRecord(replace(unit, model="dcgan"), True, whence, contestants={PLAIN: contestant(5000)})
     model_record.write(eager, folder)
+    contestants = eager.contestants | {FORCED + COMPILED: Contestant(absent="WRONG: error 1")}
+    wrong = replace(eager, unit=replace(unit, model="dcgan", compiled=True), contestants=contestants)
+    model_record.write(wrong, folder)
     (device,), _ = load(tmp_path / "results")
     figures.draw_device(device, tmp_path / "out", lambda line: None)
     text = text_of(tmp_path / "out" / "models_training.svg")
+    assert [line for line in summarise(tmp_path) if line.startswith("FAILED")] == [
+        "FAILED model dcgan-nhwc-compiled-training, forced compiled: WRONG: error 1",
+        "FAILED model x3d-nhwc-eager-training: OutOfMemoryError: no memory",
+    ]
     assert "FAILED, no time" in text
     assert "x3d-nhwc-eager-training: OutOfMemoryError: no memory" in text
     assert "no time of ours" in text

@@ -11,8 +11,8 @@ from perf_results import CLOCKS, DEVICE, PROVENANCE, record
 
 pytest.importorskip("matplotlib")
 
-from perf_plots import cases, children, clocks, floors, runner, state, summary, testing, warm
-from perf_plots.budget import Deadline
+from perf_plots import cases, children, clocks, floors, gpu, runner, stages, state, summary, testing, warm
+from perf_plots.budget import Budget, Deadline
 from perf_plots.record import OURS, Record, write
 from triton_conv.autotune.measure import RehearsalTimer
 from triton_conv.workloads import STEP
@@ -190,6 +190,12 @@ def test_clocks_from_the_command(line, throttled, monkeypatch):
     monkeypatch.setattr(clocks, "output", lambda *command: line)
     found = clocks._from_command(torch.device("cuda"))
     assert (found and found["throttled"]) == throttled
+
+
+def test_every_stage_has_a_share():
+    assert tuple(stages.STAGES) == gpu.STAGE_NAMES
+    assert sum(share for share, _ in stages.STAGES.values()) == pytest.approx(1.0)
+    assert all(Budget(10).deadlines({name: share})[name].left > 9 for name, (share, _) in stages.STAGES.items())
 
 
 def test_clocks_in_words():
