@@ -88,8 +88,11 @@ def main(arguments: list[str] | None = None) -> int:
     work = (options.work or Path(".perf_run")).resolve()
     if options.fresh and work.is_dir():
         _forget(work)
-    for folder in (work, options.out):
-        folder.mkdir(parents=True, exist_ok=True)
+    for name, folder in (("--work", work), ("--out", options.out)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"argument {name}: {folder} cannot be made a folder: {error.strerror}")
     # Plans see the tiles that this run tunes.
     os.environ["TRITON_CONV_HOME"] = str(work)
     from .run import Run
