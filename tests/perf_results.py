@@ -16,6 +16,11 @@ PROVENANCE = {
 }  # fmt: skip
 
 
+def without_counts(monkeypatch):
+    """Figures of what must be computed are the same in every test: where they do not matter, they are not drawn."""
+    monkeypatch.setattr("perf_plots.figures.draw_computed", lambda out, say: [])
+
+
 def contestant(us):
     return Contestant(tuple(us + i % 3 for i in range(20)), (us, us + 2), 0.001)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from perf_results import DEVICE, PROVENANCE, contestant, record
+from perf_results import DEVICE, PROVENANCE, contestant, record, without_counts
 
 pytest.importorskip("matplotlib")
 
@@ -133,7 +133,8 @@ def test_a_rehearsal_among_measurements_is_left_out(tmp_path):
     assert "a rehearsal among measurements: dw3d-bfloat16-nchw" in complaints[0]
 
 
-def test_whatever_is_broken_is_named_and_the_rest_is_drawn(tmp_path):
+def test_whatever_is_broken_is_named_and_the_rest_is_drawn(tmp_path, monkeypatch):
+    without_counts(monkeypatch)
     folder = tmp_path / "results" / DEVICE
     write(record("dcnv2", {OURS: 100, "standard": 200}), folder)
     (folder / "ceilings.json").write_text('{"bytes_per_s": -1, "flops_per_s": {}}')

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from perf_results import DEVICE, contestant, record, text_of, write_models
+from perf_results import DEVICE, contestant, record, text_of, without_counts, write_models
 from torch import nn
 
 pytest.importorskip("matplotlib")
@@ -138,7 +138,8 @@ def results(tmp_path):
     return tmp_path / "results"
 
 
-def test_a_model_file_that_does_not_hold_up_is_named_and_the_rest_is_drawn(results, tmp_path):
+def test_a_model_file_that_does_not_hold_up_is_named_and_the_rest_is_drawn(results, tmp_path, monkeypatch):
+    without_counts(monkeypatch)
     folder = results / DEVICE / model_record.FOLDER
     (folder / "half.json").write_text('{"schema": 1, "measu')
     write_models(results / DEVICE, ["x3d"], measured=False)
@@ -166,7 +167,8 @@ def test_a_rehearsal_of_a_model_is_kept_out_of_the_results():
     assert not (COMMITTED / DEVICE / model_record.FOLDER).exists()
 
 
-def test_figures_and_table_of_models(results, tmp_path):
+def test_figures_and_table_of_models(results, tmp_path, monkeypatch):
+    without_counts(monkeypatch)
     (device,), complaints = load(results)
     assert not complaints
     drawn = {d.paths[0].stem: d for d in figures.draw_device(device, tmp_path / "out", lambda line: None)}
@@ -200,7 +202,8 @@ def test_figures_and_table_of_models(results, tmp_path):
     assert any("model convnext_tiny forward" in line and "1.11× converted" in line for line in lines)
 
 
-def test_without_results_of_models_there_is_nothing_of_them(tmp_path):
+def test_without_results_of_models_there_is_nothing_of_them(tmp_path, monkeypatch):
+    without_counts(monkeypatch)
     write(record("dcnv2", {OURS: 100, "standard": 200}), tmp_path / "results" / DEVICE)
     paths, complaints = figures.draw_all(tmp_path / "results", tmp_path / "out", say=lambda line: None)
     assert not complaints
