@@ -32,7 +32,7 @@ STAGE_NAMES = (
 # Those of triton_conv.workloads, which may not be imported yet when they are needed.
 KIND_NAMES = ("grouped", "depthwise", "dilated", "transposed", "deformable", "separable", "shuffle", "local")
 _NO_GPU, _STOPPED = 2, 3
-_REHEARSAL_BUDGET, _LEAST_RESTART, _MOST_RESTARTS = 100.0, 30.0, 5
+_REHEARSAL_BUDGET, _LEAST_RESTART, _MOST_RESTARTS = 600.0, 30.0, 5
 
 
 def _parser() -> argparse.ArgumentParser:

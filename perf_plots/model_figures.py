@@ -104,7 +104,7 @@ def figure(results: DeviceResults, training: bool, stem: Path) -> list[Path]:
     if not chosen:
         return []
     records = [record for entry in chosen for record in entry.records]
-    what = "a training step" if training else "the forward pass"
+    what = "A training step" if training else "The forward pass"
     chart = Chart(
         f"Whole models: {'training' if training else 'forward'}",
         f"{what} on {results.title}; upper line eager, lower compiled",

@@ -73,6 +73,7 @@ def write_models(folder, names, measured=True, device=PROVENANCE["device"]):
     paths = []
     for index, name in enumerate(names):
         for last in (True, False) if name != "hifi_gan" else (False,):
+            shape = (80, 32) if name == "hifi_gan" else (3, 224, 224)
             for training in (False, True):
                 us = 1e4 * (1 + index) * (2 if training else 1)
                 eager = {PLAIN: us, CONVERTED: 0.9 * us, FORCED: 1.1 * us}
@@ -84,7 +85,7 @@ def write_models(folder, names, measured=True, device=PROVENANCE["device"]):
                     if mode:
                         contestants[CONVERTED + COMPILED] = model_record.Contestant(absent="Unsupported: a graph break")
                     made = ModelRecord(
-                        Unit(name, last, mode, training), measured, PROVENANCE | {"device": device}, 32, (3, 224, 224),
+                        Unit(name, last, mode, training), measured, PROVENANCE | {"device": device}, 32, shape,
                         contestants=contestants, layers={"convolutions": 58, "ours": 18}, reference="float64",
                         clocks=CLOCKS,
                     )  # fmt: skip

@@ -41,7 +41,7 @@ def _cudnn_flags_may_be_set():
 def run(*arguments, **environment):
     return subprocess.run(
         [sys.executable, "-m", "perf_plots.gpu", *map(str, arguments)],
-        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 
 

@@ -181,6 +181,8 @@ def test_figures_and_table_of_models(results, tmp_path, monkeypatch):
     assert "CUDA graph" not in text_of(drawn["models_training"].paths[0])
     assert drawn["models_training"].parts == ("forward and backward",)
 
+    usual = [(entry.model, entry.usual) for entry in model_figures.entries(device) if entry.training]
+    assert usual == [("convnext_tiny", True), ("convnext_tiny", False), ("hifi_gan", True)]
     rows = model_figures.table(device)
     assert [(row["name"], row["part"]) for row in rows[:3]] == [
         ("convnext_tiny", "forward"), ("convnext_tiny", "forward"), ("hifi_gan", "forward"),

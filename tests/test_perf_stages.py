@@ -117,6 +117,9 @@ def test_a_second_call_runs_only_what_has_not_passed(suite, tmp_path, monkeypatc
     assert report["counts"] == {"failed": 1, "passed": 1}
     assert report["status"] == 1
     assert report["failed"][0].startswith("FAILED tests/test_few.py::test_bad")
+    report, _, log = suite()
+    assert "1 failed, 1 deselected" in log
+    assert len(report["failed"]) == 1
     (tmp_path / "mended").touch()
     report, _, log = suite()
     assert "1 passed, 1 deselected" in log
