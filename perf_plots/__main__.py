@@ -9,19 +9,29 @@ import argparse
 import sys
 from pathlib import Path
 
-from .compare import compare
 from .evidence import EVIDENCE
-from .figures import draw_all
 from .record import COMMITTED
+
+_MISSING = 2
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 1 if a result file had to be left out, though the rest is drawn, or if a comparison finds a loss."""
+    """Exit status 1 if a result file had to be left out, though the rest is drawn, or if a comparison finds a loss.
+
+    2 if nothing could be done.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
-    return _compare(arguments[1:]) if arguments[:1] == ["compare"] else _draw(arguments)
+    try:
+        return _compare(arguments[1:]) if arguments[:1] == ["compare"] else _draw(arguments)
+    except ModuleNotFoundError as error:
+        print(f"{error.name} is not installed: pip install 'triton-conv[plots]' brings all that figures need",
+              file=sys.stderr)  # fmt: skip
+        return _MISSING
 
 
 def _draw(arguments: list[str]) -> int:
+    from .figures import draw_all
+
     parser = argparse.ArgumentParser(
         prog="python -m perf_plots", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -29,6 +39,10 @@ def _draw(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=COMMITTED.parent / "figures", help="where figures and page go")
     parser.add_argument("--evidence", type=Path, default=EVIDENCE, help="what triton-conv inspect --json wrote")
     options = parser.parse_args(arguments)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"argument --out: {options.out} cannot be made a folder: {error.strerror}")
     paths, complaints = draw_all(options.results, options.out, evidence=options.evidence)
     print(f"\n{len(paths)} files written below {options.out}; the page: {paths[-1]}")
     for complaint in complaints:
@@ -37,6 +51,8 @@ def _draw(arguments: list[str]) -> int:
 
 
 def _compare(arguments: list[str]) -> int:
+    from .compare import compare
+
     parser = argparse.ArgumentParser(
         prog="python -m perf_plots compare",
         description="What became faster or slower beyond its interval. Exit status 1 if a case became slower or fails.",

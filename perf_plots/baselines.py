@@ -25,6 +25,7 @@ from .floors import Work
 
 Call = Callable[[], Tensor]
 
+COMPILED = "torch.compile"
 # Of the device's memory, for weights and activations of a standard convolution.
 _MEMORY_SHARE = 0.6
 
@@ -74,7 +75,7 @@ def build(workload: Workload, tensors: Mapping[str, Any], compiled: bool = False
             for kernel in ("cudnn", "native"):
                 makers[f"{kernel} depthwise kernel"] = functools.partial(_forced, kernel, makers["cudnn"])
         if compiled:
-            makers["torch.compile"] = lambda: _compiled(workload, geometry, tensors)
+            makers[COMPILED] = lambda: _compiled(workload, geometry, tensors)
     makers["standard"] = lambda: _standard(workload, geometry, tensors, workload.channels_last)
     makers["standard other format"] = lambda: (
         _standard(workload, geometry, tensors, not workload.channels_last) if geometry.rank > 1 else _ONE_FORMAT

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from triton_conv.workloads import FLAGSHIPS, FORWARD, INPUT_GRADIENT, KINDS, LECTURES, WEIGHT_GRADIENT, Workload
+import functools
+from collections.abc import Callable
+from dataclasses import replace
 
-from .layers import networks, sweeps
+from triton_conv.workloads import (
+    FLAGSHIPS,
+    FORWARD,
+    INPUT_GRADIENT,
+    KINDS,
+    LECTURES,
+    STEP,
+    WEIGHT_GRADIENT,
+    Workload,
+)
+
+from . import layers
 
 KIND_TITLES = {
     "grouped": "Grouped convolution",
@@ -12,7 +25,13 @@ KIND_TITLES = {
     "dilated": "Dilated convolution",
     "transposed": "Transposed convolution",
     "deformable": "Deformable convolution",
+    "separable": "Depthwise separable convolution",
+    "shuffle": "Shuffle convolution",
+    "local": "Locally connected layers",
 }
+
+
+_LABELS = {FORWARD: "", INPUT_GRADIENT: " dx", WEIGHT_GRADIENT: " dw", STEP: " step"}
 
 
 def flagships() -> list[Workload]:
@@ -23,6 +42,11 @@ def flagships() -> list[Workload]:
 def gradients() -> list[Workload]:
     """Both gradients of every flagship that has them."""
     return [part for workload in FLAGSHIPS for part in workload.parts()[1:]]
+
+
+def steps() -> list[Workload]:
+    """Forward and backward of every flagship in one call."""
+    return [replace(workload, part=STEP) for workload in FLAGSHIPS]
 
 
 def lectures() -> list[Workload]:
@@ -41,24 +65,72 @@ def variants() -> list[Workload]:
     return found
 
 
-def second_tier() -> list[Workload]:
-    """What is timed with the time that is left: scaling sweeps, variants, the layers of real networks."""
-    swept = [workload for sweep in sweeps() for workload in sweep.workloads.values()]
-    return swept + variants() + networks()
+def sweeps() -> list[Workload]:
+    """Every point of the scaling sweeps, a point of each in turn: what is cut short has the ends of every line."""
+    lines = [_ends_first(list(sweep.workloads.values())) for sweep in layers.sweeps()]
+    longest = max(map(len, lines))
+    return [line[i] for i in range(longest) for line in lines if i < len(line)]
+
+
+def _ends_first(points: list[Workload]) -> list[Workload]:
+    """First and last, then what lies between."""
+    return [points[0], points[-1], *points[1:-1]]
+
+
+def networks() -> list[Workload]:
+    """The layers of real networks."""
+    return layers.networks()
+
+
+def network_gradients() -> list[Workload]:
+    """Both gradients of the layers of networks: with them `convert` can decide for a training step."""
+    return [part for workload in layers.networks() for part in workload.parts()[1:]]
+
+
+OF_STAGE: dict[str, Callable[[], list[Workload]]] = {
+    "benchmark": flagships,
+    "gradients": gradients,
+    "steps": steps,
+    "lectures": lectures,
+    "sweeps": sweeps,
+    "networks": networks,
+    "network_gradients": network_gradients,
+    "variants": variants,
+    "compiled": lambda: [w for w in flagships() if not w.offset_groups],
+}
+"""The workloads of the stages that time some."""
+
+
+def of_stage(stage: str, rehearse: bool = False) -> list[Workload]:
+    """The workloads of a stage; in a rehearsal a few small ones."""
+    if not rehearse:
+        return OF_STAGE[stage]()
+    first = rehearsal()[0]
+    few = {
+        "benchmark": rehearsal(),
+        "gradients": first.parts()[1:],
+        "steps": [replace(first, part=STEP)],
+        "lectures": [LECTURES[-1].shrunk()],
+        "variants": first.variants(("float16",)),
+        "compiled": [first],
+    }
+    return few.get(stage, [])
 
 
 def rehearsal() -> list[Workload]:
     """The cheapest flagship of each kind, shrunk until the interpreter runs it in a moment: every kernel once."""
-    found = []
-    for kind in KINDS:
-        small = [workload.shrunk() for workload in FLAGSHIPS if workload.kind == kind]
-        found.append(min(small, key=lambda workload: workload.problem().geometry.flops))
-    return found
+    return list(_smallest())
+
+
+@functools.cache
+def _smallest() -> tuple[Workload, ...]:
+    shrunk = [workload.shrunk() for workload in FLAGSHIPS]
+    return tuple(min((w for w in shrunk if w.kind == kind), key=lambda w: w.problem().geometry.flops) for kind in KINDS)
 
 
 def label(workload: Workload) -> str:
     """The name of the layer, and which gradient."""
-    return workload.name + {FORWARD: "", INPUT_GRADIENT: " dx", WEIGHT_GRADIENT: " dw"}[workload.part]
+    return workload.name + _LABELS[workload.part]
 
 
 def describe(workload: Workload) -> str:

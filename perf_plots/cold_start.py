@@ -15,17 +15,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from triton_conv.workloads import FLAGSHIPS, KINDS, Workload
 
+from .budget import Deadline
 from .measured import badge
-from .record import COLD_START, refuse_rehearsal, write_json
+from .provenance import provenance
+from .record import COLD_START, ResultError, refuse_rehearsal, write_json
 from .rows import Chart, Point, Row, draw
-from .store import DeviceResults
+from .store import DeviceResults, device_folder, read_cold_start
 from .style import BLACK, BLUE, ORANGE, SKY, Mark, duration
 
+# Of one process: an empty cache takes an H100's host some ten.
+_SECONDS = 90
 _MARKS = {
     "empty cache": Mark("first call, empty cache", BLUE, "o"),
     "filled cache": Mark("first call, filled cache", SKY, "o", filled=False),
@@ -39,43 +44,60 @@ def cases() -> list[Workload]:
     return [next(workload for workload in FLAGSHIPS if workload.kind == kind) for kind in KINDS]
 
 
-def measure(out: Path, rehearse: bool = False) -> Path:
-    """Runs every case and writes `cold_start.json` into the device's folder below `out`; a rehearsal shrinks them.
+def measure(folder: Path, about: Mapping[str, Any], rehearse: bool = False, deadline: Deadline | None = None) -> int:
+    """Runs every case and writes `cold_start.json` into a device's folder after each, until the deadline.
 
-    A case that fails is recorded with its error and has no times.
+    Returns how many cases are left. What the same code has measured there is kept; a rehearsal runs one small case. A
+    case that fails is recorded with its error and has no times. `about` is the provenance.
     """
-    found: list[dict[str, Any]] = []
-    about: dict[str, Any] = {}
-    for workload in cases():
-        seconds: dict[str, float] = {}
-        error = ""
-        with tempfile.TemporaryDirectory(prefix="perf_plots-cache-") as cache:
-            for name in ("empty cache", "filled cache", "torch"):
-                done = _process(workload.name, name, cache, rehearse)
-                if "error" in done:
-                    error = done["error"]
-                    continue
-                about = done["about"]
-                seconds[name] = done["first"]
-                if name == "filled cache":
-                    seconds["warm"] = done["later"]
-        found.append({"title": workload.title, "kind": workload.kind, "seconds": seconds, "error": error})
-    if not about:
-        raise RuntimeError(f"no case could be run: {found[0]['error']}")
-    folder = out / str(about["folder"])
     refuse_rehearsal(not rehearse, folder)
-    write_json(folder / COLD_START, {"measured": not rehearse, "cases": found, "provenance": about["provenance"]})
-    return folder / COLD_START
+    found = _kept(folder, about)
+    todo = [w for w in (cases()[:1] if rehearse else cases()) if w.title not in found]
+    for index, workload in enumerate(todo):
+        if deadline is not None and deadline.passed:
+            return len(todo) - index
+        found[workload.title] = _case(workload, rehearse)
+        content = {"measured": not rehearse, "cases": list(found.values()), "provenance": dict(about)}
+        write_json(folder / COLD_START, content)
+    return 0
+
+
+def _kept(folder: Path, about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """By title, what an earlier run of the same code has found on the same device."""
+    try:
+        before = read_cold_start(folder) or {}
+    except ResultError:
+        return {}
+    same = all(before.get("provenance", {}).get(name) == about.get(name) for name in ("device", "source"))
+    return {case["title"]: case for case in before["cases"]} if before and same else {}
+
+
+def _case(workload: Workload, rehearse: bool) -> dict[str, Any]:
+    seconds: dict[str, float] = {}
+    error = ""
+    with tempfile.TemporaryDirectory(prefix="perf_plots-cache-") as cache:
+        for name in ("empty cache", "filled cache", "torch"):
+            done = _process(workload.name, name, cache, rehearse)
+            if "error" in done:
+                error = done["error"]
+                continue
+            seconds[name] = done["first"]
+            if name == "filled cache":
+                seconds["warm"] = done["later"]
+    return {"title": workload.title, "kind": workload.kind, "seconds": seconds, "error": error}
 
 
 def _process(name: str, what: str, cache: str, rehearse: bool) -> dict[str, Any]:
     """One first call in a new process; its answer is one line of JSON."""
     environment = os.environ | {"TRITON_CACHE_DIR": cache} | ({"TRITON_INTERPRET": "1"} if rehearse else {})
     command = [sys.executable, "-m", "perf_plots.cold_start", "--call", name, "--as", what]
-    done = subprocess.run(
-        [*command, *(["--rehearse"] if rehearse else [])], env=environment, cwd=Path(__file__).parent.parent,
-        capture_output=True, text=True, timeout=180,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [*command, *(["--rehearse"] if rehearse else [])], env=environment, cwd=Path(__file__).parent.parent,
+            capture_output=True, text=True, timeout=_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return {"error": f"no answer within {_SECONDS} s"}
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1][:200]}
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -86,11 +108,7 @@ def _call(name: str, what: str, rehearse: bool) -> dict[str, Any]:
     """The first call and the median of later ones, in this process, in seconds."""
     import torch
 
-    from triton_conv.target import of_device
-
     from .baselines import build
-    from .provenance import provenance
-    from .store import device_folder
 
     workload = next(w for w in FLAGSHIPS if w.name == name)
     workload = workload.shrunk() if rehearse else workload
@@ -110,8 +128,7 @@ def _call(name: str, what: str, rehearse: bool) -> dict[str, Any]:
             if device.type == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
-    about = {"folder": device_folder(of_device(device)), "provenance": provenance(device)}
-    return {"first": times[0], "later": statistics.median(times[1:]), "about": about}
+    return {"first": times[0], "later": statistics.median(times[1:])}
 
 
 def figure(device: DeviceResults, stem: Path) -> list[Path]:
@@ -149,7 +166,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.out is None:
         parser.error("--out DIR is required")
-    print(measure(options.out, options.rehearse))
+    import torch
+
+    from triton_conv.target import of_device
+
+    device = torch.device("cpu" if options.rehearse else "cuda")
+    folder = options.out / device_folder(of_device(device))
+    measure(folder, provenance(device), options.rehearse)
+    print(folder / COLD_START)
     return 0
 
 

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from triton_conv.workloads import FORWARD, INPUT_GRADIENT, KINDS, NOT_SERVED, WEIGHT_GRADIENT, Workload
+from triton_conv.workloads import (
+    FORWARD,
+    INPUT_GRADIENT,
+    KINDS,
+    LECTURE_KINDS,
+    NOT_SERVED,
+    STEP,
+    WEIGHT_GRADIENT,
+    Workload,
+)
 
-from . import cold_start, computed, layers, measured, parts, roofline, sweeps
-from .cases import KIND_TITLES, flagships, gradients
+from . import cold_start, computed, layers, measured, model_figures, parts, roofline, sweeps
+from .cases import KIND_TITLES, flagships, gradients, lectures, steps
 from .evidence import EVIDENCE, EvidenceError, read_evidence
 from .floors import DATASHEET
 from .page import Drawing, write_page
@@ -76,7 +85,15 @@ class _Device:
         self._overviews(forward, backward, first)
         for kind in KINDS:
             self._kind(kind, [w for w in forward if w.kind == kind], [w for w in backward if w.kind == kind])
-        self._others(first)
+        taught = [workload for workload in lectures() if workload.title in found]
+        for kind in dict.fromkeys(workload.kind for workload in taught):
+            of_kind = [workload for workload in lectures() if workload.kind == kind]
+            self._kind(kind, [w for w in of_kind if w.part == FORWARD], [w for w in of_kind if w.part != FORWARD])
+        self._others({w.title for w in (*forward, *backward, *lectures(), *steps())})
+        for training, part in ((False, FORWARD), (True, STEP)):
+            name = "training" if training else "forward"
+            paths = model_figures.figure(self._device, training, self._out / f"models_{name}")
+            self._add(paths, f"Whole models, {name}", parts=(part,))
         if self._device.cold_start:
             self._add(cold_start.figure(self._device, self._out / "cold_start"), "Cold start")
         return self._drawn
@@ -87,19 +104,24 @@ class _Device:
 
     def _overviews(self, forward: list[Workload], backward: list[Workload], first: list[Record]) -> None:
         device, out = self._device, self._out
+        found = device.by_title()
         titles = {record.workload.title for record in first}
         one, both = (FORWARD,), (INPUT_GRADIENT, WEIGHT_GRADIENT)
         self._add(measured.overview("forward", forward, device, out / "overview"), "Speed-up, forward", parts=one)
         if any(workload.title in titles for workload in backward):
             paths = measured.overview(GRADIENTS, backward, device, out / "overview_gradients")
             self._add(paths, "Speed-up, gradients", parts=both)
+        if any(workload.title in found for workload in steps()):
+            paths = measured.overview("forward and backward", steps(), device, out / "overview_steps")
+            self._add(paths, "Speed-up, forward and backward in one", parts=(STEP,))
         for what, suffix, wanted in (("forward", "", one), (GRADIENTS, "_gradients", both)):
             records = [record for record in first if record.workload.part in wanted]
             if any(record.speedup(True) and record.saving for record in records):
                 paths = parts.saving(records, device, what, out / f"saving{suffix}")
                 self._add(paths, f"Saving over the standard convolution, {what}", parts=wanted)
         for part, suffix in ((FORWARD, ""), (INPUT_GRADIENT, "_dx"), (WEIGHT_GRADIENT, "_dw")):
-            records = [record for record in first if record.workload.part == part]
+            every = [*first, *(found[w.title] for w in lectures() if w.title in found)]
+            records = [record for record in every if record.workload.part == part]
             paths = roofline.roofline(part, records, device, out / f"roofline{suffix}")
             self._add(paths, f"Roofline, {part}", parts=(part,))
         if any(record.share for record in first):
@@ -120,24 +142,25 @@ class _Device:
             paths = measured.kind_figure(kind, "Gradients", backward, device, out / f"{kind}_gradients")
             self._add(paths, f"{title}, gradients", kind, (INPUT_GRADIENT, WEIGHT_GRADIENT))
 
-    def _others(self, first: list[Record]) -> None:
-        """What is no flagship: sweeps, and by kind the layers of networks and the other dtypes and formats."""
+    def _others(self, shown: set[str]) -> None:
+        """What is not `shown` yet: sweeps, and by kind the layers of networks and the other dtypes and formats."""
         device, out = self._device, self._out
         for sweep, points in sweeps.found(device):
             paths = sweeps.figure(sweep, points, device, out / f"sweep_{sweep.name}")
             self._add(paths, f"Scaling: {sweep.title}", sweep.kind, (FORWARD,))
-        shown = {record.workload.title for record in first}
-        shown |= {workload.title for sweep in layers.sweeps() for workload in sweep.workloads.values()}
+        shown = shown | {workload.title for sweep in layers.sweeps() for workload in sweep.workloads.values()}
         found = device.by_title()
-        networks = [workload for workload in layers.networks() if workload.title in found]
+        networks = [part for workload in layers.networks() for part in workload.parts() if part.title in found]
         for kind in KINDS:
-            of_kind = [workload for workload in networks if workload.kind == kind]
-            if of_kind:
-                what = f"{kind} layers of networks"
-                paths = measured.overview(f"{kind} layers", of_kind, device, out / f"{kind}_networks")
-                self._add(paths, f"Speed-up, {what}", kind, (FORWARD,))
+            for what, suffix, wanted in (
+                ("layers", "", (FORWARD,)), ("gradients", "_gradients", (INPUT_GRADIENT, WEIGHT_GRADIENT))
+            ):  # fmt: skip
+                of_kind = [w for w in networks if w.kind == kind and w.part in wanted]
+                if of_kind:
+                    paths = measured.overview(f"{kind} {what}", of_kind, device, out / f"{kind}_networks{suffix}")
+                    self._add(paths, f"Speed-up, {kind} {what} of networks", kind, wanted)
         shown |= {workload.title for workload in networks}
-        for kind in KINDS:
+        for kind in (*KINDS, *LECTURE_KINDS):
             others = [r for r in device.records if r.workload.kind == kind and r.workload.title not in shown]
             if others:
                 paths = measured.variants_figure(kind, others, device, out / f"{kind}_variants")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from triton_conv.target import KNOWN, Target
-from triton_conv.workloads import Workload
+from triton_conv.workloads import PARTS, STEP, Workload
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class Work:
 
     @classmethod
     def of(cls, workload: Workload) -> Work:
-        # A gradient multiplies the same numbers, and reads and writes tensors of the same three shapes.
-        problem = workload.layer.problem()
+        # A gradient multiplies the same numbers, and reads and writes tensors of the same shapes: a step is three.
+        problem, times = workload.layer.problem(), len(PARTS) if workload.part == STEP else 1
         dense = problem.whole.dense()
         return cls(
-            flops=problem.flops,
-            least_bytes=problem.least_bytes,
-            standard_flops=dense.flops,
-            standard_bytes=dense.least_bytes(problem.itemsize),
+            flops=times * problem.flops,
+            least_bytes=times * problem.least_bytes,
+            standard_flops=times * dense.flops,
+            standard_bytes=times * dense.least_bytes(problem.itemsize),
             dtype=workload.dtype,
             precision=problem.precision,
         )

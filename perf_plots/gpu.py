@@ -1,9 +1,10 @@
 """`python -m perf_plots.gpu`: everything that needs a GPU, in one command and within a budget of seconds.
 
-Tests, measured ceilings, the flagship benchmark, tuning, the benchmark of what was tuned, figures. Needs Python, torch,
-triton, numpy, pytest and matplotlib, no installation and no network; run from the repository's root. Results are
-written to --work as they come; a second call goes on there where the first stopped. After every stage --out holds all
-of it in three files: results.tar.gz, summary.txt and overview.png.
+Measured ceilings, tests, tuning, the flagships with their gradients, the lectures' kinds, whole steps and models, the
+scaling sweeps, first calls, torch.compile, layers of networks, figures. Needs Python, torch, triton, numpy, pytest and
+matplotlib, no installation and no network; run from the repository's root. Results are written to --work as they come;
+a second call goes on there where the first stopped. After every stage --out holds all of it in three files:
+results.tar.gz, summary.txt and overview.png.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ from typing import TYPE_CHECKING
 from .budget import Budget, BudgetError
 
 if TYPE_CHECKING:
-    from .stages import Run
+    from .run import Run
 
-STAGE_NAMES = ("environment", "tests", "ceilings", "tuning", "benchmark", "gradients", "variants", "figures")
+STAGE_NAMES = (
+    "environment", "ceilings", "tests", "tuning", "benchmark", "gradients", "lectures", "steps", "models", "sweeps",
+    "cold_start", "compiled", "networks", "network_gradients", "variants", "figures",
+)  # fmt: skip
 # Those of triton_conv.workloads, which may not be imported yet when they are needed.
-KIND_NAMES = ("grouped", "depthwise", "dilated", "transposed", "deformable")
+KIND_NAMES = ("grouped", "depthwise", "dilated", "transposed", "deformable", "separable", "shuffle", "local")
 _NO_GPU, _STOPPED = 2, 3
-_REHEARSAL_BUDGET, _LEAST_RESTART, _MOST_RESTARTS = 100.0, 30.0, 5
+_REHEARSAL_BUDGET, _LEAST_RESTART, _MOST_RESTARTS = 600.0, 30.0, 5
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,7 +48,6 @@ def _parser() -> argparse.ArgumentParser:
         "--rehearse", action="store_true",
         help="walk every stage without a GPU: tiny cases, Triton's interpreter, made-up times, a temporary folder",
     )  # fmt: skip
-    parser.add_argument("--compile", action="store_true", help="torch.compile among the baselines (a minute a case)")
     parser.add_argument("--base", metavar="REV", help="measure this revision too, and say what became faster or slower")
     parser.add_argument("--restarts", type=int, default=0, help=argparse.SUPPRESS)
     return parser
@@ -85,18 +88,21 @@ def main(arguments: list[str] | None = None) -> int:
     work = (options.work or Path(".perf_run")).resolve()
     if options.fresh and work.is_dir():
         _forget(work)
-    for folder in (work, options.out):
-        folder.mkdir(parents=True, exist_ok=True)
+    for name, folder in (("--work", work), ("--out", options.out)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"argument {name}: {folder} cannot be made a folder: {error.strerror}")
     # Plans see the tiles that this run tunes.
     os.environ["TRITON_CONV_HOME"] = str(work)
-    from .stages import Run
+    from .run import Run
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A log that is followed, or cut off, holds whole lines.
         sys.stdout.reconfigure(line_buffering=True)
     kinds = tuple(name for name in KIND_NAMES if name in only)
     device = torch.device("cpu") if options.rehearse else torch.device("cuda", 0)
-    run = Run(work, device, options.rehearse, compiled=options.compile, kinds=kinds)
+    run = Run(work, device, options.rehearse, kinds=kinds)
     if not options.base:
         return _run(run, budget, stages, options)
     code = _run(run, Budget(0.5 * budget.end.left), stages, options)
@@ -122,11 +128,11 @@ def _against_base(run: Run, budget: Budget, stages: list[str], options: argparse
 
 def _forget(work: Path) -> None:
     """Removes what a run writes, and nothing else that may lie in the folder."""
-    from .state import ARCHIVE, FAILURES, STATE, SUMMARY, TESTS, TRIALS, TUNING
+    from .state import ARCHIVE, FAILURES, PASSED, STATE, SUMMARY, TESTS, TRIALS, TUNING
 
     for name in ("results", "autotune_configs", "figures", "base"):
         shutil.rmtree(work / name, ignore_errors=True)
-    for name in (STATE, TUNING, TRIALS, TESTS, FAILURES, ARCHIVE, SUMMARY, "nvidia-smi.txt"):
+    for name in (STATE, TUNING, TRIALS, TESTS, FAILURES, PASSED, ARCHIVE, SUMMARY, "nvidia-smi.txt"):
         (work / name).unlink(missing_ok=True)
 
 
@@ -181,9 +187,12 @@ def _hand_over(run: Run, folder: Path) -> None:
 
 def _stop(run: Run, folder: Path) -> None:
     """At the end of the budget, whatever is running."""
+    from .children import end_all
     from .summary import summarise
 
     print("== stopped at the end of the budget")
+    # They would run on, and hold the device.
+    end_all()
     try:
         _hand_over(run, folder)
         print("\n".join(summarise(run.out)), flush=True)
@@ -207,7 +216,6 @@ def _restart(budget: Budget, run: Run, options: argparse.Namespace) -> int | Non
     ]
     command += [f"--restarts={options.restarts + 1}"]
     command += ["--rehearse"] if options.rehearse else []
-    command += ["--compile"] if options.compile else []
     command += [f"--base={options.base}"] if options.base else []
     sys.stdout.flush()
     os.execv(sys.executable, command)

@@ -79,6 +79,7 @@ def parse(
         padding = _padding(words.pop("p", str(dilation * (kernel - 1) // 2)))
         batch, output_padding = int(words.pop("n", batch)), int(words.pop("op", 0))
         offset_groups, mask = int(words.pop("o", 1)) if deformable else 0, words.get("v") == "2"
+        spread = float(words.pop("u", 2))
         if unknown := set(words) - {"dw", "t", "v", "x"}:
             raise ValueError(f"unknown words {', '.join(sorted(unknown))}")
     except (ValueError, KeyError) as error:
@@ -97,7 +98,7 @@ def parse(
     return Workload(
         f"{name}_{suffix}", kind or _kind(words, groups, c_in, dilation), function, (batch, c_in, *size),
         (*channels, *(kernel,) * len(size)), arguments, channels_last=channels_last, offset_groups=offset_groups,
-        mask=mask, origin=name,
+        mask=mask, origin=name, spread=spread,
     )  # fmt: skip
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from triton_conv.workloads import Workload
 
@@ -18,32 +20,40 @@ _LIBRARY = Mark("over the fastest other library", BLUE, "o", size=9)
 _STANDARD = Mark("over the standard convolution", GREEN, "D", filled=False, size=7)
 
 
+NOT_MEASURED = "A rehearsal of the program: no number here was measured"
+
+
 def badge(results: DeviceResults) -> str:
     return MEASURED if results.measured else REHEARSED
 
 
-def footer(records: list[Record]) -> str:
-    """Device, versions, commits and dates of the records drawn."""
+def origin(found: Sequence[Mapping[str, Any]]) -> str:
+    """Device, versions, commits and dates of provenances, in one line."""
 
     def each(label: str, key: str) -> str:
-        values = [str(r.provenance[key]) for r in records if r.provenance.get(key) not in (None, "")]
+        values = [str(p[key]) for p in found if p.get(key) not in (None, "")]
         return f"{label}{', '.join(dict.fromkeys(values)) or 'unknown'}"
 
     commits = dict.fromkeys(
-        f"{str(r.provenance.get('commit', 'unknown'))[:12]}{' with changes' if r.provenance.get('dirty') else ''}, "
-        f"source {r.provenance.get('source', 'unknown')}"
-        for r in records
+        f"{str(p.get('commit', 'unknown'))[:12]}{' with changes' if p.get('dirty') else ''}, "
+        f"source {p.get('source', 'unknown')}"
+        for p in found
     )
-    days = sorted(str(record.provenance.get("date", "unknown"))[:10] for record in records)
+    days = sorted(str(p.get("date", "unknown"))[:10] for p in found)
     dates = " to ".join(dict.fromkeys((days[0], days[-1])))
-    bases = ", ".join(dict.fromkeys(record.floor_basis for record in records if record.floor_basis)) or "none"
     keys = {"driver": "driver", "CUDA": "cuda", "cuDNN": "cudnn", "torch": "torch", "triton": "triton"}
     versions = "; ".join(each(f"{label} ", key) for label, key in keys.items())
+    return f"{each('', 'device')}; {versions}; commit {'; '.join(commits)}; {dates}"
+
+
+def footer(records: list[Record]) -> str:
+    """Where the records drawn come from, and how they were timed."""
+    bases = ", ".join(dict.fromkeys(record.floor_basis for record in records if record.floor_basis)) or "none"
     method = "Medians of interleaved rounds with a cold L2 cache, 95% intervals shaded"
     if not all(record.measured for record in records):
-        method = "A rehearsal of the program: no number here was measured"
+        method = NOT_MEASURED
     return (
-        f"{each('', 'device')}; {versions}; commit {'; '.join(commits)}; {dates}. {method}. Computed limit: "
+        f"{origin([record.provenance for record in records])}. {method}. Computed limit: "
         f"roofline of the {bases}. Run by `python -m perf_plots.gpu`."
     )
 

@@ -11,13 +11,16 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from triton_conv.workloads import KINDS, NOT_SERVED, PARTS, Workload
+from triton_conv.workloads import KINDS, LECTURE_KINDS, NOT_SERVED, PARTS, STEP, Workload
 
 from .cases import describe
 from .ceilings import describe as describe_ceilings
+from .clocks import describe as describe_clocks
 from .evidence import Evidence
 from .floors import DATASHEET, Work
 from .measured import badge, footer
+from .model_figures import MARKS as MODEL_MARKS
+from .model_figures import table as model_table
 from .overview import percent
 from .record import LIMITS, OURS, Record, write_bytes
 from .store import DeviceResults
@@ -64,6 +67,8 @@ def write_page(
         datasheet=DATASHEET.target,
         not_served=NOT_SERVED,
         evidence=evidence,
+        models=[each for device in devices for each in model_table(device)],
+        model_marks=list(MODEL_MARKS.values()),
         complaints=[complaint.replace(str(Path.cwd()) + "/", "") for complaint in complaints],
     )
     write_bytes(out / PAGE, html.encode())
@@ -104,6 +109,7 @@ def row(record: Record, device: DeviceResults) -> dict[str, Any]:
         "error_bound": f"{record.relative_error:.2g} of at most {record.tolerance:.2g}, {record.checked}"
         if record.relative_error is not None and record.tolerance is not None
         else "",
+        "clocks": describe_clocks(record.clocks) if record.clocks else "",
         "provenance": footer([record]).partition(". ")[0],
     }
 
@@ -155,7 +161,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def choices(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """The values of every filter that occur, kinds and parts in their own order."""
-    orders: dict[str, Sequence[str]] = {"kind": KINDS, "part": PARTS}
+    orders: dict[str, Sequence[str]] = {"kind": KINDS + LECTURE_KINDS, "part": (*PARTS, STEP)}
     found = {}
     for name in ("kind", "part", "dtype", "device"):
         values = {str(row[name]) for row in rows}

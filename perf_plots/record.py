@@ -58,7 +58,10 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Record:
-    """A case and everything found out about it. With an `error`, nothing was timed."""
+    """A case and everything found out about it. With an `error`, nothing was timed.
+
+    `clocks` are the device's "before" and "after" the rounds, None where it does not tell.
+    """
 
     workload: Workload
     measured: bool
@@ -73,6 +76,7 @@ class Record:
     standard_floor_us: float | None = None
     floor_basis: str = ""
     error: str = ""
+    clocks: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def ours_us(self) -> float | None:
@@ -127,14 +131,15 @@ class Record:
         case = {name: value for name, value in content["case"].items() if name != "geometry"}
         workload = Workload(**case | {name: tuple(case[name]) for name in ("input", "weight")})
         fields = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
-        contestants = {name: _contestant(name, raw) for name, raw in content["contestants"].items()}
+        contestants = {name: contestant_of(name, raw) for name, raw in content["contestants"].items()}
         record = cls(**fields | {"workload": workload, "work": Work(**content["work"]), "contestants": contestants})
         if not record.error and record.ours_us is None:
             raise ResultError("neither a time of triton_conv nor an error")
         return record
 
 
-def _contestant(name: str, raw: Mapping[str, Any]) -> Contestant:
+def contestant_of(name: str, raw: Mapping[str, Any]) -> Contestant:
+    """A contestant from its file; raises `ResultError` for one that does not hold up."""
     fields = {key: raw[key] for key in Contestant.__dataclass_fields__ if key in raw}
     samples = tuple(float(sample) for sample in raw["samples_us"])
     if any(not math.isfinite(sample) or sample <= 0 for sample in samples):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from .cases import KIND_TITLES
 from .floors import Limits
 from .measured import badge, footer
 from .record import Record
@@ -17,7 +16,10 @@ from .style import BLACK, FAINT, GREY, KIND_COLOURS, Mark, Sheet, log_ticks, pai
 
 # Shares of the width: the rates' tick labels to the left, the names of the cases to the right.
 _TICKS, _NAMES, _LINE = 0.1, 0.3, 0.2
-_MARKERS = {"grouped": "s", "depthwise": "o", "dilated": "D", "transposed": "^", "deformable": "v"}
+_MARKERS = {
+    "grouped": "s", "depthwise": "o", "dilated": "D", "transposed": "^", "deformable": "v", "separable": "P",
+    "shuffle": "X", "local": "H",
+}  # fmt: skip
 _STYLES = ("-", "--", ":", "-.")
 
 
@@ -36,7 +38,7 @@ def roofline(what: str, records: Sequence[Record], results: DeviceResults, stem:
         footer(list(records)),
     )
     kinds = [kind for kind in KIND_COLOURS if any(record.workload.kind == kind for record in timed)]
-    legend = [Mark(KIND_TITLES[k].split()[0].lower(), KIND_COLOURS[k], _MARKERS[k], size=7) for k in kinds]
+    legend = [Mark(k, KIND_COLOURS[k], _MARKERS[k], size=7) for k in kinds]
     sheet = Sheet(chart.title, chart.subtitle, chart.badge, max(3.4, _LINE * len(timed) + 0.3), -(-len(legend) // 3))
     axes = sheet.axes
     left, bottom, width, height = axes.get_position().bounds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,21 @@ from triton_conv import configs
 from triton_conv.autotune.expected import Expected, expect
 from triton_conv.autotune.measure import Timer
 from triton_conv.dispatch import Plan, plan
-from triton_conv.target import of_device
-from triton_conv.workloads import WEIGHT_GRADIENT, Workload, differentiated
+from triton_conv.target import Target, of_device
+from triton_conv.workloads import STEP, Workload, differentiated
 
 from .baselines import Baseline, build, fastest_algorithms, reason
 from .check import check
+from .clocks import sample
 from .floors import Limits, Work
 from .provenance import provenance
 from .record import LIMITS, OURS, STANDARD, Contestant, Record, ResultError, read, write
 
 _ROUNDS, _LEAST_ROUNDS = 20, 3
-# Taps of a filter for whose weight gradient cuDNN has algorithms that take minutes: it is not let search.
+# Taps of a filter for which cuDNN has algorithms that take seconds: on an H100 its search through them took a minute
+# for a 31 x 31 layer's forward pass and the standard convolution beside it, and minutes for a gradient.
 _MANY_TAPS = 400
+_GUESSED = "cuDNN guesses its algorithm: a search takes minutes"
 # A baseline further from the reference than this does not compute the same operation: no rounding is that coarse.
 _OTHER_OPERATION = 0.25
 
@@ -59,6 +62,18 @@ def describe_plan(made: Plan) -> dict[str, Any]:
     }
 
 
+def describe_plans(workload: Workload, target: Target) -> dict[str, Any]:
+    """The same of a workload; of a whole training step, of all its parts."""
+    if workload.part != STEP:
+        return describe_plan(plan(workload.problem(), target))
+    parts = workload.layer.parts()
+    found = [describe_plan(plan(part.problem(), target)) for part in parts]
+    joined = {name: ", ".join(each[name] for each in found) for name in ("kernel", "kernel_hash")}
+    tiles = {part.part: str(each["tile"]) for part, each in zip(parts, found, strict=True)}
+    sources = ", ".join(dict.fromkeys(each["source"] for each in found))
+    return joined | {"tile": tiles, "source": sources, "reason": "", "notes": []}
+
+
 def finished(workload: Workload, bench: Bench) -> Record | None:
     """The record of an earlier run, if the same code would run the same case with the same tile again."""
     try:
@@ -66,7 +81,7 @@ def finished(workload: Workload, bench: Bench) -> Record | None:
     except ResultError:
         return None
     try:
-        planned = describe_plan(plan(workload.problem(), of_device(bench.device)))
+        planned = describe_plans(workload, of_device(bench.device))
     except Exception:  # no plan: the earlier run's failure stands only if it had none either
         planned = None
     same_shapes = (record.workload.input, record.workload.weight) == (workload.input, workload.weight)
@@ -89,24 +104,20 @@ def run_case(workload: Workload, bench: Bench) -> Record:
             floor_basis=f"{bench.limits.target.name} {bench.limits.basis}",
         )
     try:
-        made = plan(workload.problem(), of_device(bench.device))
-        record = replace(record, plan=describe_plan(made))
+        record = replace(record, plan=describe_plans(workload, of_device(bench.device)))
         with torch.no_grad():
-            record = _checked_and_timed(record, made, bench)
+            record = _checked_and_timed(record, bench)
     except Exception as error:  # the next case must run: what went wrong is this case's result
         record = replace(record, error=reason(error))
     write(record, bench.folder)
     return record
 
 
-def _checked_and_timed(record: Record, made: Plan, bench: Bench) -> Record:
+def _checked_and_timed(record: Record, bench: Bench) -> Record:
     workload = record.workload
     tensors = workload.tensors(bench.device, bench.seed)
-    expected = expect(workload, made.problem, tensors)
-    record = replace(record, tolerance=expected.tolerance, checked=expected.description)
-    ours = differentiated(workload.call, tensors, workload.part)
-    record = replace(record, relative_error=check(ours, expected, made.problem.repeatable))
-    search = workload.part != WEIGHT_GRADIENT or made.problem.geometry.taps < _MANY_TAPS
+    record, expected, ours = _checked(record, tensors)
+    search = workload.layer.problem().geometry.taps < _MANY_TAPS
     with fastest_algorithms(search):
         entrants = [_Entrant(OURS, ours, _seconds(ours, bench.device), record.relative_error)]
         contestants: dict[str, Contestant] = {}
@@ -119,10 +130,34 @@ def _checked_and_timed(record: Record, made: Plan, bench: Bench) -> Record:
             except Exception as failure:  # whatever a library raises is the reason why it is absent
                 contestants[name] = Contestant(absent=reason(failure))
         rounds = _rounds(bench.seconds, sum(entrant.seconds for entrant in entrants))
+        before = sample(bench.device)
         timings = bench.timer.rounds({entrant.name: entrant.call for entrant in entrants}, rounds)
+        record = replace(record, clocks={"before": before, "after": sample(bench.device)})
     for entrant in entrants:
-        contestants[entrant.name] = Contestant.of(timings[entrant.name], entrant.relative_error, entrant.note)
+        guessed = not search and entrant.name not in (OURS, *LIMITS)
+        note = "; ".join(filter(None, (entrant.note, _GUESSED if guessed else "")))
+        contestants[entrant.name] = Contestant.of(timings[entrant.name], entrant.relative_error, note)
     return replace(record, contestants=contestants)
+
+
+def _checked(record: Record, tensors: Mapping[str, Any]) -> tuple[Record, Expected, Callable[[], Tensor]]:
+    """The record with our error, what a result must be, and our call.
+
+    Of a whole step every part is checked by itself, then the step's own weight gradient.
+    """
+    workload = record.workload
+    whole, found = workload.part == STEP, []
+    for part in workload.layer.parts() if whole else [workload]:
+        problem = part.problem()
+        expected = expect(part, problem, tensors)
+        ours = differentiated(workload.call, tensors, part.part)
+        found.append((check(ours, expected, problem.repeatable), expected.tolerance))
+    if whole:
+        ours = differentiated(workload.call, tensors, STEP)
+        found.append((check(ours, expected, problem.repeatable), expected.tolerance))
+    error, bound = max(found, key=lambda each: each[0] / each[1])
+    what = "every part, and the weight's gradient of a whole step" if whole else expected.description
+    return replace(record, relative_error=error, tolerance=bound, checked=what), expected, ours
 
 
 @dataclass(frozen=True)

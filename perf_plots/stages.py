@@ -3,78 +3,36 @@
 from __future__ import annotations
 
 import math
-import os
-import re
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from importlib.util import find_spec
-from pathlib import Path
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from triton_conv import ops
-from triton_conv.autotune.measure import CudaTimer, DeviceLostError, RehearsalTimer, Timer, usable
-from triton_conv.target import of_device
+from triton_conv.autotune.measure import DeviceLostError, usable
 from triton_conv.workloads import Workload
 
-from . import cases, ceilings
+from . import ceilings, cold_start, comparisons, model_bench, testing, warm
+from .baselines import COMPILED
 from .budget import Deadline
-from .floors import Limits
-from .provenance import ROOT, output, provenance, source_hash
-from .record import CEILINGS, refuse_rehearsal, write_json
-from .runner import Bench, finished, run_case
-from .state import FAILURES, TESTS, TRIALS, TUNING, load_state
-from .store import device_folder, load, read_ceilings
+from .children import work_off
+from .provenance import output, provenance
+from .record import CEILINGS, Contestant, refuse_rehearsal, write, write_json
+from .run import Run
+from .runner import finished, run_case
+from .state import TRIALS, TUNING
+from .store import load, read_ceilings
 
 Report = dict[str, Any]
 
-# Seconds: a busy machine takes half of them to set up seven workloads.
-_REHEARSAL_TUNING = 12.0
-# Files of tests that say nothing new on a device.
-_NO_DEVICE = (
-    "cli", "cli_lectures", "commands", "commands_refusals", "compare", "configs", "cost", "cost_formulas", "errors",
-    "forced_forms", "geometry", "inspect", "lab", "page", "perf_gpu", "perf_plots", "portfolio", "predictions",
-    "static_model", "structure", "tune", "tuner_figures",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Run:
-    """What the stages share."""
-
-    out: Path
-    device: torch.device
-    rehearse: bool = False
-    say: Callable[[str], None] = print
-    compiled: bool = False
-    kinds: tuple[str, ...] = ()
-
-    @property
-    def results(self) -> Path:
-        """The device's folder of results."""
-        return self.out / "results" / device_folder(of_device(self.device))
-
-    @property
-    def flagships(self) -> list[Workload]:
-        return self._of_kinds(cases.rehearsal() if self.rehearse else cases.flagships())
-
-    @property
-    def gradients(self) -> list[Workload]:
-        return self._of_kinds(cases.rehearsal()[0].parts()[1:] if self.rehearse else cases.gradients())
-
-    @property
-    def variants(self) -> list[Workload]:
-        return self._of_kinds(cases.rehearsal()[0].variants(("float16",)) if self.rehearse else cases.second_tier())
-
-    def _of_kinds(self, workloads: list[Workload]) -> list[Workload]:
-        """Those of the kinds that were asked for: of all, if of none."""
-        return [workload for workload in workloads if not self.kinds or workload.kind in self.kinds]
-
-    def timer(self) -> Timer:
-        return RehearsalTimer() if self.rehearse else CudaTimer(self.device)
+# Seconds: a busy machine takes half of them to set up five workloads.
+_REHEARSAL_TUNING = 6.0
+# Share of a stage's time in which its kernels are compiled on every core; seconds that one unit of a child may take.
+_WARMING = 0.25
+_UNIT_SECONDS = {"model_bench": 240.0, "compiled": 120.0}
 
 
 def environment(run: Run, deadline: Deadline) -> Report:
@@ -87,43 +45,8 @@ def environment(run: Run, deadline: Deadline) -> Report:
 
 
 def tests(run: Run, deadline: Deadline) -> Report:
-    """The tests, on the device, in processes of their own; not again for the same code."""
-    code = source_hash("triton_conv", "tests")
-    before: Report = load_state(run.out).get("tests", {})
-    if before.get("source") == code and not before.get("timed_out"):
-        run.say("already run for this code")
-        return before
-    # A rehearsal shows that the command works: one file is enough for that.
-    what, marks = ("tests/test_perf_gpu.py", "gpu") if run.rehearse else ("tests", "not slow")
-    command = [sys.executable, "-m", "pytest", what, "-m", marks, "-q", "--tb=short", "--maxfail=100"]
-    command += ["-p", "no:cacheprovider", *(f"--ignore=tests/test_{name}.py" for name in _NO_DEVICE)]
-    if find_spec("xdist") and not run.rehearse:
-        # Nearly all of the time goes to compiling, on the host. The groups keep tests that fill the card from meeting.
-        command += ["-n", str(max(1, (os.cpu_count() or 1) - 2)), "--dist", "loadgroup"]
-    # Other versions of torch warn of other things: here, of all places, that is no failure.
-    command += ["--continue-on-collection-errors", "-W", "default"]
-    # Tiles under trial are no business of the tests.
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_CONV_HOME"}
-    failures = run.out / FAILURES
-    failures.write_text("")
-    environment["TRITON_CONV_FAILURES"] = str(failures)
-    log, timed_out = run.out / TESTS, False
-    with log.open("w") as file:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
-        try:
-            process.wait(timeout=max(deadline.left, 1.0))
-        except subprocess.TimeoutExpired:
-            timed_out = True
-        finally:
-            process.kill()
-            process.wait()
-    lines = log.read_text(errors="replace").splitlines()
-    counts = {name: int(n) for n, name in re.findall(r"(\d+) ([a-z]+)", lines[-1])} if lines else {}
-    failed = failures.read_text(errors="replace").splitlines()
-    failed += [line for line in lines if line.startswith("ERROR ")]
-    report = {"source": code, "status": process.returncode, "timed_out": timed_out, "counts": counts, "failed": failed}
-    run.say(f"{'stopped at its time limit; ' if timed_out else ''}{lines[-1] if lines else 'no output'}")
-    return report
+    """The tests, on the device, in processes of their own; nothing that has passed for the same code."""
+    return testing.run(run.out, run.device, deadline.left, run.say, run.rehearse)
 
 
 def measure_ceilings(run: Run, deadline: Deadline) -> Report:
@@ -137,38 +60,22 @@ def measure_ceilings(run: Run, deadline: Deadline) -> Report:
     return {}
 
 
-def benchmark(run: Run, deadline: Deadline) -> Report:
-    """The flagships; a case that has been run with the tile that would run now is not run again."""
-    return _benchmark(run, deadline, run.flagships)
-
-
-def gradients(run: Run, deadline: Deadline) -> Report:
-    """Both gradients of the flagships."""
-    return _benchmark(run, deadline, run.gradients)
-
-
-def variants(run: Run, deadline: Deadline) -> Report:
-    """The second tier, with what time is left."""
-    return _benchmark(run, deadline, run.variants)
-
-
-def _benchmark(run: Run, deadline: Deadline, workloads: Sequence[Workload]) -> Report:
+def benchmark(stage: str, run: Run, deadline: Deadline) -> Report:
+    """The cases of a stage; one that has been run with the tile that would run now is not run again."""
     ops.forget_plans()
-    limits = Limits.of(of_device(run.device), read_ceilings(run.results))
-    bench = Bench(run.device, run.timer(), run.results, limits, compiled=run.compiled)
-    ran = kept = 0
-    for workload in workloads:
-        if finished(workload, bench) is not None:
-            kept += 1
-            continue
+    bench, workloads = run.bench(), run.cases(stage)
+    todo = [workload for workload in workloads if finished(workload, bench) is None]
+    run.say(warm.of_workloads(todo, run.device, min(_WARMING * deadline.left, 60.0)))
+    ran = 0
+    for workload in todo:
         if deadline.passed:
-            continue
+            break
         record = run_case(workload, bench)
         ran += 1
         run.say(f"{workload.title}: " + (record.error or f"{record.ours_us:.1f} us, {_factors(record.speedup)}"))
         if record.error and not usable(run.device):
             raise DeviceLostError(f"the device does not answer after {workload.title}")
-    left = len(workloads) - ran - kept
+    kept, left = len(workloads) - len(todo), len(todo) - ran
     run.say(f"{ran} cases run, {kept} kept, {left} left for want of time")
     return {"ran": ran, "kept": kept, "left": left}
 
@@ -179,11 +86,12 @@ def _factors(speedup: Callable[[bool], float | None]) -> str:
 
 
 def tuning(run: Run, deadline: Deadline) -> Report:
-    """Tunes the flagships, both gradients included, those that stand worst first; trials of the same code are kept."""
+    """Tunes flagships, their gradients and the lectures' kinds, the worst first; trials of the same code are kept."""
     from triton_conv.autotune.lab import DeviceLab
     from triton_conv.autotune.tune import tune
 
-    workloads = sorted(run.flagships + run.gradients, key=_standing(run))
+    names = ("benchmark",) if run.rehearse else ("benchmark", "gradients", "lectures")
+    workloads = sorted((workload for name in names for workload in run.cases(name)), key=_standing(run))
     seconds = min(deadline.left, _REHEARSAL_TUNING) if run.rehearse else deadline.left
     outcomes = tune(
         workloads, seconds=seconds, lab=DeviceLab(run.device, run.timer()), folder=run.out / "autotune_configs",
@@ -224,14 +132,93 @@ def figures(run: Run, deadline: Deadline) -> Report:
     return {"files": len(paths), "complaints": complaints}
 
 
-STAGES: dict[str, tuple[float, Callable[[Run, Deadline], Report]]] = {
-    "environment": (0.01, environment),
-    "tests": (0.16, tests),
-    "ceilings": (0.03, measure_ceilings),
-    "tuning": (0.34, tuning),
-    "benchmark": (0.16, benchmark),
-    "gradients": (0.27, gradients),
-    "variants": (0.02, variants),
-    "figures": (0.01, figures),
+def models(run: Run, deadline: Deadline) -> Report:
+    """Published models, plain and converted, each in a process that may be killed."""
+    _write_comparisons(run)
+    found = {unit.title: unit for unit in model_bench.units(run.rehearse)}
+
+    def done(title: str) -> bool:
+        return model_bench.finished(run.results, found[title])
+
+    def failed(title: str, why: str) -> None:
+        model_bench.fail(run.results, found[title], run.device, why)
+
+    todo = [title for title in found if not done(title)]
+    run.say(warm.of_models([found[title] for title in todo], run.device, min(_WARMING * deadline.left, 90.0)))
+    return _in_children(run, deadline, "model_bench", list(found), todo, done, failed)
+
+
+def _write_comparisons(run: Run) -> None:
+    """What this run has measured is what `convert` decides by."""
+    if not run.rehearse:
+        comparisons.main([f"--results={run.out / 'results'}", f"--store={run.out / 'autotune_configs'}"])
+
+
+def compiled(run: Run, deadline: Deadline) -> Report:
+    """The flagships again, torch.compile's search among the baselines, each case in a process that may be killed."""
+    bench = run.bench()
+    found = {workload.title: workload for workload in run.cases("compiled")}
+
+    def done(title: str) -> bool:
+        record = finished(found[title], bench)
+        return record is not None and (bool(record.error) or COMPILED in record.contestants)
+
+    def failed(title: str, why: str) -> None:
+        record = finished(found[title], bench)
+        if record is not None:
+            write(replace(record, contestants={**record.contestants, COMPILED: Contestant(absent=why)}), bench.folder)
+
+    todo = [title for title in found if not done(title)]
+    return _in_children(run, deadline, "compiled", list(found), todo, done, failed)
+
+
+def _in_children(
+    run: Run, deadline: Deadline, module: str, units: Sequence[str], todo: Sequence[str], done: Callable[[str], bool],
+    failed: Callable[[str, str], None],
+) -> Report:  # fmt: skip
+    """Has `python -m perf_plots.<module>` do what is to be done."""
+    options = ["--rehearse"] if run.rehearse else []
+
+    def command(left: Sequence[str]) -> list[str]:
+        return [sys.executable, "-m", f"perf_plots.{module}", f"--work={run.out}", "--units", ",".join(left), *options]
+
+    def report(title: str, why: str) -> None:
+        run.say(f"{title}: {why}")
+        failed(title, why)
+
+    # This process's spare memory is the children's.
+    if run.device.type == "cuda":
+        torch.cuda.empty_cache()
+    ran = work_off(todo, command, done, report, _UNIT_SECONDS[module], deadline)
+    kept, left = len(units) - len(todo), len(todo) - ran
+    run.say(f"{ran} run, {kept} kept, {left} left for want of time")
+    return {"ran": ran, "kept": kept, "left": left}
+
+
+def first_calls(run: Run, deadline: Deadline) -> Report:
+    """What the first call of a process costs."""
+    left = cold_start.measure(run.results, provenance(run.device), run.rehearse, deadline)
+    run.say(f"{left} cases left for want of time")
+    return {"left": left}
+
+
+_Stage = Callable[[Run, Deadline], Report]
+STAGES: dict[str, tuple[float, _Stage]] = {
+    "environment": (0.005, environment),
+    "ceilings": (0.015, measure_ceilings),
+    "tests": (0.13, tests),
+    "tuning": (0.18, tuning),
+    **{
+        name: (share, partial(benchmark, name))
+        for name, share in {"benchmark": 0.12, "gradients": 0.14, "lectures": 0.05, "steps": 0.07}.items()
+    },
+    "models": (0.11, models),
+    "sweeps": (0.07, partial(benchmark, "sweeps")),
+    "cold_start": (0.03, first_calls),
+    "compiled": (0.03, compiled),
+    "networks": (0.01, partial(benchmark, "networks")),
+    "network_gradients": (0.01, partial(benchmark, "network_gradients")),
+    "variants": (0.01, partial(benchmark, "variants")),
+    "figures": (0.02, figures),
 }
-"""Share of the budget and function, in order."""
+"""Share of the budget and function, in order: what one leaves flows on to those after it."""

@@ -12,7 +12,7 @@ from .record import write_bytes, write_json
 
 STATE = "run.json"
 ARCHIVE, SUMMARY, TESTS, TUNING = "results.tar.gz", "summary.txt", "tests.txt", "tuning.json"
-FAILURES, TRIALS = "failures.txt", "trials.jsonl"
+FAILURES, PASSED, TRIALS = "failures.txt", "passed.txt", "trials.jsonl"
 
 
 def load_json(path: Path) -> dict[str, Any]:

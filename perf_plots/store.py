@@ -12,6 +12,7 @@ from typing import Any
 from triton_conv.target import KNOWN, Target
 
 from .floors import Limits
+from .model_record import FOLDER, ModelRecord, read_models
 from .record import CEILINGS, COLD_START, Record, ResultError, read
 from .trials import Times, read_trials
 
@@ -27,6 +28,7 @@ class DeviceResults:
     ceilings: Mapping[str, Any] | None = None
     trials: Times = field(default_factory=dict)
     cold_start: Mapping[str, Any] | None = None
+    models: tuple[ModelRecord, ...] = ()
 
     @property
     def measured(self) -> bool:
@@ -107,8 +109,12 @@ def _load(folder: Path) -> tuple[DeviceResults | None, list[str]]:
         complaints.append(f"left out: {error}")
     complaints += foreign + broken
     if not records:
+        if (folder / FOLDER).is_dir():
+            complaints.append(f"left out: {folder / FOLDER}: models alone, without the result of a single layer")
         return None, complaints
-    return DeviceResults(folder.name, tuple(records), ceilings, trials, cold_start), complaints
+    models, left_out = read_models(folder, str(records[0].provenance.get("device")), records[0].measured)
+    complaints += left_out
+    return DeviceResults(folder.name, tuple(records), ceilings, trials, cold_start, models), complaints
 
 
 def _of_one_device(records: list[Record], folder: Path) -> tuple[list[Record], list[str]]:

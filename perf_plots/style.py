@@ -24,7 +24,10 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY, FAINT = "#595959", "#DDDDDD"
 
-KIND_COLOURS = {"grouped": BLUE, "depthwise": ORANGE, "dilated": GREEN, "transposed": PURPLE, "deformable": SKY}
+KIND_COLOURS = {
+    "grouped": BLUE, "depthwise": ORANGE, "dilated": GREEN, "transposed": PURPLE, "deformable": SKY,
+    "separable": VERMILLION, "shuffle": BLACK, "local": GREY,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

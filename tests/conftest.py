@@ -12,6 +12,7 @@ if not torch.cuda.is_available():
 
 import pytest
 from helpers import DEVICE, launches
+from outcomes import leave_out_passed, pytest_runtest_logreport  # noqa: F401, which pytest calls
 
 from triton_conv import ops
 
@@ -52,18 +53,9 @@ def conv_precision():
     setting.fp32_precision = before
 
 
-def pytest_runtest_logreport(report):
-    """Writes each failure down as it happens: a run that is stopped at its time limit prints no summary."""
-    log = os.environ.get("TRITON_CONV_FAILURES")
-    if log and report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
-        crash = getattr(report.longrepr, "reprcrash", None)
-        reason = " ".join(str(crash.message if crash else report.longrepr).split())[:300]
-        with open(log, "a", encoding="utf-8") as file:
-            file.write(f"FAILED {report.nodeid} - {reason}\n")
-
-
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    leave_out_passed(config, items)
     if DEVICE == "cpu":
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -6,20 +6,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from perf_results import DEVICE, PROVENANCE, contestant, record
+from perf_results import DEVICE, PROVENANCE, contestant, record, without_counts
 
 pytest.importorskip("matplotlib")
 
 from perf_plots import __main__ as command
-from perf_plots import base, baselines, cases, cold_start, figures, gpu, layers, stages, trials
+from perf_plots import base, baselines, cases, cold_start, figures, gpu, layers, trials
+from perf_plots.budget import Deadline
 from perf_plots.floors import DATASHEET, Work
 from perf_plots.provenance import ROOT
 from perf_plots.record import COLD_START, COMMITTED, OURS, Contestant, Record, ResultError, write
+from perf_plots.run import Run
 from perf_plots.state import TRIALS, save_stage
 from perf_plots.store import load
 from triton_conv.defaults import default_tile
 from triton_conv.dispatch import forms
-from triton_conv.workloads import KINDS, find
+from triton_conv.workloads import KINDS, LECTURE_KINDS, find
 
 
 def folders(tmp_path, before, after):
@@ -131,7 +133,8 @@ def test_a_rehearsal_among_measurements_is_left_out(tmp_path):
     assert "a rehearsal among measurements: dw3d-bfloat16-nchw" in complaints[0]
 
 
-def test_whatever_is_broken_is_named_and_the_rest_is_drawn(tmp_path):
+def test_whatever_is_broken_is_named_and_the_rest_is_drawn(tmp_path, monkeypatch):
+    without_counts(monkeypatch)
     folder = tmp_path / "results" / DEVICE
     write(record("dcnv2", {OURS: 100, "standard": 200}), folder)
     (folder / "ceilings.json").write_text('{"bytes_per_s": -1, "flops_per_s": {}}')
@@ -181,11 +184,28 @@ def test_a_layer_in_words():
             layers.parse(wrong, name="net", batch=8)
 
 
-def test_the_second_tier_holds_sweeps_variants_and_networks_once():
-    titles = [workload.title for workload in cases.flagships() + cases.second_tier()]
+def test_every_case_has_one_stage():
+    """But for those of torch.compile, which are flagships."""
+    names = [name for name in cases.OF_STAGE if name != "compiled"]
+    titles = [workload.title for name in names for workload in cases.OF_STAGE[name]()]
     assert len(set(titles)) == len(titles)
-    assert any("sweep_groups_64" in title for title in titles)
-    assert any("regnet_y_8gf" in title for title in titles)
+    assert {workload.title for workload in cases.OF_STAGE["compiled"]()} <= set(titles)
+    assert set(cases.OF_STAGE) <= set(gpu.STAGE_NAMES)
+    assert sum("regnet_y_8gf" in title for title in titles) == 3 * 2, "forward and both gradients"
+
+
+def test_sweeps_begin_with_their_ends():
+    swept = cases.sweeps()
+    assert {workload.title for workload in swept} == {w.title for s in layers.sweeps() for w in s.workloads.values()}
+    ends = {end for sweep in layers.sweeps() for end in (min(sweep.workloads), max(sweep.workloads))}
+    assert {int(workload.name.rpartition("_")[2]) for workload in swept[: 2 * len(layers.sweeps())]} == ends
+
+
+def test_offsets_are_spread_as_a_sweep_says():
+    (sweep,) = (each for each in layers.sweeps() if each.name == "offset_spread")
+    for pixels, workload in sweep.workloads.items():
+        small = workload.shrunk()
+        assert float(small.tensors("cpu")["offset"].float().std()) == pytest.approx(pixels, rel=0.15)
 
 
 def timed(workload, us):
@@ -234,13 +254,19 @@ def test_cold_start(tmp_path, monkeypatch):
         asked.append((name, what))
         if name == "dcnv2" and what == "torch":
             return {"error": "no torchvision"}
-        first = {"empty cache": 2.0, "filled cache": 0.3, "torch": 0.2}[what]
-        return {"first": first, "later": 0.001, "about": {"folder": DEVICE, "provenance": PROVENANCE}}
+        return {"first": {"empty cache": 2.0, "filled cache": 0.3, "torch": 0.2}[what], "later": 0.001}
 
     monkeypatch.setattr(cold_start, "_process", process)
-    write(record("dcnv2", {OURS: 100}), tmp_path / DEVICE)
-    assert cold_start.measure(tmp_path) == tmp_path / DEVICE / COLD_START
+    folder = tmp_path / DEVICE
+    write(record("dcnv2", {OURS: 100}), folder)
+    now = [0.0]
+    assert cold_start.measure(folder, PROVENANCE, deadline=Deadline(1.0, lambda: now[0])) == 0
     assert len(asked) == 3 * len(KINDS)
+    assert cold_start.measure(folder, PROVENANCE) == 0
+    assert len(asked) == 3 * len(KINDS), "what was measured is kept"
+    now[0] = 2.0
+    other = PROVENANCE | {"source": "other code"}
+    assert cold_start.measure(folder, other, deadline=Deadline(1.0, lambda: now[0])) == len(KINDS)
     (device,), complaints = load(tmp_path)
     assert not complaints
     drawn = [drawing.title for drawing in figures.draw_device(device, tmp_path / "out", lambda line: None)]
@@ -248,10 +274,8 @@ def test_cold_start(tmp_path, monkeypatch):
     text = (tmp_path / "out" / "cold_start.svg").read_text()
     assert "empty cache 2 s, filled cache 300 ms, torch 200 ms, warm 1 ms" in text
     assert "absent: no torchvision" in text
-    about = {"about": {"folder": "rehearsal", "provenance": PROVENANCE}}
-    monkeypatch.setattr(cold_start, "_process", lambda *asked: process(*asked) | about)
     with pytest.raises(ResultError, match="rehearsal"):
-        cold_start.measure(COMMITTED, rehearse=True)
+        cold_start.measure(COMMITTED / DEVICE, PROVENANCE, rehearse=True)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of the interpreter")
@@ -259,9 +283,11 @@ def test_a_first_call_in_a_process_of_its_own(tmp_path, monkeypatch):
     found = cold_start._process("vocoder_t1d_s8", "filled cache", str(tmp_path), True)
     assert found["first"] > 0
     assert found["later"] > 0
-    assert found["about"]["folder"] == "rehearsal"
     monkeypatch.setattr(cold_start.sys, "executable", "false")
     assert cold_start._process("vocoder_t1d_s8", "filled cache", str(tmp_path), True) == {"error": "no message"}
+    monkeypatch.undo()
+    monkeypatch.setattr(cold_start, "_SECONDS", 0.001)
+    assert "no answer" in cold_start._process("vocoder_t1d_s8", "torch", str(tmp_path), True)["error"]
 
 
 # ------------------------------------------------------------------------------------------------- limits as baselines
@@ -286,7 +312,8 @@ def test_limits_have_the_size_of_the_operation():
 
 
 def test_kinds_may_be_chosen(tmp_path):
-    assert gpu.KIND_NAMES == KINDS
-    run = stages.Run(tmp_path, torch.device("cpu"), kinds=("dilated",))
-    for workloads in (run.flagships, run.gradients, run.variants):
-        assert {workload.kind for workload in workloads} == {"dilated"}
+    assert gpu.KIND_NAMES == KINDS + LECTURE_KINDS
+    chosen = Run(tmp_path, torch.device("cpu"), kinds=("dilated", "local"))
+    for stage in cases.OF_STAGE:
+        assert {workload.kind for workload in chosen.cases(stage)} <= {"dilated", "local"}
+    assert {workload.kind for workload in chosen.cases("lectures")} == {"local"}

@@ -11,14 +11,14 @@ import subprocess
 from dataclasses import replace
 
 import pytest
-from perf_results import DEVICE, PROVENANCE, record, write_results
+from perf_results import CLOCKS, DEVICE, PROVENANCE, record, without_counts, write_models, write_results
 
 pytest.importorskip("matplotlib")
 
 from matplotlib.text import Text
 
 from perf_plots import __main__ as command
-from perf_plots import figures, layers
+from perf_plots import cases, figures, layers, model_bench
 from perf_plots.evidence import EVIDENCE, EvidenceError, moved_bytes, predicted_share, read_evidence
 from perf_plots.page import PAGE
 from perf_plots.record import COMMITTED, OURS, write
@@ -27,18 +27,19 @@ from perf_plots.style import Sheet
 from triton_conv.aot import Job
 from triton_conv.kernels import KERNELS
 from triton_conv.target import KNOWN
-from triton_conv.workloads import FLAGSHIPS, KINDS, find
+from triton_conv.workloads import FLAGSHIPS, KINDS, LECTURE_KINDS, find
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The page of two devices: five cases on one, one in float32 on the other, gradients among them."""
+    """The page of two devices: five cases and a model on one, a case in float32 on the other, gradients among them."""
     root = tmp_path_factory.mktemp("page")
     write_results(root / "results")
     gradient = record("convnext_dw7", {OURS: 100, "cudnn": 400, "standard": 500})
     write(replace(gradient, workload=replace(gradient.workload, part="weight gradient")), root / "results" / DEVICE)
+    write_models(root / "results" / DEVICE, ["convnext_tiny"])
     other = record("mobile_dw5", {OURS: 100, "cudnn": 120, "standard": 700})
     other = replace(other, workload=replace(other.workload, dtype="float32"))
     write(replace(other, provenance=PROVENANCE | {"device": "NVIDIA B200", "arch": "sm_100"}), root / "results/b200")
@@ -57,11 +58,12 @@ def test_one_file_holds_everything(page):
     assert pictures == {path.read_bytes() for path in drawn}
     shown = html.unescape(text)
     for words in ("broken.json", "CheckError: relative error 0.5", "RuntimeError: no engine", "2.49×", "0.79×",
-                  "0123456789ab", "NVIDIA B200", "computed, not measured", "dcnv4"):  # fmt: skip
+                  "Whole models", "0123456789ab", "NVIDIA B200", "computed, not measured", "dcnv4"):  # fmt: skip
         assert words in shown, words
 
 
-def test_text_from_files_is_escaped(tmp_path):
+def test_text_from_files_is_escaped(tmp_path, monkeypatch):
+    without_counts(monkeypatch)
     wrong = record("dilated_1d", {}, error='Error: <script>alert("x")</script>')
     write(wrong, tmp_path / "results" / DEVICE)
     figures.draw_all(tmp_path / "results", tmp_path / "out", say=lambda line: None)
@@ -70,7 +72,8 @@ def test_text_from_files_is_escaped(tmp_path):
     assert "&lt;script&gt;alert" in text
 
 
-def test_a_rehearsal_says_so_on_the_page_and_in_every_figure(tmp_path):
+def test_a_rehearsal_says_so_on_the_page_and_in_every_figure(tmp_path, monkeypatch):
+    without_counts(monkeypatch)
     for workload in FLAGSHIPS:
         made = record(workload.name, {OURS: 100, "cudnn": 90, "standard": 300})
         write(replace(made, measured=False), tmp_path / "results" / "rehearsal")
@@ -150,16 +153,21 @@ def _check_labels(sheet, footer, stem):
 
 
 def test_no_two_labels_of_other_figures_overlap(monkeypatch, tmp_path):
-    """Sweeps and layers of networks, those with the longest names, of which there are no results yet."""
+    """Those of which there are no results yet: sweeps, layers of networks with the longest names, lectures, models."""
     workloads = [max(_of_kind(kind), key=lambda workload: len(workload.name)) for kind in KINDS]
-    workloads += [workload for sweep in layers.sweeps() for workload in sweep.workloads.values()]
+    workloads += [part for workload in workloads for part in workload.parts()[1:]]
+    workloads += [*cases.steps(), *cases.lectures(), *cases.sweeps()]
     for workload in workloads:
-        made = record("dw3d", {OURS: 100, "cudnn": 90, "standard": 300, "device copy": 20, "torch.compile": 95})
+        made = record("dw3d", {OURS: 100, "cudnn": 90, "standard": 300, "device copy": 20, "torch.compile": 95,
+                               "two kernels": 140, "unfold": 900}, clocks=CLOCKS)  # fmt: skip
         write(replace(made, workload=workload), tmp_path / "results" / DEVICE)
+    write_models(tmp_path / "results" / DEVICE, model_bench._BATCHES)
     monkeypatch.setattr(Sheet, "save", _check_labels)
     drawn = figures.draw_device(load(tmp_path / "results")[0][0], tmp_path, say=lambda line: None)
     names = {drawing.paths[0].stem for drawing in drawn}
-    assert {f"{kind}_networks" for kind in KINDS} | {f"sweep_{sweep.name}" for sweep in layers.sweeps()} <= names
+    networks = {f"{kind}_networks{suffix}" for kind in KINDS for suffix in ("", "_gradients")}
+    assert networks | {f"sweep_{sweep.name}" for sweep in layers.sweeps()} | set(LECTURE_KINDS) <= names
+    assert {"overview_steps", "models_forward", "models_training", "local_gradients"} <= names
 
 
 def _of_kind(kind):
@@ -245,9 +253,12 @@ def test_filters(visit):
       d.querySelectorAll("details").forEach((each) => { each.open = true; });
       const compiled = [...d.querySelectorAll("#evidence tbody tr")].filter(shown);
       result.compiled = [...new Set(compiled.map((each) => each.dataset.kind))];
+      const models = () => [...d.querySelectorAll("#models tbody tr")].filter(shown).map((each) => each.dataset.part);
+      result.models = models();
       set("filter-part", "weight gradient");
+      result.nomodels = models();
       result.both = cases(); result.worst = said("worst"); result.gradients = pictures();
-      set("filter-part", "forward"); set("filter-dtype", "float32");
+      set("filter-part", "forward"); result.forwardmodels = models(); set("filter-dtype", "float32");
       result.dtype = cases();
       d.getElementById("reset").click();
       result.reset = cases();
@@ -276,6 +287,8 @@ def test_filters(visit):
     assert found["worst"] == "3.97×"
     assert "depthwise_gradients" in found["gradients"]
     assert "depthwise" not in found["gradients"]
+    assert sorted(found["models"]) == ["forward", "forward", "forward and backward", "forward and backward"]
+    assert (found["nomodels"], found["forwardmodels"]) == ([], ["forward", "forward"])
     assert found["dtype"] == found["device"] == ["mobile_dw5"]
     assert sorted(found["reset"]) == sorted(found["all"])
     assert found["devices"] == 1
@@ -317,7 +330,7 @@ def test_nothing_overlaps_or_sticks_out(visit, width):
     found = visit(
         """
       d.querySelectorAll("details").forEach((each) => { each.open = true; });
-      const boxes = [...d.querySelectorAll("#filters > *, #summary > *, tr.case > td, figcaption, figure img, h2")]
+      const boxes = [...d.querySelectorAll("#filters > *, #summary > *, tr.case > td, #models td, figure > *, h2")]
         .filter(shown).map((e) => [e.textContent.trim().slice(0, 30) || e.alt, e.getBoundingClientRect()]);
       const pairs = [];
       boxes.forEach(([a, x], i) => boxes.slice(i + 1).forEach(([b, y]) => {

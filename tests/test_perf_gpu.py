@@ -10,17 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import conftest
 import pytest
 import torch
 import torch.nn.functional as F
 
 pytest.importorskip("matplotlib")
 
-from perf_plots import baselines, cases, check, gpu, runner, stages, state
+from perf_plots import baselines, cases, check, gpu, model_bench, model_record, runner, stages, state, testing
 from perf_plots.budget import Budget, BudgetError
 from perf_plots.floors import DATASHEET
 from perf_plots.record import OURS, read
+from perf_plots.run import Run
 from perf_plots.summary import LINES
 from triton_conv import dispatch
 from triton_conv.autotune import expected as expected_values
@@ -41,11 +41,17 @@ def _cudnn_flags_may_be_set():
 def run(*arguments, **environment):
     return subprocess.run(
         [sys.executable, "-m", "perf_plots.gpu", *map(str, arguments)],
-        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 
 
-def test_rehearsal_from_end_to_end_and_again(tmp_path):
+def titles(run, *names):
+    return {f"{workload.title}.json" for name in names for workload in run.cases(name)}
+
+
+@pytest.mark.slow
+def test_rehearsal_from_end_to_end(tmp_path):
+    """Every stage, its children too."""
     out, bundle = tmp_path / "work", tmp_path / "out"
     first = run("--rehearse", "--work", out, "--out", bundle)
     assert first.returncode == 0, first.stdout + first.stderr
@@ -53,32 +59,66 @@ def test_rehearsal_from_end_to_end_and_again(tmp_path):
         *gpu.STAGE_NAMES,
         "summary",
     ]
+    with tarfile.open(bundle / "results.tar.gz") as archive:
+        names = archive.getnames()
+    folder = "results/rehearsal"
+    models = {f"{folder}/models/{unit.title}.json" for unit in model_bench.units(True)}
+    assert models | {f"{folder}/cold_start.json", "figures/rehearsal/overview.png", "figures/index.html"} <= set(names)
+    assert all(not name.startswith(("/", "..")) for name in names)
+    assert (bundle / "overview.png").is_file()
+    for path in (out / "results" / "rehearsal").glob("models/*.json"):
+        made = model_record.read(path)
+        assert not made.error
+        assert made.us("torch")
+        assert not made.measured
+    (workload,) = cases.of_stage("compiled", True)
+    compiled = read(out / folder / f"{workload.title}.json").contestants["torch.compile"]
+    assert compiled.absent == "compiled on a GPU alone"
+    again = run("--rehearse", "--work", out, "--out", bundle, "--only", "models,cold_start,compiled")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "0 run, 3 kept, 0 left" in again.stdout
+    assert "0 run, 1 kept, 0 left" in again.stdout
+
+
+def test_a_rehearsal_and_again(tmp_path, monkeypatch, capfd):
+    """The stages that run in the program itself."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("TRITON_CONV_HOME", str(tmp_path))
+    monkeypatch.setattr(stages, "_REHEARSAL_TUNING", 2.0)
+    out, bundle = tmp_path / "work", tmp_path / "out"
+    timed, kinds = ("benchmark", "gradients", "lectures", "steps", "variants"), ("grouped", "deformable", "local")
+    names = ("environment", "ceilings", "tests", "tuning", *timed)
+    arguments = ["--rehearse", f"--work={out}", f"--out={bundle}"]
+    assert gpu.main([*arguments, f"--only={','.join([*names, *kinds])}"]) == 0, capfd.readouterr()
+    printed = capfd.readouterr().out.splitlines()
+    assert [line.split()[1] for line in printed if line.startswith("== ")] == [*names, "summary"]
 
     records = {path.name: json.loads(path.read_text()) for path in (out / "results" / "rehearsal").glob("*-*.json")}
-    work = stages.Run(out, torch.device("cpu"), True)
-    assert set(records) == {f"{each.title}.json" for each in (*work.flagships, *work.gradients, *work.variants)}
+    work = Run(out, torch.device("cpu"), True, kinds=kinds)
+    assert set(records) == titles(work, *timed)
     for content in records.values():
         assert content["measured"] is False
         assert not content["error"]
         assert 0 < content["relative_error"] <= content["tolerance"]
         assert content["plan"]["kernel_hash"]
+        assert content["clocks"] == {"before": None, "after": None}
         assert content["provenance"]["torch"] == torch.__version__
     summary = (bundle / "summary.txt").read_text().splitlines()
     assert len(summary) <= LINES
     assert any("REHEARSAL" in line for line in summary)
-    assert summary == first.stdout.splitlines()[-len(summary) :]
+    assert summary == printed[-len(summary) :]
     with tarfile.open(bundle / "results.tar.gz") as archive:
-        names = archive.getnames()
-    assert {"run.json", "tests.txt", "tuning.json", "results/rehearsal/ceilings.json"} <= set(names)
-    assert any(name.startswith("autotune_configs/") for name in names)
-    assert "figures/rehearsal/overview.png" in names
-    assert all(not name.startswith(("/", "..")) for name in names)
+        found = archive.getnames()
+    assert {"run.json", "tests.txt", "passed.txt", "tuning.json", "results/rehearsal/ceilings.json"} <= set(found)
+    assert any(name.startswith("autotune_configs/") for name in found)
 
-    kept = "environment,tests,ceilings,benchmark,tuning,variants"
-    second = run("--rehearse", "--work", out, "--out", bundle, "--only", kept)
-    assert second.returncode == 0, second.stdout + second.stderr
-    assert f"0 cases run, {len(cases.rehearsal())} kept" in second.stdout
-    assert "already run for this code" in second.stdout
+    assert gpu.main([*arguments, f"--only={','.join(['tests', *timed, *kinds])}"]) == 0
+    printed = capfd.readouterr().out
+    assert [line for line in printed.splitlines() if "cases run" in line] == [
+        f"0 cases run, {len(work.cases(name))} kept, 0 left for want of time" for name in timed
+    ]
+    assert "already run for this code" in printed
+    assert gpu.main([*arguments, "--only=tuning,grouped"]) == 0
     trials = [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()]
     tried = [(trial["workload"], trial["kernel"], *trial["tile"].items()) for trial in trials]
     assert len(tried) == len(set(tried)) > 0, "nothing is tried twice"
@@ -118,8 +158,7 @@ def test_a_bare_machine_runs_every_stage_but_the_tests(bare):
 
 
 def test_a_bare_machine_leaves_out_the_random_calls_alone(bare):
-    ignored = [f"--ignore=tests/test_{name}.py" for name in stages._NO_DEVICE]
-    listing = bare("-m", "pytest", "-q", "-p", "no:hypothesispytest", "--collect-only", "tests", *ignored)
+    listing = bare("-m", "pytest", "-q", "-p", "no:hypothesispytest", "--collect-only", *testing.files())
     assert "test_gradients.py::test_smoke" in listing
     assert "test_opinfo.py::test_samples" in listing
     assert [line.split()[2].partition(":")[0] for line in listing.splitlines() if line.startswith("SKIPPED")] == [
@@ -271,7 +310,7 @@ def test_baselines_beyond_reach_are_not_tried(bench, small, monkeypatch):
 
 
 @interpreted
-@pytest.mark.parametrize(("most", "part", "searched"), [(400, 2, True), (2, 2, False), (2, 0, True)])
+@pytest.mark.parametrize(("most", "part", "searched"), [(400, 2, True), (2, 2, False), (2, 0, False)])
 def test_no_search_where_some_algorithms_take_minutes(most, part, searched, bench, small, monkeypatch):
     seen = []
 
@@ -281,19 +320,12 @@ def test_no_search_where_some_algorithms_take_minutes(most, part, searched, benc
 
     monkeypatch.setattr(runner, "_MANY_TAPS", most)
     monkeypatch.setattr(runner, "build", baseline)
-    record = runner.run_case(small.parts()[part], bench)
+    # However slow the machine.
+    record = runner.run_case(small.parts()[part], replace(bench, seconds=100.0))
     assert record.contestants["cudnn"].samples_us, record.error
     assert set(seen) == {searched}
-
-
-def test_failures_are_written_down_as_they_happen(tmp_path, monkeypatch):
-    log = tmp_path / "failures.txt"
-    monkeypatch.setenv("TRITON_CONV_FAILURES", str(log))
-    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
-    crash = SimpleNamespace(reprcrash=SimpleNamespace(message="assert 1 == 2\n  where 1"))
-    for failed, name in ((True, "a.py::test"), (False, "b.py::test")):
-        conftest.pytest_runtest_logreport(SimpleNamespace(failed=failed, nodeid=name, longrepr=crash))
-    assert log.read_text() == "FAILED a.py::test - assert 1 == 2 where 1\n"
+    assert ("guesses" in record.contestants["cudnn"].note) == (not searched)
+    assert not record.contestants[OURS].note
 
 
 @pytest.mark.parametrize("name", ["decoder_t2d", "dcgan_t2d", "vocoder_t1d_s8"])

@@ -27,17 +27,20 @@ KINDS = ("grouped", "depthwise", "dilated", "transposed", "deformable")
 LECTURE_KINDS = ("separable", "shuffle", "local")
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = PARTS = ("forward", "input gradient", "weight gradient")
 """The convolutions of a training step."""
+STEP = "forward and backward"
+"""All of them in one call: what the benchmark times beside its parts."""
 
 Call = Callable[[Mapping[str, Any]], torch.Tensor]
 
-_SUFFIXES = {FORWARD: "", INPUT_GRADIENT: "-dx", WEIGHT_GRADIENT: "-dw"}
+_SUFFIXES = {FORWARD: "", INPUT_GRADIENT: "-dx", WEIGHT_GRADIENT: "-dw", STEP: "-fb"}
 
 
 @dataclass(frozen=True)
 class Workload:
     """One call of a public function, by shapes; `arguments` are its keyword arguments besides tensors.
 
-    Of a separable convolution `weight` is the depthwise one, and `pointwise` its number of output channels.
+    Of a separable convolution `weight` is the depthwise one, and `pointwise` its number of output channels. Offsets
+    are drawn with a standard deviation of `spread` pixels.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Workload:
     origin: str = ""
     part: str = FORWARD
     pointwise: int = 0
+    spread: float = 2.0
 
     @property
     def title(self) -> str:
@@ -63,7 +67,7 @@ class Workload:
     def tensors(self, device: str | torch.device, seed: int = 0) -> dict[str, Any]:
         """All arguments of the call, tensors drawn anew from `seed`; on "meta", without data.
 
-        Weights are scaled so that outputs have about unit variance; offsets have a standard deviation of two pixels.
+        Weights are scaled so that outputs have about unit variance.
         """
         generator = None if str(device) == "meta" else torch.Generator(device).manual_seed(seed)
 
@@ -90,7 +94,7 @@ class Workload:
             taps = self.weight[2] * self.weight[3]
             padding = self.arguments.get("padding", 0)
             spatial = tuple(s + 2 * padding - k + 1 for s, k in zip(self.input[2:], self.weight[2:], strict=True))
-            tensors["offset"] = draw((self.input[0], 2 * self.offset_groups * taps, *spatial), 2.0)
+            tensors["offset"] = draw((self.input[0], 2 * self.offset_groups * taps, *spatial), self.spread)
             if self.mask:
                 tensors["mask"] = draw((self.input[0], self.offset_groups * taps, *spatial)).sigmoid_()
         return tensors | dict(self.arguments)
@@ -100,9 +104,9 @@ class Workload:
         return "transpose" in self.function
 
     def problem(self) -> Problem:
-        """What planning sees of the convolution, without allocating it."""
+        """What planning sees of the convolution, of a whole step's first one, without allocating it."""
         tensors = self.tensors("meta")
-        if self.part == FORWARD:
+        if self.part in (FORWARD, STEP):
             made = functional.plan(_function(self.function), **tensors)
             problem: Problem = (made.plans[0] if isinstance(made, Chain) else made).problem
             return problem
@@ -171,17 +175,25 @@ def _function(name: str) -> Callable[..., torch.Tensor]:
 def differentiated(forward: Call, tensors: Mapping[str, Any], part: str) -> Callable[[], torch.Tensor]:
     """One part of a training step as a call without arguments: `forward` of the tensors, or one gradient of it.
 
-    The graph is built here, once.
+    The graph is built here, once; that of the whole step in every call, which returns the weight's gradient.
     """
     if part == FORWARD:
         return lambda: forward(tensors)
     # The gradients of offset and mask come with the input's.
-    names = ("input", "offset", "mask") if part == INPUT_GRADIENT else ("weight",)
-    leaves = {name: tensors[name].detach().requires_grad_() for name in names if name in tensors}
-    with torch.enable_grad():
-        output = forward({**tensors, **leaves})
+    names = {INPUT_GRADIENT: ("input", "offset", "mask"), WEIGHT_GRADIENT: ("weight",)}.get(part, tuple(tensors))
+    found = {name: tensors[name] for name in names if isinstance(tensors.get(name), torch.Tensor)}
+    leaves = {name: value.detach().requires_grad_() for name, value in found.items()}
+
+    def run() -> torch.Tensor:
+        with torch.enable_grad():
+            return forward({**tensors, **leaves})
+
+    output, wanted = run(), tuple(leaves.values())
     grad = torch.empty_like(output).copy_(output_gradient(output.shape, output.dtype, output.device))
-    return lambda: torch.autograd.grad(output, tuple(leaves.values()), grad, retain_graph=True)[0]
+    if part == STEP:
+        last = list(leaves).index("weight")
+        return lambda: torch.autograd.grad(run(), wanted, grad)[last]
+    return lambda: torch.autograd.grad(output, wanted, grad, retain_graph=True)[0]
 
 
 def output_gradient(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

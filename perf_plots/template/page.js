@@ -4,7 +4,7 @@
   const selects = [...document.querySelectorAll("#filters select")];
   const rows = [...document.querySelectorAll("tr.case")];
   const figures = [...document.querySelectorAll("figure")];
-  const rest = [...document.querySelectorAll("#computed tbody tr, #evidence tbody tr, p.device[data-device]")];
+  const rest = [...document.querySelectorAll("#computed tbody tr, #evidence tbody tr, #models tbody tr, p.device[data-device]")];
   const LOSS = 0.995;
 
   const wanted = () => Object.fromEntries(selects.map((select) => [select.dataset.filter, select.value]));

@@ -1,0 +1,125 @@
+"""The stage that runs the tests on the device: what never completed there first, and nothing again that has passed."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import children
+from .provenance import ROOT, source_hash
+from .state import FAILURES, PASSED, TESTS, load_state
+
+# Files of tests that say nothing new on a device.
+NO_DEVICE = (
+    "cli", "cli_lectures", "commands", "commands_refusals", "compare", "configs", "cost", "cost_formulas", "errors",
+    "forced_forms", "geometry", "inspect", "lab", "page", "perf_gpu", "perf_models", "perf_plots", "perf_stages",
+    "portfolio", "predictions", "static_model", "structure", "tune", "tune_journal", "tuner_figures",
+)  # fmt: skip
+# Those that an H100 has not run to their end yet.
+_FIRST = (
+    "memory", "first_use", "large", "cases", "gradient_tiles", "lecture_tiles", "lectures", "lecture_workloads", "banded",
+    "banded_weight_gradient", "depthwise_patch", "depthwise_patch_weight_gradient", "deformable_gradient_tiles",
+    "implicit_gemm_boxed", "weight_gradient_boxed", "gpu",
+)  # fmt: skip
+# What a process of tests may come to hold of the device: its context, and stack for every thread of one kernel.
+_WORKER_BYTES = 6e9
+_TEST_SECONDS = 180
+# pytest's exit statuses: all passed, none collected.
+_WELL = (0, 5)
+
+
+def files() -> list[str]:
+    """Files of tests for a device, in the order in which they say most."""
+    names = [path.stem.removeprefix("test_") for path in sorted((ROOT / "tests").glob("test_*.py"))]
+    known = [name for name in names if name not in NO_DEVICE]
+    ordered = [name for name in _FIRST if name in known] + [name for name in known if name not in _FIRST]
+    return [f"tests/test_{name}.py" for name in ordered]
+
+
+def run(
+    out: Path, device: torch.device, seconds: float, say: Callable[[str], None], rehearse: bool = False
+) -> dict[str, Any]:
+    """Runs the tests in processes of their own; of the same code only what has not passed yet."""
+    code = source_hash("triton_conv", "tests")
+    before: dict[str, Any] = load_state(out).get("tests", {})
+    if before.get("source") != code:
+        before = {}
+        (out / PASSED).write_text("")
+    elif not before.get("timed_out") and not before.get("failed"):
+        say("already run for this code")
+        return before
+    # Every process of pytest reads what to leave out when it starts, also one that starts late: it must not change.
+    skip = out / f"{PASSED}.before"
+    skip.write_bytes((out / PASSED).read_bytes())
+    (out / FAILURES).write_text("")
+    # Tiles under trial are no business of the tests.
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_CONV_HOME"}
+    environment |= {
+        "TRITON_CONV_FAILURES": str(out / FAILURES),
+        "TRITON_CONV_PASSED": str(out / PASSED),
+        "TRITON_CONV_SKIP": str(skip),
+    }
+    with (out / TESTS).open("w") as log:
+        status, timed_out = _pytest(_command(device, rehearse), environment, log, max(seconds, 1.0))
+    skip.unlink()
+    lines = (out / TESTS).read_text(errors="replace").splitlines()
+    counts = {name: int(n) for n, name in re.findall(r"(\d+) ([a-z]+)", lines[-1])} if lines else {}
+    passed = set((out / PASSED).read_text().splitlines())
+    failed = (out / FAILURES).read_text(errors="replace").splitlines()
+    failed += [line for line in lines if line.startswith("ERROR ")]
+    say(f"{'stopped at its time limit; ' if timed_out else ''}{lines[-1] if lines else 'no output'}")
+    # One that this call did not come to fails still.
+    again = {_name(line) for line in failed}
+    failed += [line for line in before.get("failed", []) if _name(line) not in again | passed]
+    return {
+        "source": code,
+        "status": 1 if failed and status in _WELL else status,
+        "timed_out": timed_out,
+        "counts": counts | {"passed": len(passed)},
+        "failed": failed,
+    }
+
+
+def _name(line: str) -> str:
+    """Of "FAILED tests/test_x.py::test_y - why"."""
+    return line.partition(" ")[2].partition(" - ")[0]
+
+
+def workers(memory: int, cores: int) -> int:
+    """Processes of tests: nearly all of the time goes to compiling, on the host; but they share the device's memory."""
+    return max(1, min(cores - 2, int(memory // _WORKER_BYTES)))
+
+
+def _command(device: torch.device, rehearse: bool) -> list[str]:
+    # A rehearsal shows that the command works: one file is enough for that.
+    what, marks = (["tests/test_rearranged.py"], "not slow") if rehearse else (files(), "not slow")
+    command = [sys.executable, "-m", "pytest", *what, "-m", marks, "-q", "--tb=short", "--maxfail=100"]
+    if find_spec("xdist") and not rehearse:
+        # The groups keep tests that fill the card from meeting.
+        memory = torch.cuda.get_device_properties(device).total_memory
+        command += ["-n", str(workers(memory, os.cpu_count() or 1)), "--dist", "loadgroup"]
+    if find_spec("pytest_timeout"):
+        command += [f"--timeout={_TEST_SECONDS}"]
+    # Other versions of torch warn of other things: here, of all places, that is no failure.
+    return [*command, "-p", "no:cacheprovider", "--continue-on-collection-errors", "-W", "default"]
+
+
+def _pytest(command: Sequence[str], environment: dict[str, str], log: Any, seconds: float) -> tuple[int, bool]:
+    """Exit status, and whether it was stopped: with all of its processes."""
+    process = children.start(command, log, environment)
+    timed_out = False
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        timed_out = True
+    finally:
+        children.end(process)
+    return process.returncode, timed_out

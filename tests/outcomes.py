@@ -1,0 +1,37 @@
+"""Outcomes of tests on disk as they happen, and what has passed before left out: for runs that are cut short.
+
+The environment names the files: TRITON_CONV_FAILURES and TRITON_CONV_PASSED are written, TRITON_CONV_SKIP is read.
+"""
+
+import os
+import re
+from pathlib import Path
+
+# With --dist loadgroup a report's name ends with the test's group.
+_GROUP = re.compile(r"@[\w-]+$")
+
+
+def pytest_runtest_logreport(report):
+    """Writes each failure and success down as it happens: a run that is stopped at its time limit has no summary."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    name = _GROUP.sub("", report.nodeid)
+    if report.failed and (log := os.environ.get("TRITON_CONV_FAILURES")):
+        crash = getattr(report.longrepr, "reprcrash", None)
+        reason = " ".join(str(crash.message if crash else report.longrepr).split())[:300]
+        _append(log, f"FAILED {name} - {reason}")
+    if report.passed and report.when == "call" and (log := os.environ.get("TRITON_CONV_PASSED")):
+        _append(log, name)
+
+
+def _append(log, line):
+    with open(log, "a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+
+
+def leave_out_passed(config, items):
+    """Every process of tests reads the same names."""
+    if skip := os.environ.get("TRITON_CONV_SKIP"):
+        passed = set(Path(skip).read_text(encoding="utf-8").splitlines())
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in passed])
+        items[:] = [item for item in items if item.nodeid not in passed]
