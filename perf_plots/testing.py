@@ -25,9 +25,9 @@ NO_DEVICE = (
 )  # fmt: skip
 # Those that an H100 has not run to their end yet.
 _FIRST = (
-    "memory", "first_use", "large", "cases", "gradient_tiles", "lecture_tiles", "lectures", "lecture_workloads", "banded",
-    "banded_weight_gradient", "depthwise_patch", "depthwise_patch_weight_gradient", "deformable_gradient_tiles",
-    "implicit_gemm_boxed", "weight_gradient_boxed", "gpu",
+    "memory", "first_use", "large", "cases", "gradient_tiles", "lecture_tiles", "lectures", "lecture_workloads",
+    "banded", "banded_weight_gradient", "depthwise_patch", "depthwise_patch_weight_gradient",
+    "deformable_gradient_tiles", "implicit_gemm_boxed", "weight_gradient_boxed", "gpu",
 )  # fmt: skip
 # What a process of tests may come to hold of the device: its context, and stack for every thread of one kernel.
 _WORKER_BYTES = 6e9

@@ -149,7 +149,7 @@ def test_a_test_run_that_hangs_is_stopped():
 
 def test_the_order_of_the_tests():
     files = testing.files()
-    assert files[:3] == ["tests/test_large.py", "tests/test_cases.py", "tests/test_gradient_tiles.py"]
+    assert files[:3] == ["tests/test_memory.py", "tests/test_first_use.py", "tests/test_large.py"]
     assert len(files) == len(set(files))
     every = {f"tests/{path.name}" for path in (testing.ROOT / "tests").glob("test_*.py")}
     left_out = {f"tests/test_{name}.py" for name in testing.NO_DEVICE}
