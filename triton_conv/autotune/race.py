@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..portfolio import Place, place
 from ..workloads import Workload
 from .journal import Journal
-from .lab import Bench, Lab, Trial, first_line
+from .lab import Bench, Lab, OutOfTimeError, Trial, first_line
 from .measure import DeviceLostError, Timing
 from .search import Candidate, Search
 from .store import store_entry
@@ -57,10 +57,13 @@ class Race:
         self._trials = 0
         self.pending = 0
 
-    def start(self) -> bool:
-        """Sets up operands and reference; False, with a reason for the outcome, if the device cannot hold them."""
+    def start(self, seconds: float = math.inf) -> bool:
+        """Sets up operands and reference; False, with a reason for the outcome, if the device cannot hold them.
+
+        Raises `OutOfTimeError` if `seconds` were not enough.
+        """
         try:
-            self._bench = self._lab.open(self.workload)
+            self._bench = self._lab.open(self.workload, seconds)
         except DeviceLostError:
             raise
         except (RuntimeError, MemoryError, ValueError) as error:
@@ -144,7 +147,7 @@ class Race:
         if trial.lost:
             raise DeviceLostError(f"{candidate} of {self.workload.title}: {trial.failure}")
 
-    def finish(self) -> Outcome | None:
+    def finish(self, seconds: float = math.inf) -> Outcome | None:
         """The final between the default and the fastest, and the outcome; None if there was no time for a trial."""
         if self._error:
             return Outcome(self.workload.title, "", error=self._error)
@@ -160,7 +163,9 @@ class Race:
         # The favourite last: in a rehearsal, whose times only get shorter, it wins as it would on a device.
         finalists = sorted({default, *fastest}, key=lambda candidate: -times[candidate])
         try:
-            final = self._bench.rounds(finalists, FINAL_ROUNDS)
+            final = self._bench.rounds(finalists, FINAL_ROUNDS, seconds)
+        except OutOfTimeError:
+            return replace(shown, error="no time was left for its final; its trials are kept for `triton-conv resume`")
         except DeviceLostError as error:
             return replace(shown, error=f"lost in the final: {error}")
         best = min(final, key=lambda candidate: final[candidate].median)

@@ -142,7 +142,7 @@ def cost_of(name: str, problem: Problem, target: Target) -> Callable[[Tile], flo
         fed = min(1.0, 0.4 + 0.3 * n / 128 + 0.3 * m / 128)
         matrix = 2 * m * n * k / (_MATRIX_RATE[problem.itemsize] * fed)
         loads = (m + n) * k * problem.itemsize / _L2_RATE
-        resident = max(1, min(target.shared_bytes // max(tile.shared_bytes(problem), 1), 16 // tile.num_warps))
+        resident = max(1, min(target.shared_bytes // max(tile.shared_bytes(problem, target), 1), 16 // tile.num_warps))
         waves = math.ceil(programs / (target.sms * resident))
         latency = _LATENCY / tile.num_stages
         # Partial sums are written and read again.

@@ -29,6 +29,8 @@ Watch = Callable[[Race, Candidate], None]
 
 # Cores left to this process while the others compile.
 _OWN_CORES = 2
+# No tile worth having takes as long as this to compile; one that does holds up a core.
+_SECONDS_PER_COMPILE = 20.0
 # Seconds between two looks at whether the user has had enough.
 _SLICE = 0.25
 
@@ -40,6 +42,8 @@ def tune(
     lab: Lab,
     folder: Path,
     journal: Path | None = None,
+    known: Sequence[Path] = (),
+    compilers: int | None = None,
     most_trials: float = math.inf,
     report: Report = print,
     watch: Watch = lambda race, candidate: None,
@@ -47,13 +51,15 @@ def tune(
 ) -> list[Outcome]:
     """Tunes each workload, all within `seconds`; winners are written to `folder` at the end.
 
-    On a GPU every core compiles, round by round, while this process tries what is ready. Each trial is a line of the
-    file `journal`. `watch` is called after each trial; the search ends early when `stopped` says so.
+    On a GPU every core compiles, or `compilers` of them, round by round, while this process tries what is ready. Each
+    trial is a line of the file `journal`; those in the files `known` are not repeated either. `watch` is called after
+    each trial; the search ends early when `stopped` says so.
     """
     stop = lab.now() + seconds
-    trials = Journal(journal, lab.target)
+    trials = Journal(journal, lab.target, known)
     races = [Race(workload, lab, folder, trials, most_trials) for workload in workloads]
-    pool = Pool(max(1, len(os.sched_getaffinity(0)) - _OWN_CORES)) if lab.compiles else _NoPool()
+    cores = compilers or max(1, len(os.sched_getaffinity(0)) - _OWN_CORES)
+    pool = Pool(cores, _SECONDS_PER_COMPILE) if lab.compiles else _NoPool()
     spent = dict.fromkeys(("setting up", "trying", "waiting for the compiler"), 0.0)
     try:
         _run(races, lab, stop, pool, spent, watch, stopped)
@@ -62,7 +68,7 @@ def tune(
     report("; ".join(f"{seconds:.0f} s {what}" for what, seconds in spent.items()))
     outcomes = []
     for race in races:
-        if (outcome := race.finish()) is not None:
+        if (outcome := race.finish(max(0.0, stop - lab.now()))) is not None:
             outcomes.append(outcome)
             report(describe(outcome))
     if left := len(races) - len(outcomes):
@@ -94,7 +100,8 @@ def _run(
     for index, race in enumerate(races):
         pool.submit((index, None), race.planned_job(), (-1, 0, index))
     while pool.waiting and not stopped():
-        left = stop - sum(race.final_seconds for race in races) - lab.now()
+        # A candidate that hangs until the time is up takes its process along, and the finals need one.
+        left = stop - sum(race.final_seconds for race in races) - lab.restart_seconds - lab.now()
         if left < 0:
             return
         start = began = lab.now()
@@ -105,14 +112,15 @@ def _run(
         finally:
             spent["waiting for the compiler"] += lab.now() - start
         race, start = races[index], lab.now()
-        if candidate is None:
-            if race.start():
-                deal(index)
-        else:
-            try:
+        try:
+            if candidate is None:
+                if race.start(left - (lab.now() - began)):
+                    deal(index)
+            else:
                 race.trial(candidate, compiled.error, left - (lab.now() - began))
-            except OutOfTimeError:
-                return
+        except OutOfTimeError:
+            return
+        if candidate is not None:
             watch(race, candidate)
             if race.pending == 0:
                 deal(index)

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table as Grid
-
 from .. import comparisons, configs
 from ..configs import ConfigFile
 from ..defaults import default_tile
@@ -20,6 +18,7 @@ from ..target import KNOWN, Target
 from ..workloads import FLAGSHIPS
 from . import journal, store
 from .console import OUT, say, write_json
+from .console import Table as Grid
 from .lab import Trial
 from .portfolio import build, won
 from .replay import Table, read_trials, tables
@@ -146,22 +145,11 @@ def _merge(arguments: argparse.Namespace) -> int:
             with store.tuning(folder, file.target):
                 taken += store.merge_file(folder, file)
         for path in sorted(source.glob(f"*/*/{journal.NAME}")):
-            trials += _append(path, folder / path.relative_to(source))
+            read_trials(path)
+            trials += journal.append(path, folder / path.relative_to(source))
     say(f"{taken} winners and {trials} trials merged into {folder}")
     write_json(arguments.json, {"winners": taken, "trials": trials})
     return 0
-
-
-def _append(source: Path, goal: Path) -> int:
-    """Adds the lines of a journal that another one lacks; how many they were."""
-    read_trials(source)
-    goal.parent.mkdir(parents=True, exist_ok=True)
-    known = goal.read_text().splitlines() if goal.is_file() else []
-    lines = [line for line in dict.fromkeys(source.read_text().splitlines()) if line not in set(known)]
-    temporary = goal.with_suffix(".new")
-    temporary.write_text("".join(line + "\n" for line in (*known, *lines)))
-    temporary.replace(goal)
-    return len(lines)
 
 
 def _promote(arguments: argparse.Namespace) -> int:
