@@ -103,6 +103,7 @@ def test_an_error_of_one_device_leaves_what_the_others_found(tmp_path, monkeypat
 
 
 def test_processes_that_die_on_two_devices(tmp_path):
+    """The real command, each device behind a process of its own."""
     device = "simulated:h100,count=2,seed=8,nan=0.1,crash=0.1"
     done = subprocess.run(
         [sys.executable, "-m", "triton_conv.cli", "tune", "--workload", "narrow_groups_8,narrow_groups_4", "--gpus",
@@ -117,3 +118,4 @@ def test_processes_that_die_on_two_devices(tmp_path):
         assert "killed: the process died of SIGSEGV" in failures
     assert all(isinstance(file, ConfigFile) for _, file in upkeep.files(tmp_path))
     assert len(winners(tmp_path)) == 2
+    assert "\x1b" not in done.stdout + done.stderr, "plain lines where there is no terminal"

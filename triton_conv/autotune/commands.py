@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import signal
@@ -19,7 +20,7 @@ import torch
 from .. import configs, dispatch, ops, target
 from ..errors import DeviceError, StoreError, WorkloadError
 from ..workloads import Workload
-from . import fleet, store, upkeep
+from . import fleet, store, upkeep, verification
 from .console import ERR, BarColumn, Progress, TextColumn, TimeRemainingColumn, say, write_json
 from .funnel import compiled, funnels, ranked
 from .lab import Lab
@@ -61,6 +62,7 @@ def add_to(commands: Any) -> None:
     resume = _command(commands, "resume", _resume, "go on where the last tuning of a store stopped")
     _budget(resume)
     upkeep.add_to(commands, _command)
+    verification.add_to(functools.partial(_command, commands))
 
 
 def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""The commands for what was stored: report, verify, merge, promote."""
+"""The commands for what was stored: report, merge, promote; `verification` has verify."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ _NOT_SHIPPED = ("simulated", "replay", "interpreter")
 def add_to(commands: Any, command: Any) -> None:
     """Adds the commands to the parser's."""
     command(commands, "report", _report, "show what tuning gained, losses too")
-    command(commands, "verify", _verify, "check every file of a store: schema, kernel code, device, tiles")
     merge = command(commands, "merge", _merge, "put the winners and trials of other stores into one")
     merge.add_argument("source", nargs="+", type=Path, metavar="DIR", help="stores to take from")
     promote = command(commands, "promote", _promote, "copy a store's winners to where they ship, with portfolios")
@@ -39,7 +38,8 @@ def add_to(commands: Any, command: Any) -> None:
     promote.add_argument("--trials", type=Path, action="append", default=[], metavar="FILE", help="further journals")
 
 
-def _store(arguments: argparse.Namespace) -> Path:
+def folder_of(arguments: argparse.Namespace) -> Path:
+    """The store that a command works on; raises `StoreError` if there is none."""
     folder: Path = arguments.store or configs.user_folder()
     if not folder.is_dir():
         raise StoreError(f"store: there is no folder {folder}")
@@ -83,7 +83,7 @@ def _good(folder: Path) -> list[ConfigFile]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------------ report, verify
+# ------------------------------------------------------------------------------------------------------ report
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -93,7 +93,7 @@ def _report(arguments: argparse.Namespace) -> int:
     for column in ("us", "interval", "default", "gain", "trials"):
         grid.add_column(column, justify="right", no_wrap=True)
     rows: list[dict[str, Any]] = []
-    for file in _good(_store(arguments)):
+    for file in _good(folder_of(arguments)):
         for key, entry in sorted(file.entries.items()):
             low, high = entry.interval_us
             gains = [entry.default_time_us / time for time in (high, entry.time_us, low)]
@@ -113,32 +113,12 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _verify(arguments: argparse.Namespace) -> int:
-    complaints, count = [], 0
-    for path, file in files(_store(arguments)):
-        count += 1
-        if isinstance(file, ConfigError):
-            complaints.append(str(file))
-            continue
-        for key, entry in file.entries.items():
-            low, high = entry.interval_us
-            if not 0 < low <= entry.time_us <= high:
-                complaints.append(f"{path}: {key}: {entry.time_us:g} us lies outside its interval [{low:g}, {high:g}]")
-            if not entry.relative_error < 0.1:
-                complaints.append(f"{path}: {key}: relative error {entry.relative_error:g}")
-    for line in complaints:
-        say(line)
-    say(f"{count} files, {len(complaints)} complaints")
-    write_json(arguments.json, {"files": count, "complaints": complaints})
-    return 1 if complaints or not count else 0
-
-
 # ------------------------------------------------------------------------------------------------------ merge, promote
 
 
 def _merge(arguments: argparse.Namespace) -> int:
     folder = arguments.store or configs.user_folder()
-    sources = [(source, _good(_store(argparse.Namespace(store=source)))) for source in arguments.source]
+    sources = [(source, _good(folder_of(argparse.Namespace(store=source)))) for source in arguments.source]
     taken = trials = 0
     for source, found in sources:
         for file in found:
@@ -153,7 +133,7 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 
 def _promote(arguments: argparse.Namespace) -> int:
-    folder, goal = _store(arguments), arguments.into or configs.shipped_folder()
+    folder, goal = folder_of(arguments), arguments.into or configs.shipped_folder()
     found = _good(folder)
     for file in found:
         if file.target.vendor in _NOT_SHIPPED:

@@ -240,7 +240,8 @@ class DepthwiseBandedTile(Tile):
         # Where bands and rows take turns, bands that are held are held in registers.
         operands = max(band, row) if staging.turns else bands * band + self.rows_read(problem) * row
         # A product is turned into the layout of its store in the same memory, with a little padding.
-        turned = self.BLOCK_M * (block_n + 8) * min(problem.accumulator_bytes, staging.turned)
+        padded = block_n if staging.turns else block_n + 8
+        turned = self.BLOCK_M * padded * min(problem.accumulator_bytes, staging.turned)
         return max(operands * problem.itemsize, turned) + (0 if staging.turns else 2048)
 
     def accumulator_values(self) -> int:

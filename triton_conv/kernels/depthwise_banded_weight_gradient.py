@@ -27,6 +27,7 @@ from .kernel import (
     image_group,
     run_read,
     staged_bytes,
+    staging_of,
 )
 
 
@@ -187,7 +188,7 @@ class DepthwiseBandedWeightGradientTile(Tile):
             staged += 3 * rows[0].size // 2
         # The sums pass through the same memory at the end, to be read along diagonals.
         sums = (self.BLOCK_K + 4) * (self.BLOCK_T + 4) * problem.accumulator_bytes
-        return max(staged, sums) + 2048
+        return max(staged, sums) + (0 if staging_of(target).turns else 2048)
 
     def accumulator_values(self) -> int:
         return self.FILTER_ROWS * self.BLOCK_K * self.BLOCK_T
