@@ -10,7 +10,7 @@ from ..dispatch import forms
 from ..kernels import KERNELS, Tile
 from ..problem import Problem
 from ..target import Target
-from .space import candidates
+from .space import candidates, distance
 from .surrogate import Surrogate
 
 # On simulated tables rounds of 6 leave half the regret of rounds of 32 (after 32 trials 4% against 9), and of more
@@ -20,6 +20,8 @@ _OPENING, _ROUND = 6, 6
 _SUGGESTIONS = 3
 # A tile that failed counts as so many times slower than the slowest that did not: its neighbours are no good bet.
 _FAILED = 3.0
+_FAR = 0.0
+_NEAR = 0
 # Microseconds for loads to come back from L2 or beyond, and bytes a microsecond that L2 gives one multiprocessor
 # and memory all of them.
 _LATENCY, _L2_RATE, _MEMORY_RATE = 0.7, 40e3, 3e6
@@ -102,6 +104,7 @@ class Search:
         tiles = self._spaces[name]
         if (cost := cost_of(name, self._problem, self._target)) is not None:
             return [Candidate(name, tile) for tile in sorted(tiles, key=cost)[:_OPENING]]
+        if _NEAR: return [Candidate(name, tile) for tile in tiles[:_OPENING]]
         return [Candidate(name, tile) for tile in tiles[:: math.ceil(len(tiles) / _OPENING)]]
 
     def _promising(self, count: int, given: set[Candidate]) -> list[Candidate]:
@@ -122,7 +125,7 @@ class Search:
     def _surrogate(self, name: str) -> Surrogate:
         if name not in self._surrogates:
             tiles, cost = self._spaces[name], cost_of(name, self._problem, self._target)
-            prior = [math.log(cost(tile)) if cost else 0.0 for tile in tiles]
+            prior = [math.log(cost(tile)) if cost else _FAR * distance(tile, tiles[0]) for tile in tiles]
             self._surrogates[name] = Surrogate(tiles, prior)
         return self._surrogates[name]
 
