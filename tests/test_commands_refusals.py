@@ -12,8 +12,11 @@ from test_commands import DEVICE, NAME, PART, recorded, run, tuned, winners
 
 import triton_conv as tc
 from triton_conv import configs, workloads
+from triton_conv.aot import Compiled
 from triton_conv.autotune import store, upkeep
+from triton_conv.autotune.funnel import filtered
 from triton_conv.autotune.replay import read_trials, tables
+from triton_conv.autotune.search import Candidate
 from triton_conv.autotune.selection import of_model, workload_of
 from triton_conv.errors import StoreError, WorkloadError
 from triton_conv.kernels import KERNELS
@@ -85,11 +88,39 @@ def test_plan_shows_what_the_funnel_removes(tmp_path, capsys):
     assert run("plan", "--workload", "dilated_d4", "--target", "sm_90", "--funnel", "--json", file) == 0
     (row,) = json.loads(file.read_text())["plans"]
     shown = capsys.readouterr().out
-    assert [funnel["kernel"] for funnel in row["funnel"]] == ["implicit_gemm_boxed", "implicit_gemm"]
-    for funnel in row["funnel"]:
+    funnels = row["funnel"]["kernels"]
+    assert [funnel["kernel"] for funnel in funnels] == ["implicit_gemm_boxed", "implicit_gemm"]
+    assert len(row["funnel"]["ranked"]) == 64
+    for funnel in funnels:
         assert funnel["left"] + sum(funnel["removed"].values()) == funnel["space"]
+        left = funnel["space"]
+        for stage in funnel["stages"]:
+            left -= sum(stage["removed"].values())
+            assert left == stage["left"]
         assert any("shared memory" in reason for reason in funnel["removed"])
         assert f"{funnel['space']} candidates, {funnel['left']} left" in shown
+
+
+def test_the_compilers_figures_filter_what_is_ranked():
+    tile = KERNELS["implicit_gemm"].safe_tile
+    candidates = [Candidate("implicit_gemm", replace(tile, BLOCK_M=m)) for m in (16, 32, 64, 128, 256)]
+    good = Compiled("implicit_gemm", "sm_90", "bfloat16", "", occupancy=0.5, registers=64)
+    made = [good, replace(good, error="boom"), replace(good, spill_bytes=8), replace(good, occupancy=0.3), good]
+    stage, left = filtered(candidates, made)
+    assert left == [candidates[0], candidates[4]]
+    assert (stage.left, list(stage.removed.values())) == (2, [1, 1, 1])
+    # What was not compiled in the time is not left either.
+    assert filtered(candidates, made[:1])[1] == candidates[:1]
+
+
+@pytest.mark.slow
+def test_plan_compiles_what_is_ranked(tmp_path, capsys):
+    file = tmp_path / "plan.json"
+    arguments = ("--target", "sm_90", "--funnel", "--top", 3, "--compile", 60, "--json", file)
+    assert run("plan", "--workload", NAME, *arguments) == 0
+    funnel = json.loads(file.read_text())["plans"][0]["funnel"]
+    assert len(funnel["compiled"]) == 3
+    assert "3 compiled in the time" in capsys.readouterr().out
 
 
 def test_tune_without_a_gpu_lists_what_compiles(tmp_path, capsys):

@@ -19,10 +19,12 @@ import torch
 
 from .. import configs, dispatch, ops, target
 from ..errors import DeviceError, StoreError, WorkloadError
+from ..problem import Problem
+from ..target import Target
 from ..workloads import Workload
 from . import fleet, store, upkeep, verification
 from .console import ERR, BarColumn, Progress, TextColumn, TimeRemainingColumn, say, write_json
-from .funnel import compiled, funnels, ranked
+from .funnel import compiled, filtered, funnels, ranked
 from .lab import Lab
 from .measure import DeviceLostError
 from .race import Race
@@ -42,6 +44,11 @@ def add_to(commands: Any) -> None:
     _selection(plan, default="all")
     plan.add_argument("--target", choices=target.KNOWN, help="for this target instead of this machine's GPU")
     plan.add_argument("--funnel", action="store_true", help="also show the candidates, and what removes how many")
+    plan.add_argument("--top", type=int, default=64, metavar="N", help="with --funnel: the best ranked (default 64)")
+    plan.add_argument(
+        "--compile", type=float, default=0.0, metavar="SECONDS",
+        help="with --funnel: compile these for so many seconds, and filter by registers, spills and occupancy",
+    )  # fmt: skip
 
     predict = _command(commands, "predict", _predict, "rank the candidates for a device that is not here")
     _selection(predict)
@@ -127,15 +134,33 @@ def _plan(arguments: argparse.Namespace) -> int:
             row: dict[str, Any] = {"workload": workload.title, "kernel": made.kernel.name, "tile": made.tile.asdict()}
             row |= {"source": made.source, "notes": list(made.notes)}
             if arguments.funnel:
-                row["funnel"] = [vars(funnel) for funnel in funnels(made.problem, goal)]
-                for funnel in funnels(made.problem, goal):
-                    say(f"  {funnel.kernel}: {funnel.space} candidates, {funnel.left} left")
-                    for reason, count in funnel.removed.items():
-                        say(f"    -{count:<6} {reason}")
+                row["funnel"] = _funnel(made.problem, goal, arguments.top, arguments.compile)
             say("")
             rows.append(row)
     write_json(arguments.json, {"target": goal.arch, "plans": rows})
     return 0
+
+
+def _funnel(problem: Problem, goal: Target, count: int, seconds: float) -> dict[str, Any]:
+    """Shows what each stage leaves of the candidates: of each form by count, and over all of them by compilation."""
+    found = funnels(problem, goal)
+    for funnel in found:
+        say(f"  {funnel.kernel}: {funnel.space} candidates, {funnel.left} left")
+        for stage in funnel.stages:
+            say(f"    {stage.name}: {stage.left} left")
+            for reason, removed in stage.removed.items():
+                say(f"      -{removed:<6} {reason}")
+    candidates = ranked(problem, goal, count)
+    say(f"  ranked by count of work: the first {len(candidates)} would be compiled and tried")
+    shown: dict[str, Any] = {"kernels": [funnel.asdict() for funnel in found], "ranked": list(map(str, candidates))}
+    if seconds:
+        made = list(compiled(problem, goal, candidates, seconds))
+        stage, left = filtered(candidates, made)
+        say(f"  {stage.name}: {len(made)} compiled in the time, {stage.left} left")
+        for reason, removed in stage.removed.items():
+            say(f"      -{removed:<6} {reason}")
+        shown |= {"compiled": [row.asdict() for row in made], "stage": vars(stage), "left": list(map(str, left))}
+    return shown
 
 
 def _predict(arguments: argparse.Namespace) -> int:

@@ -73,6 +73,9 @@ class Race:
         seeds = [Candidate(k.name, tile) for k in forms(problem, target)[0] for tile in portfolio_tiles(k.name, target)]
         self._search = Search(problem, target, self._bench.spaces(), seeds)
         for candidate, trial in self._journal.known(problem):
+            if candidate.tile.unfit(problem, target):
+                # Measured before the kernel declared what rules it out.
+                continue
             self._trials += 1
             if trial.failure:
                 self._failures[trial.failure] += 1

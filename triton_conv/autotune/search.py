@@ -104,7 +104,8 @@ class Search:
         tiles = self._spaces[name]
         if (cost := cost_of(name, self._problem, self._target)) is not None:
             return [Candidate(name, tile) for tile in sorted(tiles, key=cost)[:_OPENING]]
-        if _NEAR: return [Candidate(name, tile) for tile in tiles[:_OPENING]]
+        if _NEAR:
+            return [Candidate(name, tile) for tile in tiles[:_OPENING]]
         return [Candidate(name, tile) for tile in tiles[:: math.ceil(len(tiles) / _OPENING)]]
 
     def _promising(self, count: int, given: set[Candidate]) -> list[Candidate]:

@@ -204,7 +204,7 @@ def _model(problem: Problem, candidate: Candidate, target: Target, seed: int) ->
     floor = 1e6 * target.floor_seconds(g.flops, problem.least_bytes, dtype, problem.precision)
     threads = tile.num_warps * target.warp_size
     programs = max(kernel.grid(problem, tile), 1)
-    by_memory = target.shared_bytes // max(tile.shared_bytes(problem), 1)
+    by_memory = target.shared_bytes // max(tile.shared_bytes(problem, target), 1)
     values = tile.accumulator_values() * problem.accumulator_bytes // 4
     # 32 registers a thread for addresses.
     by_registers = target.registers // (values + 32 * threads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,7 @@ def add_portfolios(folder: Path, target: Target, recorded: dict[str, Table]) -> 
     report: dict[str, Any] = {}
     every = [file for _, file in files(folder) if isinstance(file, ConfigFile)]
     mine = {file.kernel: file for file in every if file.target.config_folder == target.config_folder}
-    for kernel, costs in won(corrected(recorded, mine)).items():
+    for kernel, costs in won(fitting(corrected(recorded, mine), problems, target)).items():
         defaults = {key: default_tile(kernel, problems[key], target) for key in costs if key in problems}
         made = build(costs, defaults)
         report[kernel] = dict(made.regret) | {"radius": made.radius} if made else "the analytic default answers"
@@ -169,6 +169,14 @@ def add_portfolios(folder: Path, target: Target, recorded: dict[str, Table]) -> 
             mine[kernel].portfolio = made
             mine[kernel].write(folder)
     return report
+
+
+def fitting(recorded: Mapping[str, Table], problems: Mapping[str, Problem], target: Target) -> dict[str, Table]:
+    """The trials of tiles that their kernels still take."""
+    return {
+        key: {c: trial for c, trial in table.items() if key not in problems or not c.tile.unfit(problems[key], target)}
+        for key, table in recorded.items()
+    }
 
 
 def known_problems() -> dict[str, Problem]:
