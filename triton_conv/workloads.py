@@ -30,6 +30,7 @@ FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = PARTS = ("forward", "input gradient",
 
 Call = Callable[[Mapping[str, Any]], torch.Tensor]
 
+_WINDOW = {"padding": 0, "stride": 1, "dilation": 1}
 _SUFFIXES = {FORWARD: "", INPUT_GRADIENT: "-dx", WEIGHT_GRADIENT: "-dw"}
 
 
@@ -88,8 +89,11 @@ class Workload:
             tensors["bias"] = draw((channels,))
         if self.offset_groups:
             taps = self.weight[2] * self.weight[3]
-            padding = self.arguments.get("padding", 0)
-            spatial = tuple(s + 2 * padding - k + 1 for s, k in zip(self.input[2:], self.weight[2:], strict=True))
+            padding, stride, dilation = (self.arguments.get(name, i) for name, i in _WINDOW.items())
+            spatial = tuple(
+                (s + 2 * padding - dilation * (k - 1) - 1) // stride + 1
+                for s, k in zip(self.input[2:], self.weight[2:], strict=True)
+            )
             tensors["offset"] = draw((self.input[0], 2 * self.offset_groups * taps, *spatial), 2.0)
             if self.mask:
                 tensors["mask"] = draw((self.input[0], self.offset_groups * taps, *spatial)).sigmoid_()

@@ -209,7 +209,7 @@ def _tune(arguments: argparse.Namespace) -> int:
         fleet.same_target(labs, names)
         with _store_of(arguments) as folder, store.tuning(folder, labs[0].target) as device:
             session = {name: getattr(arguments, name) for name in _SESSION_ARGUMENTS}
-            (device / _SESSION).write_text(json.dumps(session) + "\n")
+            store.write_text(device / _SESSION, json.dumps(session) + "\n")
             return _run(arguments, selected, labs, folder, device, start)
     except DeviceLostError as error:
         raise DeviceError(f"device: {error}; its trials are kept, `triton-conv resume` goes on") from error

@@ -13,6 +13,7 @@ from ..target import Target
 from .lab import Trial
 from .replay import candidate_of, trial_of
 from .search import Candidate
+from .store import write_text
 
 NAME, PARTS = "trials.jsonl", "trials-*.jsonl"
 
@@ -85,7 +86,5 @@ def append(source: Path, goal: Path) -> int:
     known = goal.read_text(errors="replace").splitlines() if goal.is_file() else []
     before = set(known)
     lines = [line for line in dict.fromkeys(map(json.dumps, _read(source))) if line not in before]
-    temporary = goal.with_suffix(".new")
-    temporary.write_text("".join(line + "\n" for line in (*known, *lines)))
-    temporary.replace(goal)
+    write_text(goal, "".join(line + "\n" for line in (*known, *lines)))
     return len(lines)

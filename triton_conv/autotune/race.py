@@ -17,7 +17,7 @@ from ..workloads import Workload
 from .journal import Journal
 from .lab import Bench, Lab, OutOfTimeError, Trial, first_line
 from .measure import DeviceLostError, Timing
-from .search import Candidate, Search
+from .search import ROUND, Candidate, Search
 from .store import store_entry
 
 FINAL_ROUNDS, FINALISTS, _LEAST_GAIN = 15, 3, 0.01
@@ -46,7 +46,10 @@ class Outcome:
 class Race:
     """The trials of one workload, its final, and its winner."""
 
-    def __init__(self, workload: Workload, lab: Lab, folder: Path, journal: Journal, most_trials: float) -> None:
+    def __init__(
+        self, workload: Workload, lab: Lab, folder: Path, journal: Journal, most_trials: float, per_round: int = ROUND
+    ) -> None:
+        self._per_round = per_round
         self.workload, self._lab = workload, lab
         self._folder, self._journal, self._most_trials = folder, journal, most_trials
         self._bench: Bench | None = None
@@ -71,7 +74,7 @@ class Race:
             return False
         problem, target = self._bench.problem, self._lab.target
         seeds = [Candidate(k.name, tile) for k in forms(problem, target)[0] for tile in portfolio_tiles(k.name, target)]
-        self._search = Search(problem, target, self._bench.spaces(), seeds)
+        self._search = Search(problem, target, self._bench.spaces(), seeds, self._per_round)
         for candidate, trial in self._journal.known(problem):
             if candidate.tile.unfit(problem, target):
                 # Measured before the kernel declared what rules it out.

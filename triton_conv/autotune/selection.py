@@ -11,7 +11,7 @@ from ..errors import WorkloadError
 from ..problem import DeformInputGradientProblem, DeformProblem, Problem, WeightGradientProblem
 from ..recording import record
 from ..target import KNOWN
-from ..workloads import FORWARD, WEIGHT_GRADIENT, Workload, find
+from ..workloads import FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, Workload, find
 
 OPS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "deform_conv2d")
 
@@ -68,8 +68,6 @@ def of_model(step: Callable[[], Any]) -> list[Workload]:
 
 def workload_of(problem: Problem) -> Workload | None:
     """A workload with this very problem; None for the few that no public call has, or that cannot be tuned."""
-    if isinstance(problem, DeformInputGradientProblem):
-        return None
     g = problem.geometry
     first = 3 - g.rank
     arguments: dict[str, Any] = {
@@ -86,10 +84,12 @@ def workload_of(problem: Problem) -> Workload | None:
     if isinstance(problem, DeformProblem):
         function = f"deform_conv{g.rank}d"
         offsets = {"offset_groups": problem.offset_groups, "mask": problem.has_mask}
-        arguments = {"padding": g.padding[2][0]}
+        arguments = {"padding": g.padding[2][0], "stride": g.stride[2], "dilation": g.dilation[2]}
     elif problem.activation != "none":
         arguments["activation"] = problem.activation
     part = WEIGHT_GRADIENT if isinstance(problem, WeightGradientProblem) else FORWARD
+    if isinstance(problem, DeformInputGradientProblem):
+        part = INPUT_GRADIENT
     workload = Workload(
         name=problem.describe().replace(" ", "_").replace("/", "_"),
         kind=_kind(problem),

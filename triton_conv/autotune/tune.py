@@ -22,7 +22,7 @@ from ..workloads import Workload
 from .journal import Journal
 from .lab import Lab, OutOfTimeError
 from .race import Outcome, Race
-from .search import Candidate
+from .search import ROUND, Candidate
 
 Report = Callable[[str], None]
 Watch = Callable[[Race, Candidate], None]
@@ -57,8 +57,10 @@ def tune(
     """
     stop = lab.now() + seconds
     trials = Journal(journal, lab.target, known)
-    races = [Race(workload, lab, folder, trials, most_trials) for workload in workloads]
     cores = compilers or max(1, len(os.sched_getaffinity(0)) - _OWN_CORES)
+    # No core that could compile waits for the trials of a round.
+    per_round = max(ROUND, -(-cores // max(len(workloads), 1))) if lab.compiles else ROUND
+    races = [Race(workload, lab, folder, trials, most_trials, per_round) for workload in workloads]
     pool = Pool(cores, _SECONDS_PER_COMPILE) if lab.compiles else _NoPool()
     spent = dict.fromkeys(("setting up", "trying", "waiting for the compiler"), 0.0)
     try:
