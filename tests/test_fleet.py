@@ -104,7 +104,7 @@ def test_an_error_of_one_device_leaves_what_the_others_found(tmp_path, monkeypat
 
 def test_processes_that_die_on_two_devices(tmp_path):
     """The real command, each device behind a process of its own."""
-    device = "simulated:h100,count=2,seed=8,nan=0.1,crash=0.1"
+    device = "simulated:h100,count=2,seed=8,nan=0.1,crash=0.15"
     done = subprocess.run(
         [sys.executable, "-m", "triton_conv.cli", "tune", "--workload", "narrow_groups_8,narrow_groups_4", "--gpus",
          "all", "--device", device, "--preset", "rapid", "--budget", "100", "--store", str(tmp_path)],
@@ -113,9 +113,7 @@ def test_processes_that_die_on_two_devices(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = trials(tmp_path)
     assert len(rows) == 32 == len({str(row) for row in rows})
-    for title in {row["workload"] for row in rows}:
-        failures = {row.get("failure") for row in rows if row["workload"] == title}
-        assert "killed: the process died of SIGSEGV" in failures
+    assert {"killed: the process died of SIGSEGV", "wrong result"} == {row.get("failure") for row in rows} - {None}
     assert all(isinstance(file, ConfigFile) for _, file in upkeep.files(tmp_path))
     assert len(winners(tmp_path)) == 2
     assert "\x1b" not in done.stdout + done.stderr, "plain lines where there is no terminal"

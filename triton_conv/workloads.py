@@ -38,7 +38,8 @@ _SUFFIXES = {FORWARD: "", INPUT_GRADIENT: "-dx", WEIGHT_GRADIENT: "-dw"}
 class Workload:
     """One call of a public function, by shapes; `arguments` are its keyword arguments besides tensors.
 
-    Of a separable convolution `weight` is the depthwise one, and `pointwise` its number of output channels.
+    Of a separable convolution `weight` is the depthwise one, and `pointwise` its number of output channels. `calls` are
+    how often a step of a model makes the call: what the tuner weights it by.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Workload:
     origin: str = ""
     part: str = FORWARD
     pointwise: int = 0
+    calls: int = 1
 
     @property
     def title(self) -> str:

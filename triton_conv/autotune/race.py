@@ -21,6 +21,8 @@ from .search import ROUND, Candidate, Search
 from .store import store_entry
 
 FINAL_ROUNDS, FINALISTS, _LEAST_GAIN = 15, 3, 0.01
+# What a trial costs, about: compiling and comparing, and the runs of its own.
+_TRIAL_SECONDS, _TRIAL_RUNS = 0.1, 8
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,14 @@ class Race:
         """About what the final will take: its rounds, warm-up included, of all finalists."""
         best = min(self._search.times.values(), default=0.0) if self._search else 0.0
         return (FINALISTS + 1) * (FINAL_ROUNDS + 3) * (1e-6 * best + 1e-3) if best else 0.0
+
+    @property
+    def promise(self) -> float:
+        """What a second of trials may gain, in microseconds of the model's step: weight x expected gain / cost."""
+        if self._search is None or not self._search.times:
+            return 0.0
+        gain = max(0.0, self.best_us - self._search.hope)
+        return self.workload.calls * gain / (_TRIAL_SECONDS + _TRIAL_RUNS * 1e-6 * self.best_us)
 
     @property
     def best_us(self) -> float:

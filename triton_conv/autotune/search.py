@@ -63,6 +63,8 @@ class Search:
         self._seeds = [seed for seed in seeds if seed.tile in self._spaces.get(seed.kernel, ())]
         self.defaults = [Candidate(name, tiles[0]) for name, tiles in self._spaces.items() if tiles]
         self.times: dict[Candidate, float] = {}
+        self.hope = math.inf
+        """What the best bet of the last round may take, in microseconds, if the trials so far tell."""
         self._given: set[Candidate] = set()
         self._surrogates: dict[str, Surrogate] = {}
 
@@ -121,7 +123,9 @@ class Search:
             bets = self._surrogate(name).promising(known, exclude)[:count]
             bets = bets or [(slow, tile) for tile in tiles if tile not in exclude][:count]
             found += [(bound, Candidate(name, tile)) for bound, tile in bets]
-        return [candidate for _, candidate in sorted(found, key=lambda bet: bet[0])[:count]]
+        found = sorted(found, key=lambda bet: bet[0])[:count]
+        self.hope = math.exp(found[0][0]) if found else math.inf
+        return [candidate for _, candidate in found]
 
     def _surrogate(self, name: str) -> Surrogate:
         if name not in self._surrogates:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ..errors import WorkloadError
@@ -62,8 +63,11 @@ def of_model(step: Callable[[], Any]) -> list[Workload]:
         floor = KNOWN["sm_90"].floor_seconds(problem.geometry.flops, problem.least_bytes, dtype, problem.precision)
         return calls[description] * floor
 
-    found = [workload_of(counts[description]) for description in sorted(counts, key=cost, reverse=True)]
-    return [workload for workload in found if workload is not None]
+    found = []
+    for description in sorted(counts, key=cost, reverse=True):
+        if (workload := workload_of(counts[description])) is not None:
+            found.append(replace(workload, calls=calls[description]))
+    return found
 
 
 def workload_of(problem: Problem) -> Workload | None:

@@ -31,6 +31,8 @@ Watch = Callable[[Race, Candidate], None]
 _OWN_CORES = 2
 # No tile worth having takes as long as this to compile; one that does holds up a core.
 _SECONDS_PER_COMPILE = 20.0
+# Share of the budget that is kept at most for starting a process once more before the finals.
+_MOST_RESERVED = 0.25
 # Seconds between two looks at whether the user has had enough.
 _SLICE = 0.25
 
@@ -88,22 +90,27 @@ def _run(
     watch: Watch,
     stopped: Callable[[], bool],
 ) -> None:
-    """Rounds of all races, the first of each before the second of any, until nothing is left or the time is up."""
+    """Rounds of all races, the first of each before the second of any and then the most promising, until nothing is
+    left or the time is up.
+    """
     rounds = [0] * len(races)
+    reserve = min(lab.restart_seconds, _MOST_RESERVED * (stop - lab.now()))
 
     def deal(index: int) -> None:
         leaders = [race.leader for race in races if race is not races[index]]
-        for position, candidate in enumerate(races[index].round([leader for leader in leaders if leader])):
-            # The first of every race before the second of any.
-            pool.submit((index, candidate), races[index].job(candidate), (rounds[index], position, index))
+        found = races[index].round([leader for leader in leaders if leader])
+        # The first of every race before the second of any; then where a second gains most.
+        turn = (0, 0) if rounds[index] == 0 else (1, -round(1e3 * races[index].promise))
+        for position, candidate in enumerate(found):
+            pool.submit((index, candidate), races[index].job(candidate), (*turn, rounds[index], position, index))
         rounds[index] += 1
 
     # A race starts with a launch of the planned tile, which need not wait for the compiler then.
     for index, race in enumerate(races):
-        pool.submit((index, None), race.planned_job(), (-1, 0, index))
+        pool.submit((index, None), race.planned_job(), (-1, 0, 0, 0, index))
     while pool.waiting and not stopped():
         # A candidate that hangs until the time is up takes its process along, and the finals need one.
-        left = stop - sum(race.final_seconds for race in races) - lab.restart_seconds - lab.now()
+        left = stop - sum(race.final_seconds for race in races) - reserve - lab.now()
         if left < 0:
             return
         start = began = lab.now()
