@@ -196,6 +196,9 @@ class WorkerBench:
             if self._generation == lab.generation:
                 return
             left = seconds - (lab.now() - start)
+            if left <= 0:
+                # Not even a process is started for it: twenty workloads would each start and kill one.
+                raise OutOfTimeError
             try:
                 self._problem, self._spaces = lab.ask(("open", self._workload), max(1e-3, min(_SECONDS_TO_OPEN, left)))
                 self._generation = lab.generation
