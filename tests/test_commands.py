@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from triton_conv import cli, configs, dispatch, ops, workloads
-from triton_conv.autotune import commands, store, upkeep
+from triton_conv.autotune import commands, search, space, store, upkeep
 from triton_conv.autotune.replay import read_trials
 from triton_conv.autotune.simulated import SimulatedLab, Simulation, table
 from triton_conv.autotune.tune import tune
@@ -93,8 +93,10 @@ def test_resume_goes_on_and_repeats_nothing(tmp_path):
     assert len(first) < len(given) == len(set(given)) == len(table(WORKLOAD.problem(), SIMULATION))
 
 
-def test_a_run_cut_anywhere_is_resumed_to_the_same_winner(tmp_path):
+def test_a_run_cut_anywhere_is_resumed_to_the_same_winner(tmp_path, monkeypatch):
     """As after kill -9 at any byte: the journal ends where the process did."""
+    # All of a small space, so that the winner depends on no order.
+    monkeypatch.setattr(search, "candidates", lambda *of: space.candidates(*of)[:60])
     assert tuned(tmp_path / "whole", device=DEVICE + ",noise=0") == 0
     goal = winners(tmp_path / "whole")
     content = (tmp_path / "whole" / PART / "trials.jsonl").read_bytes()
@@ -210,20 +212,6 @@ def test_killed_at_random_moments(tmp_path):
     assert tuned(tmp_path / "whole", "--preset", "normal") == 0
     assert winners(tmp_path).keys() == winners(tmp_path / "whole").keys()
     assert len(trials(tmp_path)) == 96
-
-
-def test_the_real_command_with_faults_in_its_own_process(tmp_path):
-    device = "simulated:h100,seed=8,nan=0.1,crash=0.1"
-    done = subprocess.run(
-        [sys.executable, "-m", "triton_conv.cli", "tune", "--workload", NAME, "--device", device, "--preset", "rapid",
-         "--budget", "60", "--store", str(tmp_path)],
-        check=False, capture_output=True, text=True, env=os.environ,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    failures = {row["failure"] for row in trials(tmp_path) if "failure" in row}
-    assert failures == {"killed: the process died of SIGSEGV", "wrong result"}
-    assert len(trials(tmp_path)) == 16
-    assert "\x1b" not in done.stdout + done.stderr, "plain lines where there is no terminal"
 
 
 # ------------------------------------------------------------------------------------- report, verify, merge, promote

@@ -12,8 +12,11 @@ from test_commands import DEVICE, NAME, PART, recorded, run, tuned, winners
 
 import triton_conv as tc
 from triton_conv import configs, workloads
-from triton_conv.autotune import store, upkeep
+from triton_conv.aot import Compiled
+from triton_conv.autotune import journal, store, upkeep
+from triton_conv.autotune.funnel import filtered
 from triton_conv.autotune.replay import read_trials, tables
+from triton_conv.autotune.search import Candidate
 from triton_conv.autotune.selection import of_model, workload_of
 from triton_conv.errors import StoreError, WorkloadError
 from triton_conv.kernels import KERNELS
@@ -53,6 +56,59 @@ def test_a_full_disk_leaves_the_file_of_before(tuned_store, monkeypatch, capsys)
     assert winners(tuned_store) == before
 
 
+def test_a_disk_that_fills_up_while_trials_are_kept(tuned_store, monkeypatch, capsys):
+    before, lines = winners(tuned_store), (tuned_store / PART / "trials.jsonl").read_bytes()
+    write = journal.Journal.write
+
+    def full(self, *arguments):
+        full.count += 1
+        if full.count > 5:
+            raise OSError(28, "No space left on device", str(self._path))
+        write(self, *arguments)
+
+    full.count = 0
+    monkeypatch.setattr(journal.Journal, "write", full)
+    assert tuned(tuned_store, "--preset", "normal") == 2
+    assert "trials.jsonl: No space left on device" in capsys.readouterr().err.replace("\n", "")
+    monkeypatch.undo()
+    assert winners(tuned_store) == before
+    assert (tuned_store / PART / "trials.jsonl").read_bytes().startswith(lines)
+    assert len(read_trials(tuned_store / PART / "trials.jsonl")) == 16 + 5
+
+
+def test_a_full_disk_leaves_the_session_of_before(tuned_store, monkeypatch, capsys):
+    file = tuned_store / PART / "session.json"
+    before = file.read_bytes()
+
+    def full(self, text):
+        self.touch()
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr(store.Path, "write_text", full)
+    assert tuned(tuned_store, "--preset", "normal") == 2
+    monkeypatch.undo()
+    assert "No space left" in capsys.readouterr().err
+    assert file.read_bytes() == before
+    assert not list(file.parent.glob(".*.new"))
+
+
+def test_a_tile_that_its_kernel_no_longer_takes_is_no_winner(tuned_store, monkeypatch):
+    """A constraint that was declared after it was measured."""
+    (before,) = winners(tuned_store).values()
+    unfit = type(before).mismatch
+    monkeypatch.setattr(
+        type(before), "mismatch", lambda tile, problem: "declared" if tile == before else unfit(tile, problem)
+    )
+    assert tuned(tuned_store, "--preset", "normal") == 0
+    (after,) = winners(tuned_store).values()
+    assert after != before
+    problem = workloads.find(NAME)[0].problem()
+    rows = tables(read_trials(tuned_store / PART / "trials.jsonl"))
+    assert before in {candidate.tile for candidate in rows[problem.describe()]}
+    kept = upkeep.fitting(rows, {problem.describe(): problem}, KNOWN["sm_90"])
+    assert before not in {candidate.tile for candidate in kept[problem.describe()]}
+
+
 @pytest.mark.parametrize(
     ("arguments", "phrase"),
     [
@@ -65,6 +121,7 @@ def test_a_full_disk_leaves_the_file_of_before(tuned_store, monkeypatch, capsys)
         (["tune", "--model", "json:loads_not", "--budget", "1"], "cannot load 'json:loads_not'"),
         (["tune", "--workload", NAME, "--budget", "1", "--device", "simulated:z80"], "'z80' cannot be simulated"),
         (["tune", "--workload", NAME, "--budget", "1"], "no GPU here"),
+        (["tune", "--workload", NAME, "--budget", "1", "--gpus", "all", "--device", "cuda:1"], "no GPU here"),
         (["resume", "--budget", "1"], "nothing was tuned in"),
         (["report"], "there is no folder"),
         (["verify"], "there is no folder"),
@@ -85,11 +142,39 @@ def test_plan_shows_what_the_funnel_removes(tmp_path, capsys):
     assert run("plan", "--workload", "dilated_d4", "--target", "sm_90", "--funnel", "--json", file) == 0
     (row,) = json.loads(file.read_text())["plans"]
     shown = capsys.readouterr().out
-    assert [funnel["kernel"] for funnel in row["funnel"]] == ["implicit_gemm_boxed", "implicit_gemm"]
-    for funnel in row["funnel"]:
+    funnels = row["funnel"]["kernels"]
+    assert [funnel["kernel"] for funnel in funnels] == ["implicit_gemm_boxed", "implicit_gemm"]
+    assert len(row["funnel"]["ranked"]) == 64
+    for funnel in funnels:
         assert funnel["left"] + sum(funnel["removed"].values()) == funnel["space"]
+        left = funnel["space"]
+        for stage in funnel["stages"]:
+            left -= sum(stage["removed"].values())
+            assert left == stage["left"]
         assert any("shared memory" in reason for reason in funnel["removed"])
         assert f"{funnel['space']} candidates, {funnel['left']} left" in shown
+
+
+def test_the_compilers_figures_filter_what_is_ranked():
+    tile = KERNELS["implicit_gemm"].safe_tile
+    candidates = [Candidate("implicit_gemm", replace(tile, BLOCK_M=m)) for m in (16, 32, 64, 128, 256)]
+    good = Compiled("implicit_gemm", "sm_90", "bfloat16", "", occupancy=0.5, registers=64)
+    made = [good, replace(good, error="boom"), replace(good, spill_bytes=8), replace(good, occupancy=0.3), good]
+    stage, left = filtered(candidates, made)
+    assert left == [candidates[0], candidates[4]]
+    assert (stage.left, list(stage.removed.values())) == (2, [1, 1, 1])
+    # What was not compiled in the time is not left either.
+    assert filtered(candidates, made[:1])[1] == candidates[:1]
+
+
+@pytest.mark.slow
+def test_plan_compiles_what_is_ranked(tmp_path, capsys):
+    file = tmp_path / "plan.json"
+    arguments = ("--target", "sm_90", "--funnel", "--top", 3, "--compile", 60, "--json", file)
+    assert run("plan", "--workload", NAME, *arguments) == 0
+    funnel = json.loads(file.read_text())["plans"][0]["funnel"]
+    assert len(funnel["compiled"]) == 3
+    assert "3 compiled in the time" in capsys.readouterr().out
 
 
 def test_tune_without_a_gpu_lists_what_compiles(tmp_path, capsys):
@@ -160,11 +245,7 @@ def test_tune_takes_a_model(tmp_path):
 def test_a_problem_becomes_a_workload_again(workload):
     for part in workload.parts():
         problem = part.problem()
-        made = workload_of(problem)
-        if made is None:
-            assert (part.kind, part.part) == ("deformable", "input gradient")
-        else:
-            assert made.problem().describe() == problem.describe()
+        assert workload_of(problem).problem().describe() == problem.describe()
 
 
 def test_a_store_waits_for_another_writer_and_says_so(tmp_path, monkeypatch):

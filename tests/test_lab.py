@@ -278,6 +278,14 @@ def test_a_trial_that_the_budget_cuts_short_is_no_failure(process, every):
         process.open(WORKLOAD).judge(struck(every, "hang"), math.inf, 0.3)
 
 
+def test_no_process_is_started_when_the_time_is_up(process, every):
+    bench = process.open(WORKLOAD)
+    process.close()
+    with pytest.raises(OutOfTimeError):
+        bench.rounds([struck(every, "")], 3, 0.0)
+    assert process._process is None
+
+
 def test_errors_come_through_the_pipe(process):
     broken = workloads.Workload("x", "grouped", "conv2d", (1, 4, 8, 8), (4, 3, 3, 3))
     with pytest.raises(RuntimeError, match="expected input"):

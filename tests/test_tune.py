@@ -32,7 +32,7 @@ def home(tmp_path, monkeypatch):
     ops.forget_plans()
 
 
-def run(*selected, seconds=6.0, timer=None, journal=None):
+def run(*selected, seconds=3.0, timer=None, journal=None):
     lines = []
     outcomes = tuning.tune(
         selected, seconds=seconds, lab=DeviceLab(CPU, timer or RehearsalTimer()), folder=configs.user_folder(),

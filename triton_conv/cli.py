@@ -7,13 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.progress import Progress
-from rich.table import Table
-
 from . import __version__, cli_lectures, cli_model, inspection, target
 from .aot import Compiled, compile_all
 from .autotune.commands import add_to as commands_of_the_tuner
-from .autotune.console import ERR, OUT, write_json
+from .autotune.console import ERR, OUT, Progress, Table, write_json
 from .errors import TritonConvError, WorkloadError
 from .kernels import KERNELS
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from rich.progress import Progress
-from rich.table import Table
-
 from . import workloads
-from .autotune.console import ERR, OUT, write_json
+from .autotune.console import ERR, OUT, Progress, Table, write_json
 from .errors import WorkloadError
 from .static_model.rows import PARTS, Prediction, predictions
 

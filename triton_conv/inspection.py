@@ -114,6 +114,6 @@ def complaints(job: Job, row: Compiled) -> list[str]:
         found.append("no 16-byte load of aligned channels")
     if job.kernel == "depthwise_banded" and job.problem.x_run() * job.problem.itemsize >= 16 and not row.vector_loads:
         found.append("no 16-byte load of aligned pixels")
-    if row.shared_bytes > job.tile.shared_bytes(job.problem):
+    if row.shared_bytes > job.tile.shared_bytes(job.problem, job.target):
         found.append(f"takes {row.shared_bytes} bytes of shared memory, more than counted")
     return found

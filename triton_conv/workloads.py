@@ -32,6 +32,7 @@ STEP = "forward and backward"
 
 Call = Callable[[Mapping[str, Any]], torch.Tensor]
 
+_WINDOW = {"padding": 0, "stride": 1, "dilation": 1}
 _SUFFIXES = {FORWARD: "", INPUT_GRADIENT: "-dx", WEIGHT_GRADIENT: "-dw", STEP: "-fb"}
 
 
@@ -40,7 +41,8 @@ class Workload:
     """One call of a public function, by shapes; `arguments` are its keyword arguments besides tensors.
 
     Of a separable convolution `weight` is the depthwise one, and `pointwise` its number of output channels. Offsets
-    are drawn with a standard deviation of `spread` pixels.
+    are drawn with a standard deviation of `spread` pixels. `calls` are how often a step of a model makes the call: what
+    the tuner weights it by.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Workload:
     part: str = FORWARD
     pointwise: int = 0
     spread: float = 2.0
+    calls: int = 1
 
     @property
     def title(self) -> str:
@@ -92,8 +95,11 @@ class Workload:
             tensors["bias"] = draw((channels,))
         if self.offset_groups:
             taps = self.weight[2] * self.weight[3]
-            padding = self.arguments.get("padding", 0)
-            spatial = tuple(s + 2 * padding - k + 1 for s, k in zip(self.input[2:], self.weight[2:], strict=True))
+            padding, stride, dilation = (self.arguments.get(name, i) for name, i in _WINDOW.items())
+            spatial = tuple(
+                (s + 2 * padding - dilation * (k - 1) - 1) // stride + 1
+                for s, k in zip(self.input[2:], self.weight[2:], strict=True)
+            )
             tensors["offset"] = draw((self.input[0], 2 * self.offset_groups * taps, *spatial), self.spread)
             if self.mask:
                 tensors["mask"] = draw((self.input[0], self.offset_groups * taps, *spatial)).sigmoid_()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import signal
@@ -15,18 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .. import configs, dispatch, ops, target
 from ..errors import DeviceError, StoreError, WorkloadError
+from ..problem import Problem
+from ..target import Target
 from ..workloads import Workload
-from . import journal, store, upkeep
-from .console import ERR, say, write_json
-from .funnel import compiled, funnels, ranked
+from . import fleet, store, upkeep, verification
+from .console import ERR, BarColumn, Progress, TextColumn, TimeRemainingColumn, say, write_json
+from .funnel import compiled, filtered, funnels, ranked
+from .lab import Lab
+from .measure import DeviceLostError
 from .race import Race
 from .search import Candidate
 from .selection import OPS, select
-from .tune import tune
 from .worker import WorkerLab
 
 PRESETS = {"rapid": 16, "normal": 96, "exhaustive": math.inf}
@@ -41,6 +44,11 @@ def add_to(commands: Any) -> None:
     _selection(plan, default="all")
     plan.add_argument("--target", choices=target.KNOWN, help="for this target instead of this machine's GPU")
     plan.add_argument("--funnel", action="store_true", help="also show the candidates, and what removes how many")
+    plan.add_argument("--top", type=int, default=64, metavar="N", help="with --funnel: the best ranked (default 64)")
+    plan.add_argument(
+        "--compile", type=float, default=0.0, metavar="SECONDS",
+        help="with --funnel: compile these for so many seconds, and filter by registers, spills and occupancy",
+    )  # fmt: skip
 
     predict = _command(commands, "predict", _predict, "rank the candidates for a device that is not here")
     _selection(predict)
@@ -54,12 +62,14 @@ def add_to(commands: Any) -> None:
     _selection(tuning)
     _budget(tuning)
     tuning.add_argument("--preset", choices=PRESETS, default="exhaustive", help="16, 96 or all candidates a workload")
+    tuning.add_argument("--gpus", metavar="all|N,M", help="every GPU of this machine, or these: a process for each")
     tuning.add_argument("--device", default="cuda", metavar="NAME", help="cuda, cuda:N or simulated:h100[,noise=0.02]")
     tuning.add_argument("--target", choices=target.KNOWN, help="without a GPU: list the candidates that compile for it")
 
     resume = _command(commands, "resume", _resume, "go on where the last tuning of a store stopped")
     _budget(resume)
     upkeep.add_to(commands, _command)
+    verification.add_to(functools.partial(_command, commands))
 
 
 def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
@@ -124,15 +134,33 @@ def _plan(arguments: argparse.Namespace) -> int:
             row: dict[str, Any] = {"workload": workload.title, "kernel": made.kernel.name, "tile": made.tile.asdict()}
             row |= {"source": made.source, "notes": list(made.notes)}
             if arguments.funnel:
-                row["funnel"] = [vars(funnel) for funnel in funnels(made.problem, goal)]
-                for funnel in funnels(made.problem, goal):
-                    say(f"  {funnel.kernel}: {funnel.space} candidates, {funnel.left} left")
-                    for reason, count in funnel.removed.items():
-                        say(f"    -{count:<6} {reason}")
+                row["funnel"] = _funnel(made.problem, goal, arguments.top, arguments.compile)
             say("")
             rows.append(row)
     write_json(arguments.json, {"target": goal.arch, "plans": rows})
     return 0
+
+
+def _funnel(problem: Problem, goal: Target, count: int, seconds: float) -> dict[str, Any]:
+    """Shows what each stage leaves of the candidates: of each form by count, and over all of them by compilation."""
+    found = funnels(problem, goal)
+    for funnel in found:
+        say(f"  {funnel.kernel}: {funnel.space} candidates, {funnel.left} left")
+        for stage in funnel.stages:
+            say(f"    {stage.name}: {stage.left} left")
+            for reason, removed in stage.removed.items():
+                say(f"      -{removed:<6} {reason}")
+    candidates = ranked(problem, goal, count)
+    say(f"  ranked by count of work: the first {len(candidates)} would be compiled and tried")
+    shown: dict[str, Any] = {"kernels": [funnel.asdict() for funnel in found], "ranked": list(map(str, candidates))}
+    if seconds:
+        made = list(compiled(problem, goal, candidates, seconds))
+        stage, left = filtered(candidates, made)
+        say(f"  {stage.name}: {len(made)} compiled in the time, {stage.left} left")
+        for reason, removed in stage.removed.items():
+            say(f"      -{removed:<6} {reason}")
+        shown |= {"compiled": [row.asdict() for row in made], "stage": vars(stage), "left": list(map(str, left))}
+    return shown
 
 
 def _predict(arguments: argparse.Namespace) -> int:
@@ -174,32 +202,41 @@ def _tune(arguments: argparse.Namespace) -> int:
             "device: no GPU here. --target sm_90 lists the candidates that compile for one, and --device "
             "simulated:h100 goes through the motions"
         )
-    lab = WorkerLab(arguments.device)
+    start = time.monotonic()
+    names = fleet.devices(arguments.device, arguments.gpus)
+    labs: list[Lab] = [WorkerLab(name) for name in names]
     try:
-        with _store_of(arguments) as folder, store.tuning(folder, lab.target) as device:
+        fleet.same_target(labs, names)
+        with _store_of(arguments) as folder, store.tuning(folder, labs[0].target) as device:
             session = {name: getattr(arguments, name) for name in _SESSION_ARGUMENTS}
-            (device / _SESSION).write_text(json.dumps(session) + "\n")
-            return _run(arguments, selected, lab, folder, device)
+            store.write_text(device / _SESSION, json.dumps(session) + "\n")
+            return _run(arguments, selected, labs, folder, device, start)
+    except DeviceLostError as error:
+        raise DeviceError(f"device: {error}; its trials are kept, `triton-conv resume` goes on") from error
     finally:
-        lab.close()
+        for lab in labs:
+            lab.close()
 
 
 # Candidates of a workload that are listed where none can be measured.
 _LISTED = 16
-_SESSION_ARGUMENTS = ("workload", "model", "op", "gradients", "preset", "device", "default_workload")
+_SESSION_ARGUMENTS = ("workload", "model", "op", "gradients", "preset", "device", "gpus", "default_workload")
 
 
-def _run(arguments: argparse.Namespace, selected: list[Workload], lab: WorkerLab, folder: Path, device: Path) -> int:
-    start = time.monotonic()
+def _run(
+    arguments: argparse.Namespace, selected: list[Workload], labs: list[Lab], folder: Path, device: Path, start: float
+) -> int:
     with _interruptible() as interrupted, _shown(arguments.budget, len(selected)) as watch:
-        outcomes = tune(
-            selected, seconds=arguments.budget, lab=lab, folder=folder, journal=device / journal.NAME,
-            most_trials=PRESETS[arguments.preset], report=say, watch=watch, stopped=lambda: bool(interrupted),
+        # By the device's own clock, which of a simulated one need not be ours, since starting it counts too.
+        seconds = max(0.1, arguments.budget - (time.monotonic() - start))
+        outcomes = fleet.tune_all(
+            selected, labs, seconds=seconds, folder=folder, device=device, most_trials=PRESETS[arguments.preset],
+            report=say, watch=watch, stopped=lambda: bool(interrupted),
         )  # fmt: skip
     say(f"winners and trials are in {device}")
     rows = [vars(outcome) | {"gain": outcome.gain} for outcome in outcomes]
     seconds = time.monotonic() - start
-    write_json(arguments.json, {"seconds": seconds, "device": lab.target.config_folder, "outcomes": rows})
+    write_json(arguments.json, {"seconds": seconds, "device": labs[0].target.config_folder, "outcomes": rows})
     if interrupted:
         say("interrupted; `triton-conv resume` with the same --store goes on")
         return 130
@@ -212,7 +249,7 @@ def _resume(arguments: argparse.Namespace) -> int:
     if not sessions:
         raise StoreError(f"store: nothing was tuned in {folder} yet")
     try:
-        session = json.loads(sessions[-1].read_text())
+        session = {"gpus": None} | json.loads(sessions[-1].read_text())
         known = {name: session[name] for name in _SESSION_ARGUMENTS}
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"store: {sessions[-1]} is not readable ({error})") from error

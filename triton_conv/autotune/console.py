@@ -8,7 +8,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+try:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Table
+except ImportError:  # installed from setup.cfg it is there; run from a checkout on a GPU machine it may not be
+    from .plain import (  # type: ignore[assignment]
+        BarColumn,
+        Console,
+        Progress,
+        Table,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+__all__ = ["ERR", "OUT", "BarColumn", "Progress", "Table", "TextColumn", "TimeRemainingColumn", "say", "write_json"]
 
 # A file or a pipe has no width to fit in.
 OUT = Console(width=None if sys.stdout.isatty() else 160)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..configs import kernel_hash
@@ -13,21 +13,23 @@ from ..target import Target
 from .lab import Trial
 from .replay import candidate_of, trial_of
 from .search import Candidate
+from .store import write_text
 
-NAME = "trials.jsonl"
+NAME, PARTS = "trials.jsonl", "trials-*.jsonl"
 
 
 class Journal:
-    """The trials of one device; `path` None keeps none."""
+    """The trials of one device; `path` None keeps none. Those in the files `known` are known too."""
 
-    def __init__(self, path: Path | None, target: Target) -> None:
+    def __init__(self, path: Path | None, target: Target, known: Sequence[Path] = ()) -> None:
         self._path, self._device = path, target.config_folder
+        self._known = [file for file in (*known, path) if file is not None]
         self._rows: list[dict[str, object]] | None = None
 
     def known(self, problem: Problem) -> Iterator[tuple[Candidate, Trial]]:
         """Earlier trials of a problem, by the kernels' code of today on this device."""
         if self._rows is None:
-            self._rows = list(self._read())
+            self._rows = [row for path in self._known for row in _read(path)]
         for row in self._rows:
             if row["problem"] != problem.describe() or row.get("device", self._device) != self._device:
                 continue
@@ -35,17 +37,6 @@ class Journal:
                 continue
             if (candidate := candidate_of(row)) is not None:
                 yield candidate, trial_of(row)
-
-    def _read(self) -> Iterator[dict[str, object]]:
-        if self._path is None or not self._path.is_file():
-            return
-        for line in self._path.read_text(errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # a line that a process was killed over
-                continue
-            if isinstance(row, dict) and {"problem", "kernel", "kernel_hash", "tile"} <= set(row):
-                yield row
 
     def write(self, workload: str, problem: Problem, candidate: Candidate, trial: Trial) -> None:
         """Appends one trial, in one write: of a process that is killed at most this line is lost."""
@@ -75,3 +66,25 @@ class Journal:
         with self._path.open("rb") as file:
             file.seek(-1, 2)
             return file.read(1) != b"\n"
+
+
+def _read(path: Path) -> Iterator[dict[str, object]]:
+    if not path.is_file():
+        return
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # a line that a process was killed over
+            continue
+        if isinstance(row, dict) and {"problem", "kernel", "kernel_hash", "tile"} <= set(row):
+            yield row
+
+
+def append(source: Path, goal: Path) -> int:
+    """Adds the trials of a journal that another one lacks, all or none of them; how many they were."""
+    goal.parent.mkdir(parents=True, exist_ok=True)
+    known = goal.read_text(errors="replace").splitlines() if goal.is_file() else []
+    before = set(known)
+    lines = [line for line in dict.fromkeys(map(json.dumps, _read(source))) if line not in before]
+    write_text(goal, "".join(line + "\n" for line in (*known, *lines)))
+    return len(lines)

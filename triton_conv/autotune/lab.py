@@ -66,8 +66,11 @@ class Bench(Protocol):
         """
         ...
 
-    def rounds(self, candidates: Sequence[Candidate], count: int) -> dict[Candidate, Timing]:
-        """Interleaved rounds: drift of the clocks meets all candidates alike."""
+    def rounds(self, candidates: Sequence[Candidate], count: int, seconds: float = math.inf) -> dict[Candidate, Timing]:
+        """Interleaved rounds: drift of the clocks meets all candidates alike.
+
+        Raises `OutOfTimeError` where `seconds` were not enough to set the problem up anew.
+        """
         ...
 
 
@@ -83,11 +86,14 @@ class Lab(Protocol):
         """Seconds, by the clock that the budget is counted in."""
         ...
 
-    def open(self, workload: Workload) -> Bench:
+    restart_seconds: float
+    """What a candidate that must be killed costs besides its own time."""
+
+    def open(self, workload: Workload, seconds: float = math.inf) -> Bench:
         """Sets up a workload.
 
-        Raises `RuntimeError`, `MemoryError` or `ValueError` if that is impossible here, and `DeviceLostError` if the
-        device no longer answers.
+        Raises `RuntimeError`, `MemoryError` or `ValueError` if that is impossible here, `DeviceLostError` if the device
+        no longer answers, and `OutOfTimeError` where it can be cut off and `seconds` were not enough.
         """
         ...
 
@@ -143,10 +149,10 @@ class DeviceBench:
             return Trial(failure="out of resources")
         except triton.compiler.errors.CompilationError:
             return Trial(failure="compilation error")
-        except RuntimeError as error:
+        except Exception as error:  # Triton and its assembler raise kinds of their own; the next candidate must run
             return Trial(failure=f"failed: {first_line(error)[:60]}", lost=not usable(self._device))
 
-    def rounds(self, candidates: Sequence[Candidate], count: int) -> dict[Candidate, Timing]:
+    def rounds(self, candidates: Sequence[Candidate], count: int, seconds: float = math.inf) -> dict[Candidate, Timing]:
         calls = {str(candidate): self._bind(candidate) for candidate in dict.fromkeys(candidates)}
         timings = self._timer.rounds(calls, count)
         return {candidate: timings[str(candidate)] for candidate in candidates}
@@ -159,6 +165,8 @@ class DeviceBench:
 class DeviceLab:
     """The GPU at hand, or Triton's interpreter."""
 
+    restart_seconds = 0.0
+
     def __init__(self, device: torch.device, timer: Timer) -> None:
         self._device, self._timer = device, timer
         self.compiles = device.type != "cpu"
@@ -170,7 +178,7 @@ class DeviceLab:
     def now(self) -> float:
         return time.monotonic()
 
-    def open(self, workload: Workload) -> DeviceBench:
+    def open(self, workload: Workload, seconds: float = math.inf) -> DeviceBench:
         try:
             return DeviceBench(workload, self._device, self._timer)
         except TritonConvError:

@@ -15,12 +15,14 @@ from ..errors import ConfigError
 from ..portfolio import Place, place
 from ..workloads import Workload
 from .journal import Journal
-from .lab import Bench, Lab, Trial, first_line
+from .lab import Bench, Lab, OutOfTimeError, Trial, first_line
 from .measure import DeviceLostError, Timing
-from .search import Candidate, Search
+from .search import ROUND, Candidate, Search
 from .store import store_entry
 
 FINAL_ROUNDS, FINALISTS, _LEAST_GAIN = 15, 3, 0.01
+# What a trial costs, about: compiling and comparing, and the runs of its own.
+_TRIAL_SECONDS, _TRIAL_RUNS = 0.1, 8
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,10 @@ class Outcome:
 class Race:
     """The trials of one workload, its final, and its winner."""
 
-    def __init__(self, workload: Workload, lab: Lab, folder: Path, journal: Journal, most_trials: float) -> None:
+    def __init__(
+        self, workload: Workload, lab: Lab, folder: Path, journal: Journal, most_trials: float, per_round: int = ROUND
+    ) -> None:
+        self._per_round = per_round
         self.workload, self._lab = workload, lab
         self._folder, self._journal, self._most_trials = folder, journal, most_trials
         self._bench: Bench | None = None
@@ -57,10 +62,13 @@ class Race:
         self._trials = 0
         self.pending = 0
 
-    def start(self) -> bool:
-        """Sets up operands and reference; False, with a reason for the outcome, if the device cannot hold them."""
+    def start(self, seconds: float = math.inf) -> bool:
+        """Sets up operands and reference; False, with a reason for the outcome, if the device cannot hold them.
+
+        Raises `OutOfTimeError` if `seconds` were not enough.
+        """
         try:
-            self._bench = self._lab.open(self.workload)
+            self._bench = self._lab.open(self.workload, seconds)
         except DeviceLostError:
             raise
         except (RuntimeError, MemoryError, ValueError) as error:
@@ -68,8 +76,11 @@ class Race:
             return False
         problem, target = self._bench.problem, self._lab.target
         seeds = [Candidate(k.name, tile) for k in forms(problem, target)[0] for tile in portfolio_tiles(k.name, target)]
-        self._search = Search(problem, target, self._bench.spaces(), seeds)
+        self._search = Search(problem, target, self._bench.spaces(), seeds, self._per_round)
         for candidate, trial in self._journal.known(problem):
+            if candidate.tile.unfit(problem, target):
+                # Measured before the kernel declared what rules it out.
+                continue
             self._trials += 1
             if trial.failure:
                 self._failures[trial.failure] += 1
@@ -113,6 +124,14 @@ class Race:
         return (FINALISTS + 1) * (FINAL_ROUNDS + 3) * (1e-6 * best + 1e-3) if best else 0.0
 
     @property
+    def promise(self) -> float:
+        """What a second of trials may gain, in microseconds of the model's step: weight x expected gain / cost."""
+        if self._search is None or not self._search.times:
+            return 0.0
+        gain = max(0.0, self.best_us - self._search.hope)
+        return self.workload.calls * gain / (_TRIAL_SECONDS + _TRIAL_RUNS * 1e-6 * self.best_us)
+
+    @property
     def best_us(self) -> float:
         return min(self._search.times.values(), default=math.inf) if self._search else math.inf
 
@@ -144,7 +163,7 @@ class Race:
         if trial.lost:
             raise DeviceLostError(f"{candidate} of {self.workload.title}: {trial.failure}")
 
-    def finish(self) -> Outcome | None:
+    def finish(self, seconds: float = math.inf) -> Outcome | None:
         """The final between the default and the fastest, and the outcome; None if there was no time for a trial."""
         if self._error:
             return Outcome(self.workload.title, "", error=self._error)
@@ -160,7 +179,9 @@ class Race:
         # The favourite last: in a rehearsal, whose times only get shorter, it wins as it would on a device.
         finalists = sorted({default, *fastest}, key=lambda candidate: -times[candidate])
         try:
-            final = self._bench.rounds(finalists, FINAL_ROUNDS)
+            final = self._bench.rounds(finalists, FINAL_ROUNDS, seconds)
+        except OutOfTimeError:
+            return replace(shown, error="no time was left for its final; its trials are kept for `triton-conv resume`")
         except DeviceLostError as error:
             return replace(shown, error=f"lost in the final: {error}")
         best = min(final, key=lambda candidate: final[candidate].median)

@@ -85,6 +85,7 @@ class ReplayLab:
     """Answers with what was recorded, by a clock that counts trials."""
 
     compiles = False
+    restart_seconds = 0.0
 
     def __init__(self, recorded: Mapping[str, Table], target: Target) -> None:
         self._tables, self._target = recorded, replace(target, vendor="replay")
@@ -97,7 +98,7 @@ class ReplayLab:
     def now(self) -> float:
         return self._spent
 
-    def open(self, workload: Workload) -> ReplayBench:
+    def open(self, workload: Workload, seconds: float = math.inf) -> ReplayBench:
         problem = workload.problem()
         if problem.describe() not in self._tables:
             raise WorkloadError(f"workload: {workload.title} is not in the record")
@@ -137,5 +138,5 @@ class ReplayBench:
         self._lab.spend()
         return self._table[candidate]
 
-    def rounds(self, candidates: Sequence[Candidate], count: int) -> dict[Candidate, Timing]:
+    def rounds(self, candidates: Sequence[Candidate], count: int, seconds: float = math.inf) -> dict[Candidate, Timing]:
         return {c: Timing((self._table[c].time_us,) * count, measured=False) for c in candidates}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ..errors import WorkloadError
 from ..problem import DeformInputGradientProblem, DeformProblem, Problem, WeightGradientProblem
 from ..recording import record
 from ..target import KNOWN
-from ..workloads import FORWARD, WEIGHT_GRADIENT, Workload, find
+from ..workloads import FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, Workload, find
 
 OPS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "deform_conv2d")
 
@@ -62,14 +63,15 @@ def of_model(step: Callable[[], Any]) -> list[Workload]:
         floor = KNOWN["sm_90"].floor_seconds(problem.geometry.flops, problem.least_bytes, dtype, problem.precision)
         return calls[description] * floor
 
-    found = [workload_of(counts[description]) for description in sorted(counts, key=cost, reverse=True)]
-    return [workload for workload in found if workload is not None]
+    found = []
+    for description in sorted(counts, key=cost, reverse=True):
+        if (workload := workload_of(counts[description])) is not None:
+            found.append(replace(workload, calls=calls[description]))
+    return found
 
 
 def workload_of(problem: Problem) -> Workload | None:
     """A workload with this very problem; None for the few that no public call has, or that cannot be tuned."""
-    if isinstance(problem, DeformInputGradientProblem):
-        return None
     g = problem.geometry
     first = 3 - g.rank
     arguments: dict[str, Any] = {
@@ -86,10 +88,12 @@ def workload_of(problem: Problem) -> Workload | None:
     if isinstance(problem, DeformProblem):
         function = f"deform_conv{g.rank}d"
         offsets = {"offset_groups": problem.offset_groups, "mask": problem.has_mask}
-        arguments = {"padding": g.padding[2][0]}
+        arguments = {"padding": g.padding[2][0], "stride": g.stride[2], "dilation": g.dilation[2]}
     elif problem.activation != "none":
         arguments["activation"] = problem.activation
     part = WEIGHT_GRADIENT if isinstance(problem, WeightGradientProblem) else FORWARD
+    if isinstance(problem, DeformInputGradientProblem):
+        part = INPUT_GRADIENT
     workload = Workload(
         name=problem.describe().replace(" ", "_").replace("/", "_"),
         kind=_kind(problem),

@@ -46,6 +46,7 @@ class Simulation:
 
     `noise` is the relative spread of a run, `drift` the relative slowing down over an hour of the device's time,
     `pace` the seconds really waited for each simulated one, `faults` the share of candidates that each fault befalls.
+    `count` is how many such devices `--gpus all` finds; this is number `index` of them, whose noise is its own.
     """
 
     board: str = "h100"
@@ -53,6 +54,8 @@ class Simulation:
     noise: float = 0.01
     drift: float = 0.0
     pace: float = 0.0
+    count: int = 1
+    index: int = 0
     faults: dict[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -69,7 +72,9 @@ class Simulation:
             if name not in (*known, *FAULTS):
                 raise DeviceError(f"device: {name!r} is no setting of a simulated device; choose of {known}, {FAULTS}")
             try:
-                (faults if name in FAULTS else values)[name] = int(value) if name == "seed" else float(value)
+                (faults if name in FAULTS else values)[name] = (
+                    int(value) if name in ("seed", "count", "index") else float(value)
+                )
             except ValueError:
                 raise DeviceError(f"device: {name}: expected a number, got {value!r}") from None
         return cls(board, faults=faults, **values)  # type: ignore[arg-type]
@@ -98,12 +103,14 @@ class SimulatedLab:
     """A simulated device, with a clock of its own unless `pace` ties it to the real one."""
 
     compiles = False
+    restart_seconds = 0.0
 
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation
         self.spent = 0.0
         """Seconds of the device's time since it was made."""
         self._runs = 0
+        self._own = (simulation.index,) if simulation.index else ()
 
     @property
     def target(self) -> Target:
@@ -120,12 +127,12 @@ class SimulatedLab:
     def sample(self, time_us: float) -> float:
         """One run of so many microseconds, with noise and drift; the next run has other noise."""
         self._runs += 1
-        noise = abs(self.simulation.noise * _normal(self.simulation.seed, "run", self._runs))
+        noise = abs(self.simulation.noise * _normal(self.simulation.seed, "run", self._runs, *self._own))
         drift = self.simulation.drift * self.spent / 3600
         self.wait(1e-6 * time_us)
         return time_us * (1 + noise + drift)
 
-    def open(self, workload: Workload) -> SimulatedBench:
+    def open(self, workload: Workload, seconds: float = math.inf) -> SimulatedBench:
         self.wait(_SET_UP)
         return SimulatedBench(self, workload.problem())
 
@@ -168,7 +175,7 @@ class SimulatedBench:
         found = screen(lambda: lab.sample(time_us), lambda count: self._timing(time_us, count), best_us)
         return Trial(found, 1e-3)
 
-    def rounds(self, candidates: Sequence[Candidate], count: int) -> dict[Candidate, Timing]:
+    def rounds(self, candidates: Sequence[Candidate], count: int, seconds: float = math.inf) -> dict[Candidate, Timing]:
         times = {c: self._lab.simulation.true_time(self._problem, c) for c in candidates}
         samples: dict[Candidate, list[float]] = {candidate: [] for candidate in candidates}
         for _ in range(count):
@@ -197,7 +204,7 @@ def _model(problem: Problem, candidate: Candidate, target: Target, seed: int) ->
     floor = 1e6 * target.floor_seconds(g.flops, problem.least_bytes, dtype, problem.precision)
     threads = tile.num_warps * target.warp_size
     programs = max(kernel.grid(problem, tile), 1)
-    by_memory = target.shared_bytes // max(tile.shared_bytes(problem), 1)
+    by_memory = target.shared_bytes // max(tile.shared_bytes(problem, target), 1)
     values = tile.accumulator_values() * problem.accumulator_bytes // 4
     # 32 registers a thread for addresses.
     by_registers = target.registers // (values + 32 * threads)

@@ -143,7 +143,7 @@ def candidates(kernel: str, problem: Problem, target: Target) -> list[Tile]:
     for values in itertools.product(*space.values()):
         tile = KERNELS[kernel].tile_type(**dict(zip(space, values, strict=True)))
         if tile not in tiles and worthwhile(tile, problem) and tile.unfit(problem, target) is None:
-            tiles[tile] = _distance(tile, default)
+            tiles[tile] = distance(tile, default)
     # Ties in the order of the values: the same list everywhere.
     return sorted(tiles, key=lambda tile: (tiles[tile], tuple(tile.asdict().values())))
 
@@ -178,7 +178,8 @@ def worthwhile(tile: Tile, problem: Problem) -> bool:
     return all(int(str(sizes[name])) < 2 * width for name, width in widths.items() if name in sizes)
 
 
-def _distance(tile: Tile, other: Tile) -> float:
+def distance(tile: Tile, other: Tile) -> float:
+    """Doublings between two tiles of a kernel; a stage or a flag counts as one."""
     total = 0.0
     for (name, a), b in zip(tile.asdict().items(), other.asdict().values(), strict=True):
         total += abs(a - b) if name == "num_stages" or isinstance(a, bool) else abs(math.log2(a) - math.log2(b))

@@ -73,6 +73,17 @@ def merge_file(folder: Path, new: ConfigFile) -> int:
     return len(taken)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file whole or not at all: a full disk leaves the one of before."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     lock = FileLock(path)

@@ -17,7 +17,7 @@ from ..kernels import Tile
 # Doublings over which tiles resemble each other; the spread of the logarithm of the time that is not explained by the
 # count of work; its noise; and how many standard deviations a tile may be better than expected. Chosen on simulated
 # tables, where half or twice as much of each changes the regret after 32 trials by less than a half.
-_LENGTH, _SPREAD, _NOISE, _HOPE = 3.0, 0.3, 0.03, 0.5
+_LENGTH, _SPREAD, _NOISE, _HOPE = 2.0, 0.3, 0.03, 0.5
 
 Vector = NDArray[np.float64]
 

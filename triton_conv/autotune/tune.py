@@ -22,13 +22,17 @@ from ..workloads import Workload
 from .journal import Journal
 from .lab import Lab, OutOfTimeError
 from .race import Outcome, Race
-from .search import Candidate
+from .search import ROUND, Candidate
 
 Report = Callable[[str], None]
 Watch = Callable[[Race, Candidate], None]
 
 # Cores left to this process while the others compile.
 _OWN_CORES = 2
+# No tile worth having takes as long as this to compile; one that does holds up a core.
+_SECONDS_PER_COMPILE = 20.0
+# Share of the budget that is kept at most for starting a process once more before the finals.
+_MOST_RESERVED = 0.25
 # Seconds between two looks at whether the user has had enough.
 _SLICE = 0.25
 
@@ -40,6 +44,8 @@ def tune(
     lab: Lab,
     folder: Path,
     journal: Path | None = None,
+    known: Sequence[Path] = (),
+    compilers: int | None = None,
     most_trials: float = math.inf,
     report: Report = print,
     watch: Watch = lambda race, candidate: None,
@@ -47,13 +53,17 @@ def tune(
 ) -> list[Outcome]:
     """Tunes each workload, all within `seconds`; winners are written to `folder` at the end.
 
-    On a GPU every core compiles, round by round, while this process tries what is ready. Each trial is a line of the
-    file `journal`. `watch` is called after each trial; the search ends early when `stopped` says so.
+    On a GPU every core compiles, or `compilers` of them, round by round, while this process tries what is ready. Each
+    trial is a line of the file `journal`; those in the files `known` are not repeated either. `watch` is called after
+    each trial; the search ends early when `stopped` says so.
     """
     stop = lab.now() + seconds
-    trials = Journal(journal, lab.target)
-    races = [Race(workload, lab, folder, trials, most_trials) for workload in workloads]
-    pool = Pool(max(1, len(os.sched_getaffinity(0)) - _OWN_CORES)) if lab.compiles else _NoPool()
+    trials = Journal(journal, lab.target, known)
+    cores = compilers or max(1, len(os.sched_getaffinity(0)) - _OWN_CORES)
+    # No core that could compile waits for the trials of a round.
+    per_round = max(ROUND, -(-cores // max(len(workloads), 1))) if lab.compiles else ROUND
+    races = [Race(workload, lab, folder, trials, most_trials, per_round) for workload in workloads]
+    pool = Pool(cores, _SECONDS_PER_COMPILE) if lab.compiles else _NoPool()
     spent = dict.fromkeys(("setting up", "trying", "waiting for the compiler"), 0.0)
     try:
         _run(races, lab, stop, pool, spent, watch, stopped)
@@ -62,7 +72,7 @@ def tune(
     report("; ".join(f"{seconds:.0f} s {what}" for what, seconds in spent.items()))
     outcomes = []
     for race in races:
-        if (outcome := race.finish()) is not None:
+        if (outcome := race.finish(max(0.0, stop - lab.now()))) is not None:
             outcomes.append(outcome)
             report(describe(outcome))
     if left := len(races) - len(outcomes):
@@ -80,21 +90,27 @@ def _run(
     watch: Watch,
     stopped: Callable[[], bool],
 ) -> None:
-    """Rounds of all races, the first of each before the second of any, until nothing is left or the time is up."""
+    """Rounds of all races, the first of each before the second of any and then the most promising, until nothing is
+    left or the time is up.
+    """
     rounds = [0] * len(races)
+    reserve = min(lab.restart_seconds, _MOST_RESERVED * (stop - lab.now()))
 
     def deal(index: int) -> None:
         leaders = [race.leader for race in races if race is not races[index]]
-        for position, candidate in enumerate(races[index].round([leader for leader in leaders if leader])):
-            # The first of every race before the second of any.
-            pool.submit((index, candidate), races[index].job(candidate), (rounds[index], position, index))
+        found = races[index].round([leader for leader in leaders if leader])
+        # The first of every race before the second of any; then where a second gains most.
+        turn = (0, 0) if rounds[index] == 0 else (1, -round(1e3 * races[index].promise))
+        for position, candidate in enumerate(found):
+            pool.submit((index, candidate), races[index].job(candidate), (*turn, rounds[index], position, index))
         rounds[index] += 1
 
     # A race starts with a launch of the planned tile, which need not wait for the compiler then.
     for index, race in enumerate(races):
-        pool.submit((index, None), race.planned_job(), (-1, 0, index))
+        pool.submit((index, None), race.planned_job(), (-1, 0, 0, 0, index))
     while pool.waiting and not stopped():
-        left = stop - sum(race.final_seconds for race in races) - lab.now()
+        # A candidate that hangs until the time is up takes its process along, and the finals need one.
+        left = stop - sum(race.final_seconds for race in races) - reserve - lab.now()
         if left < 0:
             return
         start = began = lab.now()
@@ -105,14 +121,15 @@ def _run(
         finally:
             spent["waiting for the compiler"] += lab.now() - start
         race, start = races[index], lab.now()
-        if candidate is None:
-            if race.start():
-                deal(index)
-        else:
-            try:
+        try:
+            if candidate is None:
+                if race.start(left - (lab.now() - began)):
+                    deal(index)
+            else:
                 race.trial(candidate, compiled.error, left - (lab.now() - began))
-            except OutOfTimeError:
-                return
+        except OutOfTimeError:
+            return
+        if candidate is not None:
             watch(race, candidate)
             if race.pending == 0:
                 deal(index)

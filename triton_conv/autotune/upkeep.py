@@ -1,14 +1,12 @@
-"""The commands for what was stored: report, verify, merge, promote."""
+"""The commands for what was stored: report, merge, promote; `verification` has verify."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-from rich.table import Table as Grid
 
 from .. import comparisons, configs
 from ..configs import ConfigFile
@@ -20,6 +18,7 @@ from ..target import KNOWN, Target
 from ..workloads import FLAGSHIPS
 from . import journal, store
 from .console import OUT, say, write_json
+from .console import Table as Grid
 from .lab import Trial
 from .portfolio import build, won
 from .replay import Table, read_trials, tables
@@ -32,7 +31,6 @@ _NOT_SHIPPED = ("simulated", "replay", "interpreter")
 def add_to(commands: Any, command: Any) -> None:
     """Adds the commands to the parser's."""
     command(commands, "report", _report, "show what tuning gained, losses too")
-    command(commands, "verify", _verify, "check every file of a store: schema, kernel code, device, tiles")
     merge = command(commands, "merge", _merge, "put the winners and trials of other stores into one")
     merge.add_argument("source", nargs="+", type=Path, metavar="DIR", help="stores to take from")
     promote = command(commands, "promote", _promote, "copy a store's winners to where they ship, with portfolios")
@@ -40,7 +38,8 @@ def add_to(commands: Any, command: Any) -> None:
     promote.add_argument("--trials", type=Path, action="append", default=[], metavar="FILE", help="further journals")
 
 
-def _store(arguments: argparse.Namespace) -> Path:
+def folder_of(arguments: argparse.Namespace) -> Path:
+    """The store that a command works on; raises `StoreError` if there is none."""
     folder: Path = arguments.store or configs.user_folder()
     if not folder.is_dir():
         raise StoreError(f"store: there is no folder {folder}")
@@ -84,7 +83,7 @@ def _good(folder: Path) -> list[ConfigFile]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------------ report, verify
+# ------------------------------------------------------------------------------------------------------ report
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -94,7 +93,7 @@ def _report(arguments: argparse.Namespace) -> int:
     for column in ("us", "interval", "default", "gain", "trials"):
         grid.add_column(column, justify="right", no_wrap=True)
     rows: list[dict[str, Any]] = []
-    for file in _good(_store(arguments)):
+    for file in _good(folder_of(arguments)):
         for key, entry in sorted(file.entries.items()):
             low, high = entry.interval_us
             gains = [entry.default_time_us / time for time in (high, entry.time_us, low)]
@@ -114,58 +113,27 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _verify(arguments: argparse.Namespace) -> int:
-    complaints, count = [], 0
-    for path, file in files(_store(arguments)):
-        count += 1
-        if isinstance(file, ConfigError):
-            complaints.append(str(file))
-            continue
-        for key, entry in file.entries.items():
-            low, high = entry.interval_us
-            if not 0 < low <= entry.time_us <= high:
-                complaints.append(f"{path}: {key}: {entry.time_us:g} us lies outside its interval [{low:g}, {high:g}]")
-            if not entry.relative_error < 0.1:
-                complaints.append(f"{path}: {key}: relative error {entry.relative_error:g}")
-    for line in complaints:
-        say(line)
-    say(f"{count} files, {len(complaints)} complaints")
-    write_json(arguments.json, {"files": count, "complaints": complaints})
-    return 1 if complaints or not count else 0
-
-
 # ------------------------------------------------------------------------------------------------------ merge, promote
 
 
 def _merge(arguments: argparse.Namespace) -> int:
     folder = arguments.store or configs.user_folder()
-    sources = [(source, _good(_store(argparse.Namespace(store=source)))) for source in arguments.source]
+    sources = [(source, _good(folder_of(argparse.Namespace(store=source)))) for source in arguments.source]
     taken = trials = 0
     for source, found in sources:
         for file in found:
             with store.tuning(folder, file.target):
                 taken += store.merge_file(folder, file)
         for path in sorted(source.glob(f"*/*/{journal.NAME}")):
-            trials += _append(path, folder / path.relative_to(source))
+            read_trials(path)
+            trials += journal.append(path, folder / path.relative_to(source))
     say(f"{taken} winners and {trials} trials merged into {folder}")
     write_json(arguments.json, {"winners": taken, "trials": trials})
     return 0
 
 
-def _append(source: Path, goal: Path) -> int:
-    """Adds the lines of a journal that another one lacks; how many they were."""
-    read_trials(source)
-    goal.parent.mkdir(parents=True, exist_ok=True)
-    known = goal.read_text().splitlines() if goal.is_file() else []
-    lines = [line for line in dict.fromkeys(source.read_text().splitlines()) if line not in set(known)]
-    temporary = goal.with_suffix(".new")
-    temporary.write_text("".join(line + "\n" for line in (*known, *lines)))
-    temporary.replace(goal)
-    return len(lines)
-
-
 def _promote(arguments: argparse.Namespace) -> int:
-    folder, goal = _store(arguments), arguments.into or configs.shipped_folder()
+    folder, goal = folder_of(arguments), arguments.into or configs.shipped_folder()
     found = _good(folder)
     for file in found:
         if file.target.vendor in _NOT_SHIPPED:
@@ -193,7 +161,7 @@ def add_portfolios(folder: Path, target: Target, recorded: dict[str, Table]) -> 
     report: dict[str, Any] = {}
     every = [file for _, file in files(folder) if isinstance(file, ConfigFile)]
     mine = {file.kernel: file for file in every if file.target.config_folder == target.config_folder}
-    for kernel, costs in won(corrected(recorded, mine)).items():
+    for kernel, costs in won(fitting(corrected(recorded, mine), problems, target)).items():
         defaults = {key: default_tile(kernel, problems[key], target) for key in costs if key in problems}
         made = build(costs, defaults)
         report[kernel] = dict(made.regret) | {"radius": made.radius} if made else "the analytic default answers"
@@ -201,6 +169,14 @@ def add_portfolios(folder: Path, target: Target, recorded: dict[str, Table]) -> 
             mine[kernel].portfolio = made
             mine[kernel].write(folder)
     return report
+
+
+def fitting(recorded: Mapping[str, Table], problems: Mapping[str, Problem], target: Target) -> dict[str, Table]:
+    """The trials of tiles that their kernels still take."""
+    return {
+        key: {c: trial for c, trial in table.items() if key not in problems or not c.tile.unfit(problems[key], target)}
+        for key, table in recorded.items()
+    }
 
 
 def known_problems() -> dict[str, Problem]:

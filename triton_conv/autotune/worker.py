@@ -20,18 +20,21 @@ from typing import Any
 
 import torch
 
-from ..errors import DeviceError
+from ..errors import DeviceError, TritonConvError
 from ..kernels import Tile
 from ..problem import Problem
 from ..target import Target
 from ..workloads import Workload
-from .lab import Bench, DeviceLab, Lab, OutOfTimeError, Trial
+from .lab import Bench, DeviceLab, Lab, OutOfTimeError, Trial, first_line
 from .measure import CudaTimer, DeviceLostError, RehearsalTimer, Timing
 from .search import Candidate
 from .simulated import SimulatedLab, Simulation
 
 # Seconds for one trial, and for setting up operands and reference (and torch, in a new process).
 SECONDS_PER_TRIAL, _SECONDS_TO_OPEN = 20.0, 120.0
+# A driver that ends a kernel which hangs may refuse the next process for a while: seconds before each further attempt.
+# One that does not give a dead process back is not waited for longer than this either.
+_PATIENCE, _SECONDS_TO_DIE = (1.0, 3.0), 10.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -43,6 +46,9 @@ def open_lab(device: str) -> Lab:
         known = torch.device(device)
     except RuntimeError:
         raise DeviceError(f"device: {device!r} is not known; name cuda, cuda:N or simulated:BOARD") from None
+    if known.type == "cuda" and known.index is not None:
+        # Triton launches on the current device, and events and streams are that one's.
+        torch.cuda.set_device(known)
     return DeviceLab(known, CudaTimer(known) if known.type == "cuda" else RehearsalTimer())
 
 
@@ -54,21 +60,25 @@ class WorkerLab:
         self.compiles = device.split(":")[0] == "cuda"
         self.generation = 0
         """How many processes have ended: what an earlier one set up is gone."""
+        self.restart_seconds = 0.0
+        """What starting a process took, and setting a workload up in it: what a candidate that hangs costs besides."""
         self._process: subprocess.Popen[bytes] | None = None
         self._target: Target | None = None
 
     @property
     def target(self) -> Target:
         if self._target is None:
+            start = time.monotonic()
             self._target = self.ask(("target",), _SECONDS_TO_OPEN)
+            self.restart_seconds = time.monotonic() - start
         assert self._target is not None
         return self._target
 
     def now(self) -> float:
         return time.monotonic()
 
-    def open(self, workload: Workload) -> WorkerBench:
-        return WorkerBench(self, workload, self._seconds)
+    def open(self, workload: Workload, seconds: float = math.inf) -> WorkerBench:
+        return WorkerBench(self, workload, self._seconds, seconds)
 
     def compilation_failure(self, workload: Workload, candidate: Candidate) -> str:
         failure: str = self.ask(("compilation_failure", workload, candidate), self._seconds)
@@ -117,7 +127,10 @@ class WorkerLab:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
         process.stdout.close()
-        return process.wait()
+        try:
+            return process.wait(_SECONDS_TO_DIE)
+        except subprocess.TimeoutExpired:  # killed, and held by the driver: it will go when that lets it
+            return -signal.SIGKILL
 
     def close(self) -> None:
         """Ends the process at once; a trial under way is lost."""
@@ -129,15 +142,15 @@ class WorkerLab:
 class WorkerBench:
     """One workload, set up in the lab's process when it is first needed, and again in each new process."""
 
-    def __init__(self, lab: WorkerLab, workload: Workload, seconds: float) -> None:
+    def __init__(self, lab: WorkerLab, workload: Workload, seconds: float, seconds_to_open: float) -> None:
         self._lab, self._workload, self._seconds = lab, workload, seconds
         self._generation = -1
         self._problem: Problem
         self._spaces: Mapping[str, Sequence[Tile]] | None
         try:
-            self._open()
+            self._open(seconds_to_open)
         except DeviceLostError as error:
-            lab.close()
+            # It may be the workload's own fault: others are tried.
             raise RuntimeError(str(error)) from error
 
     @property
@@ -148,31 +161,54 @@ class WorkerBench:
         return self._spaces
 
     def judge(self, candidate: Candidate, best_us: float, seconds: float = math.inf) -> Trial:
-        seconds = max(seconds, 1e-3)
+        start = self._lab.now()
+        self._open(seconds)
+        seconds = max(seconds - (self._lab.now() - start), 1e-3)
         try:
-            self._open()
             request = "judge", self._workload, candidate, best_us
             trial: Trial = self._lab.ask(request, min(self._seconds, seconds))
         except DeviceLostError as error:
             if seconds < self._seconds and "no result" in str(error):
                 raise OutOfTimeError from None
             return Trial(failure=f"killed: {error}")
+        except (TritonConvError, RuntimeError, ValueError, TypeError, MemoryError) as error:
+            return Trial(failure=f"failed: {first_line(error)[:60]}")
         if trial.lost:
             # An illegal access is no error of the next candidate: it gets a process that has a device.
             self._lab.close()
             return Trial(failure=trial.failure)
         return trial
 
-    def rounds(self, candidates: Sequence[Candidate], count: int) -> dict[Candidate, Timing]:
-        self._open()
+    def rounds(self, candidates: Sequence[Candidate], count: int, seconds: float = math.inf) -> dict[Candidate, Timing]:
+        self._open(seconds)
         request = "rounds", self._workload, candidates, count
         timings: dict[Candidate, Timing] = self._lab.ask(request, self._seconds)
         return timings
 
-    def _open(self) -> None:
-        if self._generation != self._lab.generation:
-            self._problem, self._spaces = self._lab.ask(("open", self._workload), _SECONDS_TO_OPEN)
-            self._generation = self._lab.generation
+    def _open(self, seconds: float = math.inf) -> None:
+        """Sets the workload up in a process that lacks it.
+
+        Raises `OutOfTimeError` if `seconds` were not enough, `DeviceLostError` if no process can use the device: that
+        is no candidate's fault.
+        """
+        lab, start = self._lab, self._lab.now()
+        for patience in (*_PATIENCE, None):
+            if self._generation == lab.generation:
+                return
+            left = seconds - (lab.now() - start)
+            if left <= 0:
+                # Not even a process is started for it: twenty workloads would each start and kill one.
+                raise OutOfTimeError
+            try:
+                self._problem, self._spaces = lab.ask(("open", self._workload), max(1e-3, min(_SECONDS_TO_OPEN, left)))
+                self._generation = lab.generation
+            except DeviceLostError as error:
+                lab.close()
+                if left < _SECONDS_TO_OPEN and "no result" in str(error):
+                    raise OutOfTimeError from None
+                if patience is None:
+                    raise
+                time.sleep(max(0.0, min(patience, left)))
 
 
 def _death(code: int) -> str:
@@ -208,10 +244,23 @@ def _answer(lab: Lab, benches: dict[str, Bench], name: str, arguments: list[Any]
     if name == "compilation_failure":
         return lab.compilation_failure(*arguments)
     workload, *rest = arguments
-    if name == "open":
-        bench = benches[workload.title] = lab.open(workload)
-        return bench.problem, bench.spaces()
-    return getattr(benches[workload.title], name)(*rest)
+    bench = _bench(lab, benches, workload)
+    return (bench.problem, bench.spaces()) if name == "open" else getattr(bench, name)(*rest)
+
+
+def _bench(lab: Lab, benches: dict[str, Bench], workload: Workload) -> Bench:
+    """The bench of a workload; where memory does not hold all of them, those asked for longest ago make room."""
+    if (bench := benches.pop(workload.title, None)) is None:
+        while bench is None:
+            try:
+                bench = lab.open(workload)
+            except torch.OutOfMemoryError:
+                if not benches:
+                    raise
+                del benches[next(iter(benches))]
+                torch.cuda.empty_cache()
+    benches[workload.title] = bench
+    return bench
 
 
 def _travels(error: Exception) -> bool:

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from ..problem import DeformProblem, Problem
+from ..target import Target
 from .common import (
     aligned,
     below,
@@ -22,7 +23,7 @@ from .common import (
     tile_pixels,
     wide,
 )
-from .kernel import Kernel, Tile, cdiv, deform_arguments, dot_shared_bytes, geometry_arguments
+from .kernel import Kernel, Operand, Tile, cdiv, deform_arguments, geometry_arguments, sampled_operands, staged_bytes
 
 
 @triton.jit
@@ -127,8 +128,13 @@ class DeformableTile(Tile):
     BLOCK_N: int = 64
     BLOCK_K: int = 32
 
-    def shared_bytes(self, problem: Problem) -> int:
-        return dot_shared_bytes(self.BLOCK_M, self.BLOCK_N, self.BLOCK_K, 1, problem.itemsize)
+    def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
+        operands = [
+            *sampled_operands(self.BLOCK_M * self.BLOCK_K, problem),
+            Operand(self.BLOCK_N * self.BLOCK_K * problem.itemsize),
+        ]
+        sums = self.BLOCK_M * self.BLOCK_N, problem.itemsize
+        return staged_bytes(operands, self.BLOCK_N, self.num_warps, self.num_stages, sums, target)
 
     def accumulator_values(self) -> int:
         # The blended tile and two corners of it are alive beside the accumulator.

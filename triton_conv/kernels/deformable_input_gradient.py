@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from ..problem import DeformInputGradientProblem, Problem
+from ..target import Target
 from .common import (
     aligned,
     along_pixels,
@@ -22,7 +23,7 @@ from .common import (
     tile_pixels,
     wide,
 )
-from .kernel import Kernel, Tile, cdiv, deform_arguments, dot_shared_bytes, geometry_arguments
+from .kernel import Kernel, Operand, Tile, cdiv, deform_arguments, geometry_arguments, staged_bytes
 
 
 @triton.jit
@@ -179,11 +180,11 @@ class DeformableInputGradientTile(Tile):
     BLOCK_N: int = 64
     BLOCK_K: int = 32
 
-    def shared_bytes(self, problem: Problem) -> int:
-        operands = dot_shared_bytes(self.BLOCK_M, self.BLOCK_N, self.BLOCK_K, self.num_stages, problem.itemsize)
+    def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
+        factors = [Operand(size * self.BLOCK_K * problem.itemsize) for size in (self.BLOCK_M, self.BLOCK_N)]
         # The product changes its layout for the gather and, in the dtype of the atomics, for the scatter.
-        widest = 8 if problem.operand("dx_ptr") == torch.int64 else problem.accumulator_bytes
-        return max(operands, self.BLOCK_M * self.BLOCK_N * widest)
+        sums = self.BLOCK_M * self.BLOCK_N, 8 if problem.operand("dx_ptr") == torch.int64 else problem.accumulator_bytes
+        return staged_bytes(factors, self.BLOCK_M, self.num_warps, self.num_stages, sums, target)
 
     def accumulator_values(self) -> int:
         # Beside the product two tiles of corners are alive.

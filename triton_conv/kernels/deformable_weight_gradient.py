@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from ..problem import DeformWeightGradientProblem, Problem
+from ..target import Target
 from .common import (
     aligned,
     below,
@@ -20,7 +21,7 @@ from .common import (
     tap_group,
     tile_pixels,
 )
-from .kernel import Kernel, Tile, cdiv, deform_arguments, dot_shared_bytes, geometry_arguments
+from .kernel import Kernel, Operand, Tile, cdiv, deform_arguments, geometry_arguments, sampled_operands, staged_bytes
 
 
 @triton.jit
@@ -123,13 +124,13 @@ class DeformableWeightGradientTile(Tile):
     BLOCK_K: int = 32
     SPLITS: int = 1
 
-    def shared_bytes(self, problem: Problem) -> int:
-        operands = dot_shared_bytes(self.BLOCK_M, self.BLOCK_N, self.BLOCK_K, self.num_stages, problem.itemsize)
-        if self.num_stages > 1:
-            # Two corners of the samples, in float32, are in flight beside the product's operands.
-            corners = self.BLOCK_N * self.BLOCK_K * (problem.itemsize + 2 * problem.accumulator_bytes)
-            operands = max(operands, self.num_stages * self.BLOCK_M * self.BLOCK_K * problem.itemsize + corners)
-        return max(operands, self.BLOCK_M * self.BLOCK_N * problem.accumulator_bytes)
+    def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
+        factors = [
+            *sampled_operands(self.BLOCK_N * self.BLOCK_K, problem),
+            Operand(self.BLOCK_M * self.BLOCK_K * problem.itemsize),
+        ]
+        sums = self.BLOCK_M * self.BLOCK_N, problem.accumulator_bytes
+        return staged_bytes(factors, self.BLOCK_M, self.num_warps, self.num_stages, sums, target)
 
     def accumulator_values(self) -> int:
         # The blended tile and two corners of it are alive beside the accumulator.

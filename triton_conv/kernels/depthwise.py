@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem
+from ..target import Target
 from .common import accumulate_tap, activate, below, narrow, tile_pixels, wide
 from .kernel import Kernel, Tile, cdiv, geometry_arguments
 
@@ -106,8 +107,9 @@ class DepthwiseTile(Tile):
     BLOCK_C: int = 32
     UNROLL: bool = True
 
-    def shared_bytes(self, problem: Problem) -> int:
-        return 0
+    def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
+        # The weights, or the bias, of all channels change their layout.
+        return self.BLOCK_C * problem.accumulator_bytes
 
     def accumulator_values(self) -> int:
         # Besides the sums, each tap in flight holds a tile of inputs of the same size.

@@ -12,8 +12,19 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem
+from ..target import Target
 from .common import activate, aligned, decode_pixel, dot, inside_row, load_row, narrow, wide
-from .kernel import Kernel, Tile, cdiv, columns_left, columns_read, geometry_arguments, image_group, run_read
+from .kernel import (
+    Kernel,
+    Tile,
+    cdiv,
+    columns_left,
+    columns_read,
+    geometry_arguments,
+    image_group,
+    run_read,
+    staging_of,
+)
 
 
 @triton.jit
@@ -220,13 +231,18 @@ class DepthwiseBandedTile(Tile):
     STEPS: int = 1
     RESIDENT: bool = True
 
-    def shared_bytes(self, problem: Problem) -> int:
+    def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
         span = _rows(problem, self)["SPAN"]
         bands = problem.geometry.kernel[0] * span if self.RESIDENT else 1
         block_n = self.FUSED * self.BLOCK_T
-        operands = bands * self.BLOCK_K * block_n + self.rows_read(problem) * self.BLOCK_M * self.BLOCK_K
+        staging = staging_of(target)
+        band, row = self.BLOCK_K * block_n, self.BLOCK_M * self.BLOCK_K
+        # Where bands and rows take turns, bands that are held are held in registers.
+        operands = max(band, row) if staging.turns else bands * band + self.rows_read(problem) * row
         # A product is turned into the layout of its store in the same memory, with a little padding.
-        return max(operands * problem.itemsize, self.BLOCK_M * (block_n + 8) * problem.accumulator_bytes) + 2048
+        padded = block_n if staging.turns else block_n + 8
+        turned = self.BLOCK_M * padded * min(problem.accumulator_bytes, staging.turned)
+        return max(operands * problem.itemsize, turned) + (0 if staging.turns else 2048)
 
     def accumulator_values(self) -> int:
         return self.ROWS * self.BLOCK_M * self.BLOCK_T

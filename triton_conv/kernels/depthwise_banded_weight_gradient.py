@@ -14,8 +14,21 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem, WeightGradientProblem
+from ..target import Target
 from .common import aligned, decode_pixel, dot, inside_row, load_row, wide, within
-from .kernel import Kernel, Tile, cdiv, columns_left, columns_read, geometry_arguments, image_group, run_read
+from .kernel import (
+    Kernel,
+    Operand,
+    Tile,
+    cdiv,
+    columns_left,
+    columns_read,
+    geometry_arguments,
+    image_group,
+    run_read,
+    staged_bytes,
+    staging_of,
+)
 
 
 @triton.jit
@@ -161,12 +174,21 @@ class DepthwiseBandedWeightGradientTile(Tile):
     TILES: int = 1
     STEPS: int = 1
 
-    def shared_bytes(self, problem: Problem) -> int:
+    def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
         # Rows that are not fetched ahead pass one after the other.
-        rows = (self.rows_read(problem) if self.num_stages > 1 else 2) * self.BLOCK_K + self.ROWS * self.BLOCK_T
+        stages = self.num_stages if self.STEPS * self.TILES > 1 else 1
+        read = self.rows_read(problem) if stages > 1 else 2
+        rows = [
+            Operand(count * self.BLOCK_M * problem.itemsize)
+            for count in (read * self.BLOCK_K, self.ROWS * self.BLOCK_T)
+        ]
+        staged = staged_bytes(rows, self.BLOCK_K, self.num_warps, stages, (0, 0), target)
+        if target is not None and target.arch == "sm_100" and stages > 1 and min(self.ROWS, self.FILTER_ROWS) > 1:
+            # Rows that were fetched ahead for several products are turned for its matrix unit: half as many buffers.
+            staged += 3 * rows[0].size // 2
         # The sums pass through the same memory at the end, to be read along diagonals.
         sums = (self.BLOCK_K + 4) * (self.BLOCK_T + 4) * problem.accumulator_bytes
-        return max(rows * self.BLOCK_M * problem.itemsize * self.num_stages, sums) + 2048
+        return max(staged, sums) + (0 if staging_of(target).turns else 2048)
 
     def accumulator_values(self) -> int:
         return self.FILTER_ROWS * self.BLOCK_K * self.BLOCK_T

@@ -253,7 +253,7 @@ class DepthwisePatchTile(Tile):
         # Every row that is read is a multiple of the dilation, or there is one row of outputs: see `mismatch`.
         return 1 if self.UNROLL else (self.ROWS - 1) * g.stride[1] // g.dilation[1] + g.kernel[1]
 
-    def shared_bytes(self, problem: Problem) -> int:
+    def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
         g = problem.geometry
         taps = g.kernel[2] * (g.kernel[1] if self.UNROLL else 1)
         # The exchange of the weights and, where outputs are written along the pixels, of those.

@@ -172,7 +172,7 @@ class DepthwisePatchWeightGradientTile(Tile):
     BLOCK_C: int = 64
     SPLITS: int = 1
 
-    def shared_bytes(self, problem: Problem) -> int:
+    def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
         # A sum over patches crosses warps, and then turns into the layout of the store.
         return self.LANES * self.BLOCK_C * max(self.num_warps, 2) * problem.accumulator_bytes
 

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem, WeightGradientProblem
+from ..target import Target
 from .common import below, tap_offset, tile_pixels, wide
 from .kernel import Kernel, Tile, cdiv, geometry_arguments
 
@@ -103,7 +104,7 @@ class DepthwiseWeightGradientTile(Tile):
     BLOCK_C: int = 32
     SPLITS: int = 1
 
-    def shared_bytes(self, problem: Problem) -> int:
+    def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
         # The sum over pixels crosses warps.
         return self.BLOCK_C * self.num_warps * 32 * problem.accumulator_bytes
 

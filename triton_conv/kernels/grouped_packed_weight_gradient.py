@@ -8,8 +8,9 @@ import triton
 import triton.language as tl
 
 from ..problem import INT32_LIMIT, Problem, WeightGradientProblem
+from ..target import Target
 from .common import aligned, dot, load_turned, next_tile, tap_offset, tile_digits, tile_pixels, wide
-from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
+from .kernel import Kernel, Operand, Tile, cdiv, geometry_arguments, staged_bytes
 
 
 @triton.jit
@@ -138,9 +139,17 @@ class GroupedPackedWeightGradientTile(Tile):
         fit_in = self.BLOCK_N // self.COLS // max(g.c_in_group, 1)
         return min(fit_in, self.BLOCK_M // self.ROWS // g.c_out_group, g.groups)
 
-    def shared_bytes(self, problem: Problem) -> int:
-        operands = dot_shared_bytes(self.BLOCK_M, self.BLOCK_N, self.BLOCK_K, self.num_stages, problem.itemsize)
-        return max(operands, self.BLOCK_M * self.BLOCK_N * problem.accumulator_bytes)
+    def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
+        g, itemsize = problem.geometry, problem.itemsize
+        packed = self.groups_per_tile(problem)
+        factors = [
+            Operand(
+                self.BLOCK_M * self.BLOCK_K * itemsize, problem.y_vector(packed * g.c_out_group, g.c_out) * itemsize
+            ),
+            Operand(self.BLOCK_N * self.BLOCK_K * itemsize, problem.x_vector(packed * g.c_in_group, g.c_in) * itemsize),
+        ]
+        sums = self.BLOCK_M * self.BLOCK_N, problem.accumulator_bytes
+        return staged_bytes(factors, self.BLOCK_M, self.num_warps, self.num_stages, sums, target)
 
     def accumulator_values(self) -> int:
         return self.BLOCK_M * self.BLOCK_N

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from ..problem import Problem
+from ..problem import Problem, vector_of
 from .common import (
     LAST_IS_FASTEST,
     aligned,
@@ -155,6 +155,13 @@ class ImplicitGemmTile(ProductTile):
     """BLOCK_M output pixels by BLOCK_N output channels, BLOCK_K products a step; FLAT_K as the kernel explains."""
 
     FLAT_K: bool = False
+
+    def runs(self, problem: Problem) -> tuple[int, int]:
+        g = problem.geometry
+        if not self.FLAT_K:
+            return problem.x_vector(g.c_in_group), problem.w_vector(g.c_in_group)
+        # A pixel's (channel, tap) pairs are anywhere.
+        return 1, vector_of(problem.w_strides[0], g.K) if problem.weight_flat else 1
 
 
 def _grid(problem: Problem, tile: ImplicitGemmTile) -> int:

@@ -119,6 +119,9 @@ class ImplicitGemmBoxedTile(ProductTile):
     BLOCK_N: int = 128
     BLOCK_K: int = 64
 
+    def rows(self) -> int:
+        return self.BLOCK_N
+
 
 def _grid(problem: Problem, tile: ImplicitGemmBoxedTile) -> int:
     g, sides = problem.geometry, box(problem, tile.BLOCK_M)

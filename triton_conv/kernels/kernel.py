@@ -8,7 +8,7 @@ import functools
 import inspect
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ import triton.language as tl
 
 from ..errors import ConfigError
 from ..layout import dense_strides, same_places
-from ..problem import DeformProblem, Problem, WeightGradientProblem
+from ..problem import VECTOR_LIMIT, DeformProblem, Problem, WeightGradientProblem
 from ..target import Target
 
 _ACCUMULATOR = {torch.float64: tl.float64}
@@ -55,8 +55,8 @@ class Tile:
         if self.num_warps > 16 or self.num_stages > 8:
             raise ConfigError(f"at most 16 warps and 8 stages, got {self.num_warps} and {self.num_stages}")
 
-    def shared_bytes(self, problem: Problem) -> int:
-        """Shared memory that the tile takes, by count."""
+    def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
+        """Shared memory that the tile takes on a target, by count; without one, on whichever takes most."""
         raise NotImplementedError
 
     def accumulator_values(self) -> int:
@@ -79,7 +79,7 @@ class Tile:
         """Why the tile cannot run this problem on this target, or None."""
         if reason := self.mismatch(problem):
             return reason
-        shared = self.shared_bytes(problem)
+        shared = self.shared_bytes(problem, target)
         if shared > target.shared_bytes:
             return f"takes {shared} bytes of shared memory of {target.shared_bytes}"
         registers = self.accumulator_values() * problem.accumulator_bytes // 4
@@ -112,8 +112,27 @@ class ProductTile(Tile):
     BLOCK_N: int = 64
     BLOCK_K: int = 32
 
-    def shared_bytes(self, problem: Problem) -> int:
-        return dot_shared_bytes(self.BLOCK_M, self.BLOCK_N, self.BLOCK_K, self.num_stages, problem.itemsize)
+    def runs(self, problem: Problem) -> tuple[int, int]:
+        """Elements that lie side by side of what is read along BLOCK_M and along BLOCK_N; as many as a copy takes where
+        it is not known."""
+        return VECTOR_LIMIT, VECTOR_LIMIT
+
+    def stored_bytes(self, problem: Problem) -> int:
+        """Bytes of a sum as it is stored."""
+        return problem.itemsize
+
+    def rows(self) -> int:
+        """Rows of the product, as the matrix unit counts them."""
+        return self.BLOCK_M
+
+    def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
+        sizes = self.BLOCK_M * self.BLOCK_K, self.BLOCK_N * self.BLOCK_K
+        operands = [
+            Operand(size * problem.itemsize, run * problem.itemsize)
+            for size, run in zip(sizes, self.runs(problem), strict=True)
+        ]
+        sums = self.BLOCK_M * self.BLOCK_N, self.stored_bytes(problem)
+        return staged_bytes(operands, self.rows(), self.num_warps, self.num_stages, sums, target)
 
     def accumulator_values(self) -> int:
         return self.BLOCK_M * self.BLOCK_N
@@ -294,11 +313,79 @@ def no_patches(problem: Problem, widest: int) -> str | None:
     return None
 
 
-def dot_shared_bytes(block_m: int, block_n: int, block_k: int, stages: int, itemsize: int) -> int:
-    """An upper bound of what a pipelined product takes: one pair of operand buffers a stage, and barriers.
+@dataclass(frozen=True)
+class Operand:
+    """One factor of a product in a loop: bytes of it that a step reads, and how many of them lie side by side.
 
-    The epilogue reuses the buffers to turn the accumulator into the layout of the store. Compared with the compiler's
-    own figure for every default tile in the tests.
+    A `corner` is no factor itself: it is blended into one, in registers, when its copy has arrived.
     """
-    operands = (block_m + block_n) * block_k * itemsize * stages
-    return max(operands + 128, block_m * block_n * itemsize)
+
+    size: int
+    run: int = 16
+    corner: bool = False
+
+
+@dataclass(frozen=True)
+class Staging:
+    """How the compiler keeps the operands of a pipelined product in shared memory on one architecture.
+
+    A product of at least `rows` rows in whole groups of four warps reads them there, and a copy that is under way has a
+    buffer of its own, one a stage; otherwise they pass through registers, and there is a buffer less. Copies are of
+    `copied` bytes side by side at least. What is narrower is loaded into registers first, and takes `passed` buffers of
+    a product that reads from shared memory and one of any other; where operands take `turns`, all of them share one.
+    Sums turn into the layout of their store in the same memory, `turned` bytes of each at a time. `barriers` are bytes
+    besides.
+    """
+
+    rows: int
+    copied: int = 4
+    passed: int = 1
+    turns: bool = False
+    turned: int = 8
+    barriers: int = 128
+
+    def taken(self, operands: Sequence[Operand], rows: int, num_warps: int, stages: int) -> int:
+        """Bytes that the operands of a product of so many rows take."""
+        direct = rows >= self.rows and num_warps % 4 == 0
+        staged, passed = 0, [0]
+        for operand in operands:
+            if stages > 1 and operand.run >= self.copied:
+                staged += operand.size * (stages if direct and not operand.corner else stages - 1)
+            elif not operand.corner:
+                passed.append(operand.size * (self.passed if direct and stages > 1 else 1))
+        return staged + (max(passed) if self.turns else sum(passed)) + self.barriers
+
+
+_NEVER = 1 << 30
+STAGING = {
+    "sm_80": Staging(_NEVER),
+    "sm_90": Staging(64),
+    "sm_100": Staging(64, passed=2),
+    "gfx942": Staging(_NEVER, turns=True, turned=2, barriers=0),
+}
+"""Fitted by `python -m perf_plots.shared_memory`; an architecture that is not here gets the most of all of them."""
+_MOST = Staging(0, copied=0, passed=2)
+
+
+def sampled_operands(elements: int, problem: Problem) -> list[Operand]:
+    """A factor of so many samples, and the four corners that each is made of."""
+    assert isinstance(problem, DeformProblem)
+    size = elements * problem.itemsize
+    corner = Operand(size, problem.x_vector(problem.segment) * problem.itemsize, corner=True)
+    return [Operand(size, 0), *[corner] * 4]
+
+
+def staging_of(target: Target | None) -> Staging:
+    """The constants of a target; without one, or for an architecture that is not known, those that take most."""
+    return STAGING.get(target.arch, _MOST) if target else _MOST
+
+
+def staged_bytes(
+    operands: Sequence[Operand], rows: int, num_warps: int, stages: int, sums: tuple[int, int], target: Target | None
+) -> int:
+    """An upper bound of what a pipelined product takes: buffers of its operands and barriers, or later its `sums`, so
+    many of so many bytes each. Without a target, of whichever architecture takes most.
+    """
+    staging = staging_of(target)
+    taken = staging.taken(operands, rows, num_warps, stages)
+    return max(taken, sums[0] * min(sums[1], staging.turned))

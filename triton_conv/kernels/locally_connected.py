@@ -144,6 +144,9 @@ def locally_connected_kernel(
 class LocallyConnectedTile(ProductTile):
     """BLOCK_M images by BLOCK_N output channels of one pixel, BLOCK_K products a step."""
 
+    def rows(self) -> int:
+        return self.BLOCK_N
+
 
 def _grid(problem: LocalProblem, tile: LocallyConnectedTile) -> int:
     g = problem.geometry

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from ..problem import Problem
+from ..problem import VECTOR_LIMIT, Problem
 from ..problem_lectures import LocalInputGradientProblem
 from .common import aligned, below, dot, store_pixels, wide, within
 from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
@@ -122,6 +122,12 @@ def locally_connected_input_gradient_kernel(
 @dataclass(frozen=True)
 class LocallyConnectedInputGradientTile(ProductTile):
     """BLOCK_M images by BLOCK_N input channels of one pixel, BLOCK_K output channels a step."""
+
+    def runs(self, problem: LocalInputGradientProblem) -> tuple[int, int]:  # type: ignore[override]
+        return VECTOR_LIMIT, 1 if problem.flat else problem.weight_vector()
+
+    def rows(self) -> int:
+        return self.BLOCK_N
 
 
 def _grid(problem: LocalInputGradientProblem, tile: LocallyConnectedInputGradientTile) -> int:

@@ -9,8 +9,9 @@ import triton.language as tl
 
 from ..problem import Problem
 from ..problem_lectures import SeparableProblem
+from ..target import Target
 from .common import accumulate_tap, activate, below, dot, epilogue, narrow, store_pixels, tile_pixels, wide
-from .kernel import Kernel, Tile, cdiv, dot_shared_bytes, geometry_arguments
+from .kernel import Kernel, Operand, Tile, cdiv, geometry_arguments, staged_bytes
 
 
 @triton.jit
@@ -102,8 +103,10 @@ class SeparableTile(Tile):
     BLOCK_N: int = 64
     BLOCK_K: int = 32
 
-    def shared_bytes(self, problem: Problem) -> int:
-        return dot_shared_bytes(self.BLOCK_M, self.BLOCK_N, self.BLOCK_K, 1, problem.itemsize)
+    def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
+        operands = [Operand(size * self.BLOCK_K * problem.itemsize) for size in (self.BLOCK_M, self.BLOCK_N)]
+        sums = self.BLOCK_M * self.BLOCK_N, problem.itemsize
+        return staged_bytes(operands, self.BLOCK_N, self.num_warps, 1, sums, target)
 
     def accumulator_values(self) -> int:
         # The intermediate, and the tap that is added to it, are alive beside the accumulator.

@@ -95,6 +95,10 @@ def shuffle_gemm_kernel(
 class ShuffleGemmTile(ProductTile):
     """BLOCK_M output pixels by BLOCK_N output channels of a group, BLOCK_K input channels a step."""
 
+    def runs(self, problem: Problem) -> tuple[int, int]:
+        channels = problem.geometry.c_in_group
+        return problem.x_vector(channels), problem.w_vector(channels)
+
 
 def _grid(problem: Problem, tile: ShuffleGemmTile) -> int:
     g = problem.geometry

@@ -160,6 +160,11 @@ def transposed_phase_kernel(
 class TransposedPhaseTile(ProductTile):
     """BLOCK_M pixels of a phase by BLOCK_N output channels, BLOCK_K input channels a step; narrow groups are packed."""
 
+    def runs(self, problem: Problem) -> tuple[int, int]:
+        g = problem.geometry
+        packed = self.groups_per_tile(problem)
+        return problem.x_vector(packed * g.c_in_group, g.c_in), problem.w_vector(g.c_out_group)
+
     def groups_per_tile(self, problem: Problem) -> int:
         g = problem.geometry
         fitting = min(self.BLOCK_K // max(g.c_in_group, 1), self.BLOCK_N // max(g.c_out_group, 1), g.groups)

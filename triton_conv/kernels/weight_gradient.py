@@ -144,8 +144,12 @@ class WeightGradientTile(ProductTile):
     FLAT_N: bool = False
     SPLITS: int = 1
 
-    def shared_bytes(self, problem: Problem) -> int:
-        return max(super().shared_bytes(problem), self.BLOCK_M * self.BLOCK_N * problem.accumulator_bytes)
+    def runs(self, problem: Problem) -> tuple[int, int]:
+        g = problem.geometry
+        return problem.y_vector(g.c_out_group), 1 if self.FLAT_N else problem.x_vector(g.c_in_group)
+
+    def stored_bytes(self, problem: Problem) -> int:
+        return problem.accumulator_bytes
 
 
 def _grid(problem: Problem, tile: WeightGradientTile) -> int:
