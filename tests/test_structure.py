@@ -40,6 +40,7 @@ LAYERS = (
     "autograd",
     "autograd_lectures",
     "vmaps",
+    "vmaps_lectures",
     "autocast",
     "arguments",
     "functional",
