@@ -53,6 +53,7 @@ LAYERS = (
     "trial",
     "conversion",
     "acceleration",
+    "sharding",
     "distributed",
     "recording",
     "cost",
