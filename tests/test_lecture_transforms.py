@@ -60,7 +60,7 @@ CASES = {
             "separable_conv2d", ("input", "depthwise_weight", "pointwise_weight", "mid_bias", "bias"),
             stride=2, padding=1, mid_activation="relu", activation="gelu",
         ),
-        ((2, 3, 3, 4), (6, 1, 3, 3), (4, 6, 1, 1), (6,), (4,)),
+        ((2, 3, 3, 2), (3, 1, 2, 2), (4, 3, 1, 1), (3,), (4,)),
     ),
     "separable-1d": (
         separable1d,
@@ -130,7 +130,9 @@ def test_gradients_for_each_of_a_batch(name, batch):
         close(tuple(g[i] for g in found), grad(loss(definition), places)(*one))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("separable-1d", "local-3d") else n for n in CASES]
+)
 def test_forward_mode(name):
     function, definition, shapes = CASES[name]
     arguments = tuple(tensors(name))
@@ -213,8 +215,17 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    ("name", "strict"),
+    [
+        pytest.param(
+            name, strict, id=f"{name}-{'strict' if strict else 'non-strict'}",
+            marks=pytest.mark.slow if strict != (name == "separable") else (),
+        )
+        for name in LAYERS
+        for strict in (True, False)
+    ],
+)  # fmt: skip
 def test_export(name, strict):
     layer, x = LAYERS[name]().to(DEVICE), random((2, 4, 5, 4))
     program = torch.export.export(layer, (x,), dynamic_shapes=({0: Dim("n", min=1, max=64)},), strict=strict)
@@ -223,7 +234,7 @@ def test_export(name, strict):
         torch.testing.assert_close(made.module()(more), layer(more))
 
 
-@pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("lower", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("name", ["shuffle", "separable", "local"])
 def test_autocast(name, lower):
     function, _, _ = CASES[name]

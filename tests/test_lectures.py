@@ -70,7 +70,7 @@ CASES = {
     "shuffle-wide": shuffled((1, 66, 4, 3), (70, 33, 1, 1), groups=2, activation="relu"),
     "shuffle-pairs": shuffled((1, 6, 4, 5), (4, 3, 2, 2), groups=2, padding=((1, 0), (0, 2)), activation="silu"),
     "separable": separable((2, 5, 6, 5), (5, 1, 3, 3), 7, padding=1),
-    "separable-multiplier": separable((2, 3, 7, 6), (9, 1, 3, 2), 4, stride=2, padding=(1, 0), mid_bias=True),
+    "separable-multiplier": separable((2, 3, 7, 6), (6, 1, 3, 2), 4, stride=2, padding=(1, 0), mid_bias=True),
     "separable-activations": separable(
         (1, 6, 5, 5), (6, 1, 3, 3), 5, padding="same", mid_bias=True, mid_activation="relu6", activation="gelu"
     ),
