@@ -1,7 +1,7 @@
 """CUDA graphs and several GPUs, as far as a machine with neither can show them.
 
-While torch says that a graph is captured, a call that was made before reads no file, waits for no device and looks at no
-value. And an op runs with its tensors' device as the current one, which Triton launches on.
+While torch says that a graph is captured, a call that was made before reads no file, waits for no device and looks at
+no value. And an op runs with its tensors' device as the current one, which Triton launches on.
 """
 
 import builtins
@@ -52,7 +52,7 @@ def forward_and_backward(call):
 
 @pytest.fixture
 def captured(monkeypatch):
-    """From its call on, torch says that a graph is captured, kernels are not run, and a look at the world is an error."""
+    """From its call on torch says that a graph is captured, no kernel is run, and a look at the world is an error."""
 
     def forbidden(what):
         def fail(*arguments, **named):
@@ -98,7 +98,7 @@ def test_a_warm_call_looks_at_nothing(captured, monkeypatch):
 @pytest.mark.skipif(DEVICE == "cuda", reason="test_policy captures for real")
 def test_what_is_forbidden_would_be_seen(captured, monkeypatch):
     captured()
-    with pytest.raises(AssertionError, match="Tensor.item during a capture"):
+    with pytest.raises(AssertionError, match=r"Tensor\.item during a capture"):
         torch.ones(1).item()
     with pytest.raises(tc.errors.CaptureError, match="not seen before"):
         tc.shuffle_conv2d(random((1, 4, 2, 2)), GROUPED, groups=2)

@@ -328,7 +328,12 @@ def op_arguments():
     }
 
 
-@pytest.mark.parametrize("name", op_arguments())
+LONG_CHECKS = ("separable", "local-dx", "local-dw")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG_CHECKS else n for n in op_arguments()]
+)
 def test_opcheck(name):
     op, arguments = op_arguments()[name]
     arguments = [a.requires_grad_() if isinstance(a, torch.Tensor) else a for a in arguments]
