@@ -5,6 +5,7 @@ constructor and `forward`, and below them an op of the same name and schema, whi
 """
 
 import copy
+import importlib.util
 import math
 import pickle
 import sys
@@ -18,6 +19,9 @@ from torch import nn
 import triton_conv as tc
 from triton_conv import reference, routing
 
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("torchvision") is not None, reason="torchvision is here, and has defined the op itself"
+)
 SCHEMA = (
     "deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, SymInt stride_h, "
     "SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, "
@@ -88,7 +92,7 @@ class Predicting(DeformConv2d):
 
 @pytest.fixture
 def torchvision(monkeypatch):
-    """A module in torchvision's place; the real one's op if there is one."""
+    """A module in torchvision's place, and its op."""
     module, ops, deform = (types.ModuleType(f"torchvision{n}") for n in ("", ".ops", ".ops.deform_conv"))
     module.ops, ops.DeformConv2d, ops.deform_conv2d = ops, DeformConv2d, deform_conv2d
     ops.deform_conv, deform.DeformConv2d = deform, DeformConv2d
