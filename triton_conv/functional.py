@@ -199,7 +199,8 @@ def deform_conv1d(
     """1-D deformable convolution: `(N, c_in, L)` by `(c_out, c_in/groups, k)` -> `(N, c_out, L_out)`.
 
     `offset` is `(N, offset_groups * k, L_out)`, one for each tap, in samples; `mask` has the same shape. Equivalent to
-    `deform_conv2d` of an image of one row whose vertical offsets are zero, and run as that. See `deform_conv2d`.
+    `torchvision.ops.deform_conv2d` of an image of one row whose vertical offsets are zero, and run as that. See
+    `deform_conv2d`.
     """
     arguments = deform_arguments(1, input, offset, weight, bias, stride, padding, dilation, mask)
     output: Tensor = autograd.deform_conv(*arguments)
