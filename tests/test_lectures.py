@@ -392,30 +392,3 @@ def test_costs_know_them():
     assert row.parameters == tc.cost.partial_sharing(4, 3, 3, 6, 3, 3)
     assert (row.kind, row.macs, row.output_shape) == ("locally connected", 2 * w.numel(), (2, 6, 3, 3))
     assert row.least_bytes == 4 * (x.numel() + w.numel() + 2 * 6 * 9)
-
-
-def saved_by(call):
-    """Shapes and bytes of what autograd keeps for the backward pass of a call, each tensor once."""
-    kept = {}
-
-    def pack(tensor):
-        kept[tensor.data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        call()
-    return {tuple(t.shape) for t in kept.values()}, sum(t.numel() * t.element_size() for t in kept.values())
-
-
-def test_a_separable_gradient_keeps_no_intermediate():
-    """It is computed anew: what is kept are the tensors that were given; two layers keep it, once or twice."""
-    x, d, p = random((2, 4, 8, 8)), random((8, 1, 3, 3), seed="d"), random((3, 8, 1, 1), seed="p")
-    for tensor in (x, d, p):
-        tensor.requires_grad_()
-    given = sum(4 * t.numel() for t in (x, d, p))
-    shapes, size = saved_by(lambda: tc.separable_conv2d(x, d, p, padding=1, mid_activation="silu"))
-    assert shapes == {tuple(t.shape) for t in (x, d, p)}
-    assert size == given
-    shapes, size = saved_by(lambda: F.conv2d(F.silu(F.conv2d(x, d, padding=1, groups=4)), p))
-    assert (2, 8, 8, 8) in shapes
-    assert size >= given + 4 * 2 * 8 * 8 * 8
