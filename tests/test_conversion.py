@@ -173,29 +173,6 @@ def test_a_scripted_layer_is_named():
     assert [row.choice.reason for row in tc.plan(scripted)] == ["scripted; convert before scripting"]
 
 
-def test_torchvisions_deformable_layer():
-    class DeformConv2d(nn.Module):
-        """Stands for torchvision's: the same attributes, and no library of its own behind them."""
-
-        __module__, __qualname__ = "torchvision.ops.deform_conv", "DeformConv2d"
-
-        def __init__(self):
-            super().__init__()
-            self.in_channels, self.out_channels, self.kernel_size, self.groups = 4, 6, (3, 3), 1
-            self.stride, self.padding, self.dilation = (1, 1), (1, 1), (1, 1)
-            self.weight = nn.Parameter(random((6, 4, 3, 3)))
-            self.bias = nn.Parameter(random((6,)))
-
-    layer = DeformConv2d()
-    cls = type(layer)
-    x, offset = random((1, 4, 5, 5)), random((1, 18, 5, 5))
-    tc.convert(layer, force=True)
-    torch.testing.assert_close(layer(x, offset), tc.deform_conv2d(x, offset, layer.weight, layer.bias, padding=1))
-    assert launches["deformable"] == 2
-    assert "4, 6, kernel_size=(3, 3)" in str(layer)
-    assert type(tc.revert(layer)) is cls
-
-
 def test_a_parametrization_is_removed(model):
     tc.convert(model, force=True)
     x = random((2, 3, 6, 6))

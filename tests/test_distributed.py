@@ -42,7 +42,9 @@ def run(function, world=2):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(started, (world, port, function), world)
+    # A server that has imported everything once forks them.
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+    torch.multiprocessing.start_processes(started, (world, port, function), world, start_method="forkserver")
 
 
 def close(found, expected):
@@ -60,17 +62,25 @@ SPLITS = [
     ("conv2d", (1, 2, 16, 4), (2, 2, 2, 2), dict(stride=4, padding=((3, 1), (0, 1))), 2, (5, 6, 5)),
     ("conv1d", (2, 3, 16), (3, 1, 4), dict(padding=((3, 0),), groups=3), 2, None),
     ("conv3d", (1, 2, 8, 4, 3), (3, 2, 3, 3, 2), dict(padding=1), 2, None),
-]
+    ("conv2d", (1, 2, 13, 4), (2, 2, 3, 3), dict(padding=2, stride=2, dilation=2, padding_mode="reflect"), 2, (6, 7)),
+    ("conv2d", (1, 2, 4, 9), (2, 2, 3, 2), dict(padding=((1, 0), (2, 3)), padding_mode="circular"), 3, (4, 5)),
+    ("conv2d", (1, 2, 11, 3), (2, 2, 4, 2), dict(padding=((0, 3), (1, 1)), stride=(3, 1), padding_mode="replicate"),
+     2, (6, 5)),
+    ("conv1d", (2, 2, 12), (2, 2, 3), dict(padding="same", dilation=2, padding_mode="circular"), 2, None),
+    ("conv3d", (1, 1, 9, 3, 3), (2, 1, 3, 2, 2), dict(padding=(2, 0, 1), padding_mode="reflect"), 2, (4, 5)),
+    ("conv3d", (1, 1, 3, 9, 3), (2, 1, 2, 3, 2), dict(padding=(0, 1, 1), stride=(1, 2, 1), padding_mode="circular"),
+     3, (4, 5)),
+]  # fmt: skip
+# On every change with two ranks: one along the width, and every border, with strides and dilation; the rest is slow.
+QUICK = (1, 7, 8, 9)
 
 
 def check_slices(rank, world):
     """Each split on its slice, forward and backward, against the whole."""
-    for function, shape, weight, arguments, dim, sizes in SPLITS[1:3] if world == 2 else SPLITS:
-        sizes = (
-            sizes
-            if world == 2 and sizes
-            else (shape[dim] // world,) * (world - 1) + (shape[dim] - shape[dim] // world * (world - 1),)
-        )
+    for function, shape, weight, arguments, dim, sizes in [SPLITS[i] for i in QUICK] if world == 2 else SPLITS:
+        if sizes is None or len(sizes) != world:
+            most = shape[dim] // world
+            sizes = (most,) * (world - 1) + (shape[dim] - most * (world - 1),)
         whole = [random(shape, D).requires_grad_(), random(weight, D).requires_grad_(), random(weight[:1], D)]
         whole[2].requires_grad_()
         expected = getattr(tc, function)(*whole, **arguments)
@@ -98,10 +108,28 @@ def check_refusals(rank, world):
     x, w = random((1, 1, 4, 4)), random((1, 1, 9, 3))
     with pytest.raises(RuntimeError, match=r"slices of \[4, 4, 4\] rows along dimension 2 are too thin for a filter"):
         distributed.conv2d(x, w, padding=(8, 0), dilation=(1, 1))
+    with pytest.raises(RuntimeError, match=r"too thin for a filter that spans 1 and padding \(3, 3\)"):
+        distributed.conv2d(x, w[:, :, :1, :1], padding=(3, 0), padding_mode="reflect")
+    with pytest.raises(RuntimeError, match=r"padding: .*circular"):
+        distributed.conv2d(x, w, padding=(13, 0), padding_mode="circular")
     with pytest.raises(RuntimeError, match="dim: expected a batched input and a spatial dimension"):
         distributed.conv2d(x, w, dim=1)
     with pytest.raises(RuntimeError, match=r"sizes: expected the size of dimension 2 on each of 3 ranks"):
         distributed.conv2d(x, w, sizes=(4, 4))
+
+
+def check_second_derivatives(rank, world):
+    """Of a loss on the slices: the exchange of what is sent back is the exchange again."""
+    whole, weight = random((1, 1, 6, 3), D).requires_grad_(), random((1, 1, 3, 2), D)
+    options = dict(padding=1, padding_mode="circular", activation="silu")
+
+    def second(function, x, **more):
+        y = function(x, weight, **options, **more)
+        (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.pow(3).sum(), x)[0]
+
+    own = whole.detach().narrow(2, rank * 3, 3).clone().requires_grad_()
+    close(second(distributed.conv2d, own), second(tc.conv2d, whole).narrow(2, rank * 3, 3))
 
 
 def three(rank, world):
@@ -156,31 +184,85 @@ def check_groups(rank, world):
         distributed.by_groups(tc.conv2d, own[0], own[0], groups=4)
 
 
+R, S, CONV = Replicate(), [Shard(d) for d in range(4)], ((2, 4, 6, 5), (6, 4, 3, 3), (6,))
+GROUPED, TRANSPOSED = ((2, 8, 4, 3), (8, 2, 3, 3), (8,)), ((2, 4, 3, 4), (4, 3, 2, 2), (12,))
+
+
+def deformed(x, offset, mask, w, b):
+    return tc.deform_conv2d(x, offset, w, b, padding=1, mask=mask)
+
+
+def deformable(groups, offset_groups):
+    taps = 9 * offset_groups
+    return (2, 4, 3, 3), (2, 2 * taps, 3, 3), (2, taps, 3, 3), (4, 4 // groups, 3, 3), (4,)
+
+
+def separated(x, d, p, b):
+    return tc.separable_conv2d(x, d, p, b, padding=1, mid_activation="relu")
+
+
+# (function, shapes, placements of the tensors, of the output): no collective runs, forward or backward. Gradients of
+# what all ranks have are partial sums. The strides differ: a strategy is not remembered for both.
+PLACED = [
+    (lambda *t: tc.conv2d(*t, padding=1), CONV, (S[0], R, R), S[0]),
+    (lambda *t: tc.conv2d(*t, stride=2, padding=1), CONV, (S[0], R, R), S[0]),
+    (lambda *t: tc.conv2d(*t, stride=2, padding=1, activation="silu"), CONV, (R, S[0], S[0]), S[1]),
+    (lambda *t: tc.conv2d(*t, padding=1, groups=4), GROUPED, (S[1], S[0], S[0]), S[1]),
+    (lambda *t: tc.conv_transpose2d(*t, stride=2, groups=4), TRANSPOSED, (S[1], S[0], S[0]), S[1]),
+    (deformed, deformable(1, 2), (S[0], S[0], S[0], R, R), S[0]),
+    (deformed, deformable(1, 1), (R, R, R, S[0], S[0]), S[1]),
+    (deformed, deformable(2, 1), (S[1], R, R, S[0], S[0]), S[1]),
+    (deformed, deformable(2, 2), (S[1], S[1], S[1], S[0], S[0]), S[1]),
+    (separated, ((2, 4, 3, 3), (4, 1, 3, 3), (6, 4, 1, 1), (6,)), (S[0], R, R, R), S[0]),
+    (lambda *t: tc.shuffle_conv2d(*t, groups=2), ((2, 4, 3, 3), (6, 2, 1, 1), (6,)), (S[0], R, R), S[0]),
+    (tc.locally_connected2d, ((2, 2, 3, 3), (2, 2, 4, 2, 2, 2), (4, 2, 2)), (S[0], R, R), S[0]),
+    (tc.locally_connected2d, ((2, 2, 3, 3), (2, 2, 4, 2, 2, 2), (4, 2, 2)), (R, S[2], S[0]), S[1]),
+    (lambda *t: tc.locally_connected2d(*t, groups=2), ((2, 4, 3, 3), (2, 2, 4, 2, 2, 2), (4, 2, 2)),
+     (S[1], S[2], S[0]), S[1]),
+]  # fmt: skip
+# Right too, but gathered or summed on the way.
+GATHERED = [
+    (lambda *t: tc.conv2d(*t, padding=1), CONV, (S[1], R, R)),
+    (lambda x, w: tc.conv2d(x, w), CONV[:2], (S[1], S[1])),
+    (lambda *t: tc.conv2d(*t, padding=1, groups=3), ((1, 6, 3, 3), (6, 2, 3, 3), (6,)), (S[1], S[0], S[0])),
+    (deformed, deformable(2, 1), (R, S[2], R, R, S[0])),
+    # Forward it is free; the gradient of what is between the two kernels is a sum over output channels.
+    (separated, ((2, 4, 3, 3), (4, 1, 3, 3), (6, 4, 1, 1), (6,)), (R, R, S[0], S[0])),
+]
+
+
+def placed(function, shapes, placements, mesh):
+    """Values and gradients of a function of DTensors, as of plain tensors; its output and how many collectives ran."""
+    whole = [random(shape, D, str(i)).requires_grad_() for i, shape in enumerate(shapes)]
+    expected = function(*whole)
+    own = [shard(t, mesh, p) for t, p in zip(whole, placements, strict=True)]
+    launches.clear()
+
+    result, collectives = communicated(lambda: function(*own))
+    # As the loss would have it: each rank has the gradient of what it has of the output.
+    grad = distribute_tensor(random(expected.shape, D), mesh, result.placements)
+    found, more = communicated(lambda: torch.autograd.grad(result, own, grad))
+    assert sum(launches.values()) >= 3
+    close(result.full_tensor(), expected)
+    for share, exact in zip(found, torch.autograd.grad(expected, whole, random(expected.shape, D)), strict=True):
+        close(share.full_tensor(), exact)
+    return result, (collectives, more)
+
+
 def check_placements(rank, world):
-    """(input, weight and bias, output) that take no collective; and one that gathers, and is right."""
     mesh = init_device_mesh("cpu", (world,))
     distributed.register_sharding()
-    whole = [random(shape, D).requires_grad_() for shape in ((2, 4, 6, 5), (6, 4, 3, 3), (6,))]
-    # The strides differ: a strategy is not remembered for both.
-    for stride, placements, free in (
-        (1, (Shard(0), Replicate(), Shard(0)), True),
-        (2, (Shard(0), Replicate(), Shard(0)), True),
-        (2, (Replicate(), Shard(0), Shard(1)), True),
-        (1, (Shard(1), Replicate(), None), False),
-    ):
-        expected = tc.conv2d(*whole, stride=stride, padding=1)
-        gradients = torch.autograd.grad(expected.square().sum(), whole)
-        own = [shard(t, mesh, p) for t, p in zip(whole, (*placements[:2], placements[1]), strict=True)]
-        result, collectives = communicated(lambda own=own, stride=stride: tc.conv2d(*own, stride=stride, padding=1))
-        assert (collectives == 0) == free
-        assert placements[2] is None or result.placements == (placements[2],)
-        close(result.full_tensor(), expected)
-        for share, exact in zip(torch.autograd.grad(result.square().sum(), own), gradients, strict=True):
-            close(share.full_tensor(), exact)
+    for function, shapes, placements, out in PLACED:
+        result, collectives = placed(function, shapes, placements, mesh)
+        assert collectives == (0, 0), (shapes, placements)
+        assert result.placements == (out,)
+    for function, shapes, placements in GATHERED:
+        placed(function, shapes, placements, mesh)
 
 
 def two(rank, world):
     check_slices(rank, world)
+    check_second_derivatives(rank, world)
     check_groups(rank, world)
 
 

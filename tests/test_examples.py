@@ -129,6 +129,37 @@ def test_published_sizes(network, shape, out):
         assert network().eval()(torch.empty(shape)).shape == out
 
 
+INPUTS = {
+    "AudioStack": (1, 1, 100),
+    "DeformableClassifier": (1, 1, 28, 28),
+    "SegmentationHead": (1, 256, 33, 33),
+    "autoencoder": (1, 1, 32, 32),
+    "dcgan_generator": (1, 100, 1, 1),
+    "googlenet": (1, 3, 224, 224),
+    "mobilenet": (1, 3, 224, 224),
+    "shufflenet": (1, 3, 224, 224),
+    "vgg16": (1, 3, 224, 224),
+    "video_classifier": (1, 3, 8, 32, 32),
+}
+
+
+def test_every_example_is_counted():
+    assert set(INPUTS) == set(examples.__all__) - {"Inception", "ShuffleUnit"}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_an_example_is_counted_whole(name):
+    """As `triton-conv cost` does it: built with its defaults, nothing computed, no parameter left out."""
+    with torch.device("meta"):
+        model = getattr(examples, name)()
+    found = tc.cost.of(model, INPUTS[name])
+    norms = sum(p.numel() for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+                for p in m.parameters())  # fmt: skip
+    everything = sum(p.numel() for p in model.parameters())
+    assert everything - norms <= found.parameters <= everything
+    assert found.macs > 0
+
+
 def test_sound_does_not_look_ahead():
     net, x = examples.AudioStack(4, 4).double(), torch.zeros(1, 1, 40, dtype=torch.float64, requires_grad=True)
     (grad,) = torch.autograd.grad(net(x)[0, 0, 20], x)

@@ -57,7 +57,7 @@ X = torch.zeros(1, 6, 5, 5)
         (
             lambda: tc.separable_conv2d(X, torch.zeros(6, 1, 3, 3), torch.zeros(4, 6, 1, 1), mid_bias=torch.zeros(5)),
             ArgumentError,
-            r"with 6 elements, but got bias of size \[5\]",
+            r"mid_bias: expected \[6\] for depthwise_weight \[6, 1, 3, 3\], got mid_bias \[5\]",
         ),
         (
             lambda: tc.separable_conv2d(X, torch.zeros(6, 1, 3, 3), torch.zeros(4, 6, 1, 1).half()),

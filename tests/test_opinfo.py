@@ -31,11 +31,17 @@ def test_there_are_six_functions_with_92_samples_and_30_errors():
     assert sum(len(error_inputs(function)) for function in OPS) == 30
 
 
+def long(function, dtype):
+    if "transpose" in function:
+        return dtype != torch.float32 or function.endswith("3d")
+    return dtype.itemsize == 2 and not function.endswith("1d")
+
+
 @pytest.mark.parametrize(
     ("function", "dtype"),
     [
-        # Transposed samples take the longest; other dtypes of them are in the curated cases too.
-        pytest.param(function, dtype, marks=pytest.mark.slow if "transpose" in function and dtype != DTYPES[0] else ())
+        # Transposed samples take the longest, and half precision of many taps; the curated cases have them too.
+        pytest.param(function, dtype, marks=pytest.mark.slow if long(function, dtype) else ())
         for function in OPS
         for dtype in DTYPES
     ],
@@ -44,6 +50,14 @@ def test_there_are_six_functions_with_92_samples_and_30_errors():
 def test_samples(function, dtype):
     for arguments in samples(function, dtype):
         check(function, arguments)
+
+
+def test_batched_samples_of_the_longest():
+    """Each of these is there unbatched too, which takes as long again."""
+    found = [arguments for arguments in samples("conv_transpose3d", torch.float32) if arguments["input"].dim() == 5]
+    assert len(found) == 5
+    for arguments in found:
+        check("conv_transpose3d", arguments)
 
 
 @pytest.mark.parametrize("function", [name for name in OPS if error_inputs(name)])

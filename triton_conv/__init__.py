@@ -16,6 +16,7 @@ from .functional import (
     conv_transpose1d,
     conv_transpose2d,
     conv_transpose3d,
+    deform_conv1d,
     deform_conv2d,
 )
 from .lectures import (
@@ -44,6 +45,7 @@ __all__ = [
     "conv_transpose3d",
     "convert",
     "cost",
+    "deform_conv1d",
     "deform_conv2d",
     "distributed",
     "errors",

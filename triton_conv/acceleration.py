@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from . import autograd, policy, routing
-from .arguments import conv_arguments, conv_transpose_arguments
+from .arguments import conv_arguments, conv_transpose_arguments, deform_arguments
 from .errors import TritonConvError
 from .report import Report, Row
 
@@ -39,6 +39,21 @@ def _transposed(
     )
 
 
+def _torchvisions(
+    input: Any, weight: Any, offset: Any, mask: Any, bias: Any, stride_h: Any, stride_w: Any, pad_h: Any, pad_w: Any,
+    dilation_h: Any, dilation_w: Any, groups: Any, offset_groups: Any, use_mask: Any,
+) -> tuple[Any, ...]:  # fmt: skip
+    """The op below `torchvision.ops.deform_conv2d`; the groups follow from the shapes."""
+    window = (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w)
+    return deform_arguments(2, input, offset, weight, bias, *window, mask if use_mask else None)
+
+
+def _is_torchvisions(function: Any) -> bool:
+    """Whether it is that op, or its overload, of a torchvision that somebody has imported."""
+    packet = getattr(function, "overloadpacket", function)
+    return getattr(packet, "_qualified_op_name", "") == "torchvision::deform_conv2d"
+
+
 _CALLS: dict[Any, tuple[str, Callable[..., tuple[Any, ...]]]] = {
     F.conv1d: ("conv1d", _forward),
     F.conv2d: ("conv2d", _forward),
@@ -50,8 +65,9 @@ _CALLS: dict[Any, tuple[str, Callable[..., tuple[Any, ...]]]] = {
 
 
 class accelerate(TorchFunctionMode):
-    """Inside it, `torch.nn.functional.conv1d` to `conv_transpose3d` run on our kernels where a stored measurement says
-    that those are faster, whoever calls them: unmodified models, libraries, your own functions.
+    """Inside it, `torch.nn.functional.conv1d` to `conv_transpose3d`, and torchvision's `deform_conv2d`, run on our
+    kernels where a stored measurement says that those are faster, whoever calls them: unmodified models, libraries,
+    your own functions.
 
     A context manager, which yields the report of its calls so far, and a decorator. What our kernels cannot run stays
     torch's, and so does everything on a device without measurements. Backward passes follow their forward passes, also
@@ -84,9 +100,12 @@ class accelerate(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in _CALLS:
+        if func in _CALLS:
+            (name, normalise), kind = _CALLS[func], "conv"
+        elif _is_torchvisions(func):
+            name, normalise, kind = "deform_conv2d", _torchvisions, "deform_conv"
+        else:
             return func(*args, **kwargs)
-        name, normalise = _CALLS[func]
         try:
             arguments = normalise(*args, **kwargs)
         except (TritonConvError, TypeError, AttributeError):
@@ -94,13 +113,14 @@ class accelerate(TorchFunctionMode):
             return func(*args, **kwargs)
         backend = policy.OURS if self._force else policy.current_backend()
         if torch.compiler.is_compiling():
-            output = routing.conv(arguments, backend)
+            output = getattr(routing, kind)(arguments, backend)
         else:
-            choice = routing.choose("conv", arguments, backend)
+            choice = routing.choose(kind, arguments, backend)
             self.report.add(Row.of(name, "function", choice))
             if not choice.ours:
                 return func(*args, **kwargs)
-            output = autograd.conv(*arguments)
+            output = getattr(autograd, kind)(*arguments)
         # Without a batch the arguments have one of their own, and so has the output.
         given = args[0] if args else kwargs["input"]
-        return output if output.dim() == given.dim() else output.squeeze(0)
+        result: Any = output if output.dim() == given.dim() else output.squeeze(0)
+        return result

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from . import autocast
+from .deform_geometry import forward_geometry
 from .errors import ArgumentError, ArgumentTypeError, ArgumentValueError
-from .geometry import ACTIVATIONS
+from .geometry import ACTIVATIONS, TensorMeta
 
 Size = int | Sequence[int]
 Padding = str | int | Sequence[int] | Sequence[tuple[int, int]]
@@ -155,9 +156,29 @@ def deform_arguments(
     if input.dim() != rank + 2:
         raise ArgumentError(f"input: deform_conv{rank}d needs a batched input, got size {list(input.shape)}")
     flat = tuple(p for p in per_dimension("padding", padding, rank) for _ in range(2))
+    window = per_dimension("stride", stride, rank), flat, per_dimension("dilation", dilation, rank)
     offset, mask = autocast.coordinates(input, offset, mask)
     input, weight, bias = autocast.operands(input, weight, bias)
-    return (
-        input, offset, mask, weight, bias, per_dimension("stride", stride, rank), flat,
-        per_dimension("dilation", dilation, rank),
-    )  # fmt: skip
+    arguments = input, offset, mask, weight, bias, *window
+    return arguments if rank == 2 else _as_image_of_one_row(*arguments)
+
+
+def _as_image_of_one_row(
+    input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any,
+    dilation: Any,
+) -> tuple[Any, ...]:  # fmt: skip
+    """The arguments of a deformable convolution of a signal for the op of images: no tap leaves the row.
+
+    The offsets are copied, with zeros between them: two numbers a tap, at which every channel is sampled.
+    """
+    if not torch.compiler.is_compiling():
+        # Wrong shapes are told of as they were given.
+        sampled = TensorMeta.of("input", input), TensorMeta.of("offset", offset), _meta("mask", mask)
+        forward_geometry(*sampled, TensorMeta.of("weight", weight), _meta("bias", bias), stride, padding, dilation)
+    both = torch.stack((torch.zeros_like(offset), offset), 2).flatten(1, 2)
+    rows = [None if tensor is None else tensor.unsqueeze(2) for tensor in (input, both, mask, weight)]
+    return *rows, bias, (1, *stride), (0, 0, *padding), (1, *dilation)
+
+
+def _meta(name: str, tensor: Tensor | None) -> TensorMeta | None:
+    return None if tensor is None else TensorMeta.of(name, tensor)

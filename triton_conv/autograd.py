@@ -288,7 +288,7 @@ def _deform_weight_gradient_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 # The ops, now with their gradients.
 
 
-def _jvp_of_conv(ctx: Any, *tangents: Any) -> Tensor:
+def jvp_of_conv(ctx: Any, *tangents: Any) -> Tensor:
     """A convolution is linear in its input, its weight and its bias; the activation's slope comes after."""
     input, weight, bias, output = ctx.saved_for_forward
     *arguments, _ = ctx.arguments
@@ -314,7 +314,7 @@ def _jvp_of_weight_gradient(ctx: Any, *tangents: Any) -> Tensor:
 _Formula = Callable[..., Any]
 
 
-def _differentiated(op: Any, backward: _Formula, setup: _Formula, jvp: _Formula | None = None) -> _Formula:
+def differentiated(op: Any, backward: _Formula, setup: _Formula, jvp: _Formula | None = None) -> _Formula:
     """Registers an op's gradient for graphs; returns the op with the same gradient for plain calls and for torch.func.
 
     What `register_autograd` makes of the formulas costs 28 us a call on the host where an autograd.Function costs 5
@@ -371,14 +371,14 @@ def _differentiated(op: Any, backward: _Formula, setup: _Formula, jvp: _Formula 
     return call
 
 
-conv = _differentiated(ops.conv, conv_backward, _conv_setup, _jvp_of_conv)
-conv_weight_gradient = _differentiated(
+conv = differentiated(ops.conv, conv_backward, _conv_setup, jvp_of_conv)
+conv_weight_gradient = differentiated(
     ops.conv_weight_gradient, _weight_gradient_backward, _weight_gradient_setup, _jvp_of_weight_gradient
 )
-deform_conv = _differentiated(ops_deform.deform_conv, _deform_backward, _deform_setup)
-deform_conv_input_gradient = _differentiated(
+deform_conv = differentiated(ops_deform.deform_conv, _deform_backward, _deform_setup)
+deform_conv_input_gradient = differentiated(
     ops_deform.deform_conv_input_gradient, _deform_input_gradient_backward, _deform_input_gradient_setup
 )
-deform_conv_weight_gradient = _differentiated(
+deform_conv_weight_gradient = differentiated(
     ops_deform.deform_conv_weight_gradient, _deform_weight_gradient_backward, _deform_weight_gradient_setup
 )

@@ -5,10 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from . import autograd, ops, ops_fused, ops_local
+from . import autograd, ops_fused, ops_local
 from .problem_lectures import is_channels_last
 
 
@@ -52,6 +51,23 @@ def _shuffle_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 # --------------------------------------------------------------------------------------------------------- separable
 
 
+def separable_halves(arguments: tuple[Any, ...], channels: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """What the op `conv` takes besides tensors, for the depthwise convolution of so many channels and for the 1x1."""
+    stride, padding, dilation, mid_activation, activation = arguments
+    ones, zeros = (1,) * len(stride), (0,) * len(stride)
+    first = stride, padding, dilation, channels, False, zeros, "zeros", mid_activation
+    return first, (ones, (0,) * len(padding), ones, 1, False, zeros, "zeros", activation)
+
+
+def separable_pair(
+    input: Tensor, depthwise: Tensor, pointwise: Tensor, mid_bias: Tensor | None, bias: Tensor | None, *arguments: Any
+) -> Tensor:
+    """The op `separable_conv` as two convolutions, with gradients that need no second filtering."""
+    first, second = separable_halves(arguments, input.shape[1])
+    output: Tensor = autograd.conv(autograd.conv(input, depthwise, mid_bias, *first), pointwise, bias, *second)
+    return output
+
+
 def _separable_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, stride, padding, dilation, mid_activation, activation = inputs
     ctx.arguments = stride, padding, dilation, mid_activation, activation
@@ -61,18 +77,15 @@ def _separable_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _separable_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     """As of two convolutions; the intermediate, which was never stored, is computed anew."""
     input, depthwise, pointwise, mid_bias, bias, output = ctx.saved_tensors
-    stride, padding, dilation, mid_activation, activation = ctx.arguments
+    first, second = separable_halves(ctx.arguments, input.shape[1])
     need_input, need_depthwise, need_pointwise, need_mid_bias, need_bias = ctx.needs_input_grad[:5]
-    ones, zeros = [1] * len(stride), [0] * len(stride)
-    first = (stride, padding, dilation, input.shape[1], False, zeros, "zeros", mid_activation)
-    second = (ones, [0] * len(padding), ones, 1, False, zeros, "zeros", activation)
-    mid = ops.conv(input, depthwise, mid_bias, *first)
+    mid = autograd.conv(input, depthwise, mid_bias, *first)
     below = need_input or need_depthwise or need_mid_bias
     needed = (below, need_pointwise, need_bias)
     grad_mid, grad_pointwise, grad_bias = _conv_gradients((mid, pointwise, bias, output), second, needed, grad)
     grad_input = grad_depthwise = grad_mid_bias = None
     if below:
-        kept = mid if mid_activation in ("relu", "relu6") else None
+        kept = mid if first[-1] in ("relu", "relu6") else None
         needed = (need_input, need_depthwise, need_mid_bias)
         found = _conv_gradients((input, depthwise, mid_bias, kept), first, needed, grad_mid)
         grad_input, grad_depthwise, grad_mid_bias = found
@@ -102,9 +115,9 @@ def _local_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     grad_input = grad_weight = grad_bias = None
     rank = input.dim() - 2
     if ctx.needs_input_grad[0]:
-        grad_input = ops_local.local_conv_input_gradient(grad, weight, input.shape[2:], *ctx.arguments, _format(input))
+        grad_input = local_conv_input_gradient(grad, weight, input.shape[2:], *ctx.arguments, _format(input))
     if ctx.needs_input_grad[1]:
-        grad_weight = ops_local.local_conv_weight_gradient(
+        grad_weight = local_conv_weight_gradient(
             input, grad, weight.shape[rank + 2 :], *ctx.arguments, _channels_innermost(weight)
         )
     if ctx.needs_input_grad[2]:
@@ -113,7 +126,8 @@ def _local_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 def _local_input_gradient_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad_output, weight, _, *ctx.arguments, _ = inputs
+    grad_output, weight, size, *ctx.arguments, ctx.channels_last = inputs
+    ctx.size = size
     ctx.save_for_backward(grad_output, weight)
 
 
@@ -123,16 +137,17 @@ def _local_input_gradient_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     rank = grad.dim() - 2
     grad_grad = grad_weight = None
     if ctx.needs_input_grad[0]:
-        grad_grad = ops_local.local_conv(grad, weight, None, *ctx.arguments)
+        grad_grad = local_conv(grad, weight, None, *ctx.arguments)
     if ctx.needs_input_grad[1]:
-        grad_weight = ops_local.local_conv_weight_gradient(
+        grad_weight = local_conv_weight_gradient(
             grad, grad_output, weight.shape[rank + 2 :], *ctx.arguments, _channels_innermost(weight)
         )
     return grad_grad, grad_weight, *(None,) * (len(ctx.arguments) + 2)
 
 
 def _local_weight_gradient_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, grad_output, _, *ctx.arguments, _ = inputs
+    input, grad_output, kernel_size, *ctx.arguments, ctx.channels_last = inputs
+    ctx.size = kernel_size
     ctx.save_for_backward(input, grad_output)
 
 
@@ -140,22 +155,83 @@ def _local_weight_gradient_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     input, grad_output = ctx.saved_tensors
     grad_input = grad_grad = None
     if ctx.needs_input_grad[0]:
-        grad_input = ops_local.local_conv_input_gradient(
-            grad_output, grad, input.shape[2:], *ctx.arguments, _format(input)
-        )
+        grad_input = local_conv_input_gradient(grad_output, grad, input.shape[2:], *ctx.arguments, _format(input))
     if ctx.needs_input_grad[1]:
-        grad_grad = ops_local.local_conv(input, grad, None, *ctx.arguments)
+        grad_grad = local_conv(input, grad, None, *ctx.arguments)
     return grad_input, grad_grad, *(None,) * (len(ctx.arguments) + 2)
 
 
-# The ops, now with their gradients.
-shuffle_conv, separable_conv, local_conv = ops_fused.shuffle_conv, ops_fused.separable_conv, ops_local.local_conv
+# ------------------------------------------------------------------------------------------------------ forward mode
 
-for _name, _backward, _setup in (
-    ("shuffle_conv", _shuffle_backward, _shuffle_setup),
-    ("separable_conv", _separable_backward, _separable_setup),
-    ("local_conv", _local_backward, _local_setup),
-    ("local_conv_input_gradient", _local_input_gradient_backward, _local_input_gradient_setup),
-    ("local_conv_weight_gradient", _local_weight_gradient_backward, _local_weight_gradient_setup),
-):
-    torch.library.register_autograd(f"triton_conv::{_name}", _backward, setup_context=_setup)
+
+def _jvp_of_shuffle(ctx: Any, *tangents: Any) -> Tensor:
+    """That of the convolution, shuffled."""
+    input, weight, bias, output = ctx.saved_for_forward
+    *window, groups, activation = ctx.arguments
+    if output is not None:
+        output = shuffle_channels(output, weight.shape[0] // groups)
+    plain = SimpleNamespace(
+        saved_for_forward=(input, weight, bias, output),
+        arguments=(*window, groups, False, [0] * len(window[0]), "zeros", activation),
+        shape=ctx.shape,
+    )
+    return shuffle_channels(autograd.jvp_of_conv(plain, *tangents[:3]), groups)
+
+
+def _jvp_of_separable(ctx: Any, *tangents: Any) -> Tensor:
+    """Through the one convolution, and with what comes of it through the other."""
+    input, depthwise, pointwise, mid_bias, bias, output = ctx.saved_for_forward
+    first, second = separable_halves(ctx.arguments, input.shape[1])
+    d_input, d_depthwise, d_pointwise, d_mid_bias, d_bias = tangents[:5]
+    mid = autograd.conv(input, depthwise, mid_bias, *first)
+    d_mid = None
+    if any(tangent is not None for tangent in (d_input, d_depthwise, d_mid_bias)):
+        kept = mid if first[-1] in ("relu", "relu6") else None
+        saved = (input, depthwise, mid_bias, kept)
+        context = SimpleNamespace(saved_for_forward=saved, arguments=first, shape=mid.shape)
+        d_mid = autograd.jvp_of_conv(context, d_input, d_depthwise, d_mid_bias)
+    saved = (mid, pointwise, bias, output)
+    context = SimpleNamespace(saved_for_forward=saved, arguments=second, shape=ctx.shape)
+    return autograd.jvp_of_conv(context, d_mid, d_pointwise, d_bias)
+
+
+def _of_both(call: Any, ctx: Any, tangents: Any, *arguments: Any) -> Tensor:
+    """The tangent of a function that is linear in each of its two tensors."""
+    one, other = ctx.saved_for_forward
+    parts = [] if tangents[0] is None else [call(tangents[0], other, *arguments)]
+    parts += [] if tangents[1] is None else [call(one, tangents[1], *arguments)]
+    result: Tensor = sum(parts[1:], parts[0])
+    return result
+
+
+def _jvp_of_local(ctx: Any, *tangents: Any) -> Tensor:
+    d_bias = tangents[2]
+    if tangents[0] is None and tangents[1] is None:
+        bias_alone: Tensor = d_bias.expand(ctx.shape)
+        return bias_alone
+    result = _of_both(local_conv, ctx, tangents, None, *ctx.arguments)
+    return result if d_bias is None else result + d_bias
+
+
+def _jvp_of_local_input_gradient(ctx: Any, *tangents: Any) -> Tensor:
+    return _of_both(local_conv_input_gradient, ctx, tangents, ctx.size, *ctx.arguments, ctx.channels_last)
+
+
+def _jvp_of_local_weight_gradient(ctx: Any, *tangents: Any) -> Tensor:
+    return _of_both(local_conv_weight_gradient, ctx, tangents, ctx.size, *ctx.arguments, ctx.channels_last)
+
+
+# The ops, now with their gradients.
+shuffle_conv = autograd.differentiated(ops_fused.shuffle_conv, _shuffle_backward, _shuffle_setup, _jvp_of_shuffle)
+separable_conv = autograd.differentiated(
+    ops_fused.separable_conv, _separable_backward, _separable_setup, _jvp_of_separable
+)
+local_conv = autograd.differentiated(ops_local.local_conv, _local_backward, _local_setup, _jvp_of_local)
+local_conv_input_gradient = autograd.differentiated(
+    ops_local.local_conv_input_gradient, _local_input_gradient_backward, _local_input_gradient_setup,
+    _jvp_of_local_input_gradient,
+)  # fmt: skip
+local_conv_weight_gradient = autograd.differentiated(
+    ops_local.local_conv_weight_gradient, _local_weight_gradient_backward, _local_weight_gradient_setup,
+    _jvp_of_local_weight_gradient,
+)  # fmt: skip

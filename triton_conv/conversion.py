@@ -31,6 +31,16 @@ LAYERS: dict[type[nn.Module], type[ours.Routed]] = {
     nn.ConvTranspose2d: ours.ConvTranspose2d,
     nn.ConvTranspose3d: ours.ConvTranspose3d,
 }
+# Layers of which there is one kind.
+_OURS_ALWAYS: tuple[type[nn.Module], ...] = (
+    ours.SeparableConv1d,
+    ours.SeparableConv2d,
+    ours.SeparableConv3d,
+    ours.ShuffleConv2d,
+    ours.LocallyConnected1d,
+    ours.LocallyConnected2d,
+    ours.LocallyConnected3d,
+)
 _TORCHVISION = "torchvision.ops.deform_conv.DeformConv2d"
 # Where a converted layer keeps the class that it had.
 _MARK = "_converted_from"
@@ -79,7 +89,7 @@ def _converted(model: nn.Module) -> list[nn.Module]:
     """Changes the class of every layer that can be ours and is not; returns those."""
     changed = []
     for _, layer, _ in _convolutions(model):
-        routed = None if isinstance(layer, ours.Routed) else _routed_class(layer)[0]
+        routed = None if isinstance(layer, (ours.Routed, *_OURS_ALWAYS)) else _routed_class(layer)[0]
         if routed is not None:
             layer.__dict__[_MARK] = type(layer)
             layer.__class__ = routed
@@ -115,7 +125,7 @@ def _unmeasured(model: nn.Module) -> str:
 def _convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """(name, layer, name of its kind) of every convolution, whether we can take it or not."""
     for name, layer in model.named_modules():
-        if isinstance(layer, (*LAYERS, ours.DeformConv2d)) or _is_torchvisions(type(layer)):
+        if isinstance(layer, (*LAYERS, *_OURS_ALWAYS, ours.DeformConv2d)) or _plain(type(layer)) is not None:
             yield name or "(the model)", layer, type(layer).__name__
         elif isinstance(layer, torch.jit.ScriptModule) and layer.original_name in _NAMES:
             yield name or "(the model)", layer, layer.original_name
@@ -125,6 +135,11 @@ def _is_torchvisions(cls: type) -> bool:
     return f"{cls.__module__}.{cls.__qualname__}" == _TORCHVISION
 
 
+def _plain(cls: type) -> type | None:
+    """The layer of torch's or torchvision's that a class is, or is made of."""
+    return next((base for base in cls.__mro__ if base in LAYERS or _is_torchvisions(base)), None)
+
+
 def _routed_class(layer: nn.Module) -> tuple[type[ours.Routed] | None, str]:
     """The class that a layer is to have, or None and why it cannot have one."""
     cls = type(layer)
@@ -132,8 +147,6 @@ def _routed_class(layer: nn.Module) -> tuple[type[ours.Routed] | None, str]:
         return None, "scripted; convert before scripting"
     if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
         return None, "has no sizes yet; run the model once before"
-    if _is_torchvisions(cls):
-        return ours.DeformConv2d, ""
     if parametrize.is_parametrized(layer):
         base, reason = _routed_subclass(cls.__bases__[0])  # type: ignore[arg-type]
         if base is None:
@@ -145,14 +158,16 @@ def _routed_class(layer: nn.Module) -> tuple[type[ours.Routed] | None, str]:
 
 @functools.lru_cache(maxsize=256)
 def _routed_subclass(cls: Any) -> tuple[type[ours.Routed] | None, str]:
-    if cls in LAYERS:
-        return LAYERS[cls], ""
-    plain = next(base for base in cls.__mro__ if base in LAYERS)
+    plain = _plain(cls)
+    assert plain is not None
+    routed = LAYERS.get(plain, ours.DeformConv2d)
+    if cls is plain:
+        return routed, ""
     own = [name for name in _METHODS if getattr(cls, name, None) is not getattr(plain, name, None)]
     if own:
         return None, f"{cls.__name__} has a {own[0]} of its own; accelerate() reaches the calls in it"
     body = {"reverts_to": cls, "__module__": cls.__module__, "__reduce_ex__": _reduce}
-    return types.new_class(cls.__name__, (LAYERS[plain], cls), exec_body=lambda d: d.update(body)), ""
+    return types.new_class(cls.__name__, (routed, cls), exec_body=lambda d: d.update(body)), ""
 
 
 def _reduce(layer: Any, protocol: Any) -> tuple[Any, ...]:
@@ -187,6 +202,9 @@ def plan(what: Callable[..., Any] | nn.Module, *args: Any, **kwargs: Any) -> Any
     rows = _planned(what, args, kwargs) if sized else {}
     problem = _unmeasured(what)
     for name, layer, kind in _convolutions(what):
+        if isinstance(layer, _OURS_ALWAYS):
+            report.add(Row(name, kind, Choice(policy.OURS, "torch has no such layer: always ours")))
+            continue
         reason = "" if isinstance(layer, ours.Routed) else _routed_class(layer)[1]
         if reason:
             report.add(Row(name, kind, Choice(policy.TORCH, reason)))

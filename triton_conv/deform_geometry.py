@@ -38,14 +38,15 @@ def _geometry(
 
 
 def _offset_groups(geometry: ConvGeometry, input: TensorMeta, offset: TensorMeta, mask: TensorMeta | None) -> int:
-    """The number of offset groups, after checking offset and mask against the geometry."""
-    taps, spatial = geometry.taps, geometry.out_shape[2:]
-    groups = offset.shape[1] // (2 * taps) if len(offset.shape) == 4 else 0
-    expected = (geometry.batch, 2 * max(groups, 1) * taps, *spatial)
+    """The number of offset groups, after checking offset and mask against the geometry: one component a dimension."""
+    taps, spatial, rank = geometry.taps, geometry.out_shape[2:], geometry.rank
+    groups = offset.shape[1] // (rank * taps) if len(offset.shape) == rank + 2 else 0
+    expected = (geometry.batch, rank * max(groups, 1) * taps, *spatial)
     if groups == 0 or tuple(offset.shape) != expected:
         raise ArgumentError(
             f"offset: the shape of the offset tensor at dimension 1 is not valid. It should be a multiple of "
-            f"2 * kernel height * kernel width = {2 * taps}, and the whole shape {list(expected)} for input "
+            f"{'2 * kernel height * kernel width' if rank == 2 else 'the kernel size'} = {rank * taps}, and the whole "
+            f"shape {list(expected)} for input "
             f"{list(input.shape)}; got offset {list(offset.shape)}"
         )
     if geometry.c_in % groups:

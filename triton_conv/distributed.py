@@ -1,15 +1,14 @@
 """Convolutions over several devices: large images in slices, groups apart, and how DTensors shard.
 
 `conv1d`, `conv2d` and `conv3d` take one slice of an input along a spatial dimension on each rank and exchange the
-rows that lie in reach of a filter with the neighbours: the halo. `by_groups` takes DTensors sharded by channels, and
-runs each rank's groups there: nothing is communicated, in either direction. `register_sharding` teaches DTensor how
-the plain functions of triton_conv shard by batch and by channels.
+rows that lie in reach of a filter with the neighbours: the halo. `register_sharding` teaches DTensor how the plain
+functions of triton_conv shard by batch, by channels and by groups. `by_groups` takes any grouped function, torch's too,
+and DTensors sharded by channels, and runs each rank's groups there. Nothing is communicated, in either direction.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +16,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import functional, ops
+from . import functional
 from .arguments import Padding, Size, conv_arguments
 from .errors import ArgumentError
+from .geometry import ConvGeometry
 from .ops import pairs
+from .sharding import by_groups, register_sharding
+
+__all__ = ["by_groups", "conv1d", "conv2d", "conv3d", "register_sharding"]
 
 
 @dataclass(frozen=True)
 class _Slice:
-    """What one rank computes of the split dimension: outputs, the input rows that they need, and zeros beyond the ends.
+    """What one rank computes of the split dimension: outputs, the rows that they need, and padding beyond the ends.
 
-    Half-open ranges of global rows.
+    Half-open ranges of global rows. A circular border goes on counting: row -1 is the last one.
     """
 
     owned: tuple[int, int]
@@ -36,65 +39,146 @@ class _Slice:
     outputs: tuple[int, int]
 
 
-def _slices(sizes: Sequence[int], extent: int, stride: int, padding: tuple[int, int]) -> list[_Slice]:
+@dataclass(frozen=True)
+class _Split:
+    """The slices of all ranks, as one of them sees it."""
+
+    slices: tuple[_Slice, ...]
+    rank: int
+    dim: int
+    circular: bool
+    group: Any
+
+    @property
+    def own(self) -> _Slice:
+        return self.slices[self.rank]
+
+    def neighbour(self, step: int, rank: int | None = None) -> tuple[_Slice, int, int] | None:
+        """The slice on the right (step 1) or left (-1) of a rank, the rank that has it, and what its rows are moved by
+        to be counted on from that rank's own; None beyond an end.
+        """
+        at = (self.rank if rank is None else rank) + step
+        count = len(self.slices)
+        if 0 <= at < count:
+            return self.slices[at], at, 0
+        if not self.circular or count == 1:
+            return None
+        return self.slices[at % count], at % count, step * self.slices[-1].owned[1]
+
+    def incoming(self, step: int) -> tuple[int, tuple[int, int]] | None:
+        """The neighbour's rank and which of its rows this rank needs, in this rank's count."""
+        found = self.neighbour(step)
+        if found is None:
+            return None
+        theirs, at, moved = found
+        return at, _common(_moved(theirs.owned, moved), self.own.needed)
+
+    def outgoing(self, step: int) -> tuple[int, tuple[int, int]] | None:
+        """The neighbour's rank and which of this rank's rows it needs."""
+        found = self.neighbour(step)
+        if found is None:
+            return None
+        theirs, at, moved = found
+        return at, _common(self.own.owned, _moved(theirs.needed, moved))
+
+    def reach(self, rank: int) -> tuple[int, int]:
+        """The rows that a rank and its neighbours have."""
+        low, high = self.slices[rank].owned
+        if (left := self.neighbour(-1, rank)) is not None:
+            low = left[0].owned[0] + left[2]
+        if (right := self.neighbour(1, rank)) is not None:
+            high = right[0].owned[1] + right[2]
+        return low, high
+
+
+def _slices(
+    sizes: Sequence[int], outputs: int, extent: int, stride: int, padding: tuple[int, int], mode: str
+) -> tuple[_Slice, ...]:
     """The slice of every rank. An output belongs to the rank that owns the row of its first tap, padding aside."""
-    total, (before, after) = sum(sizes), padding
-    out_total = (total + before + after - extent) // stride + 1
+    total, (before, _) = sum(sizes), padding
     made, start = [], 0
     for rank, size in enumerate(sizes):
         end = start + size
         first = -(-start // stride)
-        last = out_total if rank == len(sizes) - 1 else min(-(-end // stride), out_total)
+        last = outputs if rank == len(sizes) - 1 else min(-(-end // stride), outputs)
         low, high = first * stride - before, (last - 1) * stride - before + extent
-        needed = max(low, 0), min(high, total)
-        made.append(_Slice((start, end), needed, (max(-low, 0), max(high - total, 0)), (first, last)))
+        beyond = (max(-low, 0), max(high - total, 0))
+        if mode == "circular" and len(sizes) > 1:
+            needed, beyond = (low, high), (0, 0)
+        else:
+            needed = max(low, 0), min(high, total)
+        made.append(_Slice((start, end), needed, beyond, (first, last)))
         start = end
-    return made
+    return tuple(made)
+
+
+def _widened(input: Tensor, split: _Split) -> Tensor:
+    """This rank's rows with those of the neighbours that it needs, before and after them."""
+    halos: dict[int, Tensor] = {}
+    work: list[dist.P2POp] = []
+    own = split.own
+    # To the right first, then to the left, on every rank: two ranks in a circle are both sides of each other.
+    for step in (1, -1):
+        if (there := split.outgoing(step)) is not None:
+            work += _send(_rows(input, split.dim, own.owned, there[1]), there[0], split)
+        if (here := split.incoming(-step)) is not None:
+            halos[-step] = _empty(input, split.dim, here[1][1] - here[1][0])
+            work += _receive(halos[-step], here[0], split)
+    _finish(work)
+    middle = _rows(input, split.dim, own.owned, _common(own.owned, own.needed))
+    parts = (halos.get(-1), middle, halos.get(1))
+    return torch.cat([part for part in parts if part is not None], split.dim)
+
+
+def _returned(grad: Tensor, split: _Split) -> Tensor:
+    """The adjoint: what belongs to the neighbours' rows is sent back to them, and added there."""
+    own, dim = split.own, split.dim
+    start, end = own.owned
+    result = grad.new_zeros([end - start if i == dim else size for i, size in enumerate(grad.shape)])
+    kept = _common(own.owned, own.needed)
+    _rows(result, dim, own.owned, kept).add_(_rows(grad, dim, own.needed, kept))
+    received: list[tuple[tuple[int, int], Tensor]] = []
+    work: list[dist.P2POp] = []
+    for step in (1, -1):
+        if (here := split.incoming(-step)) is not None:
+            work += _send(_rows(grad, dim, own.needed, here[1]), here[0], split)
+        if (there := split.outgoing(step)) is not None:
+            received.append((there[1], _empty(grad, dim, there[1][1] - there[1][0])))
+            work += _receive(received[-1][1], there[0], split)
+    _finish(work)
+    for rows, back in received:
+        _rows(result, dim, own.owned, rows).add_(back)
+    return result
 
 
 class _Exchange(torch.autograd.Function):
-    """Rows of the neighbours, before and after one's own; backward sends their gradients back to be added."""
+    """`_widened`, whose derivative is `_returned`, and so on."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, dim: int, slices: list[_Slice], rank: int, group: Any) -> Tensor:
-        ctx.dim, ctx.slices, ctx.rank, ctx.group = dim, slices, rank, group
-        own = slices[rank]
-        parts, work = [], []
-        for other in (rank - 1, rank + 1):
-            halo = None
-            if 0 <= other < len(slices):
-                theirs = slices[other]
-                outgoing = _rows(input, dim, own.owned, _common(own.owned, theirs.needed))
-                # What falls into the neighbour's reach of mine, and of its own what falls into mine.
-                count = _common(theirs.owned, own.needed)
-                halo = _empty(input, dim, count[1] - count[0])
-                work += _swap(outgoing, halo, other, group)
-            parts.append(halo)
-        _finish(work)
-        middle = _rows(input, dim, own.owned, _common(own.owned, own.needed))
-        return torch.cat([part for part in (parts[0], middle, parts[1]) if part is not None], dim)
+    def forward(ctx: Any, input: Tensor, split: _Split) -> Tensor:
+        ctx.split = split
+        return _widened(input, split)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        dim, slices, rank = ctx.dim, ctx.slices, ctx.rank
-        own = slices[rank]
-        start, end = own.owned
-        result = grad.new_zeros([end - start if i == dim else size for i, size in enumerate(grad.shape)])
-        kept = _common(own.owned, own.needed)
-        _rows(result, dim, own.owned, kept).add_(_rows(grad, dim, own.needed, kept))
-        received, work = [], []
-        for other in (rank - 1, rank + 1):
-            if 0 <= other < len(slices):
-                theirs = slices[other]
-                mine, wanted = _common(theirs.owned, own.needed), _common(own.owned, theirs.needed)
-                outgoing = _rows(grad, dim, own.needed, mine)
-                back = _empty(grad, dim, wanted[1] - wanted[0])
-                work += _swap(outgoing, back, other, ctx.group)
-                received.append((wanted, back))
-        _finish(work)
-        for wanted, back in received:
-            _rows(result, dim, own.owned, wanted).add_(back)
-        return result, None, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, None]:
+        return _Return.apply(grad, ctx.split), None
+
+
+class _Return(torch.autograd.Function):
+    """`_returned`, whose derivative is `_widened`."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, split: _Split) -> Tensor:
+        ctx.split = split
+        return _returned(grad, split)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, None]:
+        return _Exchange.apply(grad, ctx.split), None
+
+
+def _moved(rows: tuple[int, int], by: int) -> tuple[int, int]:
+    return rows[0] + by, rows[1] + by
 
 
 def _common(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
@@ -112,15 +196,17 @@ def _empty(like: Tensor, dim: int, size: int) -> Tensor:
     return like.new_empty([size if i == dim else n for i, n in enumerate(like.shape)])
 
 
-def _swap(outgoing: Tensor, incoming: Tensor, other: int, group: Any) -> list[dist.P2POp]:
-    """One send and one receive, of which empty ones are left out, as the other side leaves them out."""
-    peer = other if group is None else dist.get_global_rank(group, other)
-    operations = []
-    if outgoing.numel():
-        operations.append(dist.P2POp(dist.isend, outgoing.contiguous(), peer, group))
-    if incoming.numel():
-        operations.append(dist.P2POp(dist.irecv, incoming, peer, group))
-    return operations
+def _peer(other: int, split: _Split) -> int:
+    return other if split.group is None else dist.get_global_rank(split.group, other)
+
+
+def _send(rows: Tensor, other: int, split: _Split) -> list[dist.P2POp]:
+    """A message, unless it is empty, as the other side leaves it out too."""
+    return [dist.P2POp(dist.isend, rows.contiguous(), _peer(other, split), split.group)] if rows.numel() else []
+
+
+def _receive(rows: Tensor, other: int, split: _Split) -> list[dist.P2POp]:
+    return [dist.P2POp(dist.irecv, rows, _peer(other, split), split.group)] if rows.numel() else []
 
 
 def _finish(operations: list[dist.P2POp]) -> None:
@@ -130,38 +216,46 @@ def _finish(operations: list[dist.P2POp]) -> None:
 
 def _split_conv(
     rank_of_conv: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
-    groups: int, activation: str | None, dim: int, sizes: Sequence[int] | None, group: Any,
+    groups: int, padding_mode: str, activation: str | None, dim: int, sizes: Sequence[int] | None, group: Any,
 ) -> Tensor:  # fmt: skip
     arguments = conv_arguments(
-        rank_of_conv, input, weight, bias, stride, padding, dilation, groups, "zeros", activation
+        rank_of_conv, input, weight, bias, stride, padding, dilation, groups, padding_mode, activation
     )
     if input.dim() != rank_of_conv + 2 or not 2 <= dim < input.dim():
         raise ArgumentError(
             f"dim: expected a batched input and a spatial dimension of it, got dim={dim} and input {list(input.shape)}"
         )
     steps, flat, spacing = arguments[3:6]
-    here, at = dist.get_rank(group), dim - 2
-    sizes = [input.shape[dim]] * dist.get_world_size(group) if sizes is None else list(sizes)
-    if len(sizes) != dist.get_world_size(group) or sizes[here] != input.shape[dim]:
+    here, at, world = dist.get_rank(group), dim - 2, dist.get_world_size(group)
+    sizes = [input.shape[dim]] * world if sizes is None else list(sizes)
+    if len(sizes) != world or sizes[here] != input.shape[dim]:
         raise ArgumentError(
-            f"sizes: expected the size of dimension {dim} on each of {dist.get_world_size(group)} ranks, of this one "
-            f"{input.shape[dim]}, got {sizes}"
+            f"sizes: expected the size of dimension {dim} on each of {world} ranks, of this one {input.shape[dim]}, "
+            f"got {sizes}"
         )
-    extent = spacing[at] * (weight.shape[dim] - 1) + 1
     pads = pairs(flat)
-    slices = _slices(sizes, extent, steps[at], pads[at])
+    whole_shape = [sum(sizes) if i == dim else size for i, size in enumerate(input.shape)]
+    geometry = ConvGeometry.of(whole_shape, weight.shape, steps, pads, spacing, groups, padding_mode=padding_mode)
+    extent = spacing[at] * (weight.shape[dim] - 1) + 1
+    slices = _slices(sizes, geometry.out_shape[dim], extent, steps[at], pads[at], padding_mode)
+    split = _Split(slices, here, dim, padding_mode == "circular", group)
     for number, one in enumerate(slices):
-        reach = (slices[max(number - 1, 0)].owned[0], slices[min(number + 1, len(slices) - 1)].owned[1])
-        if one.outputs[0] >= one.outputs[1] or one.needed[0] < reach[0] or one.needed[1] > reach[1]:
+        reach = split.reach(number)
+        rows, (before, after) = one.needed, one.padding
+        empty = one.outputs[0] >= one.outputs[1] or rows[0] >= rows[1]
+        # What a border mirrors has to be among the rows at hand.
+        unmirrored = padding_mode == "reflect" and (before >= rows[1] or sum(sizes) - 1 - after < rows[0])
+        if empty or unmirrored or rows[0] < reach[0] or rows[1] > reach[1]:
             raise ArgumentError(
-                f"input: slices of {sizes} rows along dimension {dim} are too thin for a filter that spans {extent}: "
-                f"rank {number} computes outputs {one.outputs} from rows {one.needed}, and has those of its neighbours "
-                f"alone, {reach}"
+                f"input: slices of {sizes} rows along dimension {dim} are too thin for a filter that spans {extent} "
+                f"and padding {pads[at]}: rank {number} computes outputs {one.outputs} from rows {rows}, and has "
+                f"those of its neighbours alone, {reach}"
             )
-    pads[at] = slices[here].padding
-    whole: Tensor = _Exchange.apply(input, dim, slices, here, group)
+    pads[at] = split.own.padding
+    wide: Tensor = _Exchange.apply(input, split) if world > 1 else input
     function = getattr(functional, f"conv{rank_of_conv}d")
-    result: Tensor = function(whole, weight, bias, steps, tuple(pads), spacing, groups, activation=activation)
+    options = dict(padding_mode=padding_mode, activation=activation)
+    result: Tensor = function(wide, weight, bias, steps, tuple(pads), spacing, groups, **options)
     return result
 
 
@@ -174,13 +268,14 @@ def conv1d(
     dilation: Size = 1,
     groups: int = 1,
     *,
+    padding_mode: str = "zeros",
     activation: str | None = None,
     dim: int = 2,
     sizes: Sequence[int] | None = None,
     group: Any = None,
 ) -> Tensor:
     """`triton_conv.conv1d` of a signal of which each rank has a stretch. See `conv2d`."""
-    options = (activation, dim, sizes, group)
+    options = (padding_mode, activation, dim, sizes, group)
     return _split_conv(1, input, weight, bias, stride, padding, dilation, groups, *options)
 
 
@@ -193,6 +288,7 @@ def conv2d(
     dilation: Size = 1,
     groups: int = 1,
     *,
+    padding_mode: str = "zeros",
     activation: str | None = None,
     dim: int = 2,
     sizes: Sequence[int] | None = None,
@@ -207,16 +303,17 @@ def conv2d(
 
     Args:
         input: `(N, c_in, H, W)`, this rank's slice along `dim`.
-        weight, bias, stride, padding, dilation, groups, activation: as `triton_conv.conv2d`; zeros lie beyond the ends.
+        weight, bias, stride, padding, dilation, groups, padding_mode, activation: as `triton_conv.conv2d`. What lies
+            beyond the ends is the first and last rank's to know; with "circular" they exchange rows with each other.
         dim: the dimension that is split: 2, height, or 3.
         sizes: its size on each rank; None if all have as many as this one.
         group: the process group, None for the default one.
 
     Raises:
         ArgumentError (a RuntimeError): a filter reaches beyond the neighbours, on every rank alike, so that none waits
-            for another; or sizes do not fit.
+            for another; or sizes do not fit. As `triton_conv.conv2d` otherwise.
     """
-    options = (activation, dim, sizes, group)
+    options = (padding_mode, activation, dim, sizes, group)
     return _split_conv(2, input, weight, bias, stride, padding, dilation, groups, *options)
 
 
@@ -229,106 +326,12 @@ def conv3d(
     dilation: Size = 1,
     groups: int = 1,
     *,
+    padding_mode: str = "zeros",
     activation: str | None = None,
     dim: int = 2,
     sizes: Sequence[int] | None = None,
     group: Any = None,
 ) -> Tensor:
     """`triton_conv.conv3d` of a volume of which each rank has a slice, by default along its depth. See `conv2d`."""
-    options = (activation, dim, sizes, group)
+    options = (padding_mode, activation, dim, sizes, group)
     return _split_conv(3, input, weight, bias, stride, padding, dilation, groups, *options)
-
-
-# ------------------------------------------------------------------------------------------------------------- DTensors
-
-
-def by_groups(function: Callable[..., Tensor], input: Any, weight: Any, bias: Any = None, **arguments: Any) -> Any:
-    """A grouped convolution of DTensors sharded by channels: each rank computes its groups, without communication.
-
-    >>> y = tc.distributed.by_groups(tc.conv2d, x, weight, bias, padding=1, groups=32)      # y is sharded by channels
-
-    Args:
-        function: a function of triton_conv or of torch.nn.functional that takes `groups`, forward or transposed.
-        input: a DTensor `(N, c_in, ...)` with placement Shard(1), on a mesh of one dimension.
-        weight, bias: DTensors with placement Shard(0); bias may be None.
-        arguments: further arguments of the function, by keyword; `groups` is that of the whole, and the number of ranks
-            divides it.
-
-    Returns:
-        A DTensor with placement Shard(1).
-
-    Raises:
-        ArgumentError (a RuntimeError): other placements, or groups that the ranks cannot share.
-    """
-    from torch.distributed.tensor import Shard
-    from torch.distributed.tensor.experimental import local_map
-
-    mesh, groups = input.device_mesh, arguments.pop("groups", 1)
-    for name, tensor, dim in (("input", input, 1), ("weight", weight, 0), ("bias", bias, 0)):
-        if tensor is not None and tuple(tensor.placements) != (Shard(dim),):
-            raise ArgumentError(
-                f"{name}: expected placement Shard({dim}) on one mesh dimension, got {tensor.placements}"
-            )
-    if groups % mesh.size():
-        raise ArgumentError(f"groups: {groups} groups cannot be shared by {mesh.size()} ranks alike")
-
-    def local(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return function(input, weight, bias, groups=groups // mesh.size(), **arguments)
-
-    placements = ([Shard(1)], [Shard(0)], None if bias is None else [Shard(0)])
-    return local_map(local, out_placements=[Shard(1)], in_placements=placements, device_mesh=mesh)(input, weight, bias)
-
-
-@functools.cache
-def register_sharding() -> None:
-    """Teaches DTensor how convolutions shard, through torch's own registration: call it once, before using DTensors.
-
-    By batch and, in one group, by output channels without communication; in one group by input channels, with partial
-    sums. Other placements, groups among them (see `by_groups`), are gathered first, as DTensor does. The weight's
-    gradient of a sharded batch is a partial sum, reduced when it is used.
-    """
-    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
-    from torch.distributed.tensor._op_schema import RuntimeSchemaInfo
-    from torch.distributed.tensor.experimental import register_sharding as register
-
-    def conv(
-        input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int, transposed: bool,
-        output_padding: Any, padding_mode: str, activation: str,
-    ) -> list[Any]:  # fmt: skip
-        rest = [None] * 8
-
-        def shardings(output: Any, x: Any, w: Any, b: Any) -> Any:
-            return [output], [x, w, None if bias is None else b, *rest]
-
-        # Output channels are the weight's first dimension, or, transposed, its second.
-        out, inner = (1, 0) if transposed else (0, 1)
-        found = [
-            shardings(Replicate(), Replicate(), Replicate(), Replicate()),
-            shardings(Shard(0), Shard(0), Replicate(), Replicate()),
-        ]
-        if groups == 1:
-            found.append(shardings(Shard(1), Replicate(), Shard(out), Shard(0)))
-            if bias is None and activation == "none":
-                found.append(shardings(Partial(), Shard(1), Shard(inner), None))
-        return found
-
-    def weight_gradient(
-        input: Any, grad_output: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, groups: int,
-        *flags: Any,
-    ) -> list[Any]:  # fmt: skip
-        rest = [None] * (5 + len(flags))
-        found: list[Any] = [
-            ([Replicate()], [Replicate(), Replicate(), *rest]),
-            ([Partial()], [Shard(0), Shard(0), *rest]),
-        ]
-        if groups == 1:
-            found.append(([Shard(0)], [Replicate(), Shard(1), *rest]))
-            found.append(([Shard(1)], [Shard(1), Replicate(), *rest]))
-        return found
-
-    for op, strategy, tensors in ((ops.conv, conv, 3), (ops.conv_weight_gradient, weight_gradient, 2)):
-        register(op)(strategy)
-        # It remembers a strategy by the tensors and by what follows the first plain int, `groups`: a second call with
-        # another stride would be given the first one's shape.
-        propagator = DTensor._op_dispatcher.sharding_propagator
-        propagator.op_to_schema_info[op] = RuntimeSchemaInfo(tensors, needs_pytree=True)

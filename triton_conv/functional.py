@@ -186,6 +186,27 @@ def conv_transpose3d(
     return _conv_transpose(3, input, weight, bias, stride, padding, output_padding, groups, dilation, activation)
 
 
+def deform_conv1d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    dilation: Size = 1,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """1-D deformable convolution: `(N, c_in, L)` by `(c_out, c_in/groups, k)` -> `(N, c_out, L_out)`.
+
+    `offset` is `(N, offset_groups * k, L_out)`, one for each tap, in samples; `mask` has the same shape. Equivalent to
+    `torchvision.ops.deform_conv2d` of an image of one row whose vertical offsets are zero, and run as that. See
+    `deform_conv2d`.
+    """
+    arguments = deform_arguments(1, input, offset, weight, bias, stride, padding, dilation, mask)
+    output: Tensor = autograd.deform_conv(*arguments)
+    return output.squeeze(2)
+
+
 def deform_conv2d(
     input: Tensor,
     offset: Tensor,

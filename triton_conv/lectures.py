@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd, autograd_lectures, functional, ops, ops_fused, ops_local
+from . import autocast, autograd_lectures, functional, ops, ops_fused, ops_local, vmaps_lectures  # noqa: F401
 from .arguments import Padding, Size, activation_name, batched, flat_padding, group_count, per_dimension
 from .dispatch import Plan
 from .errors import ArgumentError, ArgumentTypeError
+from .geometry import TensorMeta
 from .ops_fused import Chain
 
 
@@ -65,6 +66,7 @@ def _shuffle_arguments(
 ) -> tuple[Any, ...]:
     input = batched("shuffle_conv2d", input, 2, weight=weight, bias=bias)
     window = _window(2, weight, stride, padding, dilation)
+    input, weight, bias = autocast.operands(input, weight, bias)
     return input, weight, bias, *window, group_count(groups), activation_name(activation)
 
 
@@ -130,51 +132,46 @@ def _separable_arguments(
         )
     window = _window(rank, depthwise_weight, stride, padding, dilation)
     activations = activation_name(mid_activation), activation_name(activation)
-    return input, depthwise_weight, pointwise_weight, mid_bias, bias, *window, *activations
+    tensors = autocast.operands(input, depthwise_weight, pointwise_weight, mid_bias, bias)
+    return *tensors, *window, *activations
 
 
-def _pair(arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], Callable[[Tensor], tuple[Any, ...]]]:
-    """The arguments of the op `conv` for the first of two kernels, and those of the second one for its result."""
-    input, depthwise, pointwise, mid_bias, bias, stride, padding, dilation, mid_activation, activation = arguments
-    rank = len(stride)
-    ones, zeros = (1,) * rank, (0,) * rank
-    first = (
-        input, depthwise, mid_bias, stride, padding, dilation, input.shape[1], False, zeros, "zeros", mid_activation
-    )  # fmt: skip
+def _separable_op(*arguments: Any) -> Tensor:
+    """The one kernel or the two, whichever is faster, by the arguments of the op `separable_conv`."""
+    if ops_fused.unfused(ops_fused.plan_separable_conv(*arguments)):
+        return autograd_lectures.separable_pair(*arguments)
+    return autograd_lectures.separable_conv(*arguments)  # type: ignore[no-any-return]
 
-    def second(mid: Tensor) -> tuple[Any, ...]:
-        return mid, pointwise, bias, ones, (0,) * (2 * rank), ones, 1, False, zeros, "zeros", activation
 
-    return first, second
+# Which of the two is decided inside an op that consists of what it calls, as in `routing`: torch.compile and
+# torch.export need not follow how, and a graph decides once, by the sizes that it is traced with.
+ops.library.define(
+    "chosen_separable_conv(Tensor input, Tensor depthwise_weight, Tensor pointwise_weight, Tensor? mid_bias, "
+    "Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, str mid_activation, str activation) -> Tensor",
+    tags=ops.TAGS,
+)
+ops.library.impl("chosen_separable_conv", _separable_op, "CompositeImplicitAutograd")
+_traced_separable = torch.ops.triton_conv.chosen_separable_conv.default
 
 
 def _separable(rank: int, *given: Any) -> Tensor:
     arguments = _separable_arguments(rank, *given)
-    if _unfused(ops_fused.plan_separable_conv(*arguments)):
-        first, second = _pair(arguments)
-        output: Tensor = autograd.conv(*second(autograd.conv(*first)))
-    else:
-        output = autograd_lectures.separable_conv(*arguments)
-    return _batched(output, given[0], rank)
-
-
-def _unfused(made: Plan) -> str | None:
-    """Why a call runs as two kernels: because that is faster by the rules, unless a measured tile says otherwise."""
-    reason: str | None = getattr(made.problem, "unfused")  # noqa: B009 - of a SeparableProblem
-    return reason if made.source in ("analytic default", "safe") else None
+    chosen = _traced_separable if torch.compiler.is_compiling() else _separable_op
+    return _batched(chosen(*arguments), given[0], rank)
 
 
 def _plan_separable(rank: int, *given: Any) -> Plan | Chain:
     arguments = _separable_arguments(rank, *given)
     made = ops_fused.plan_separable_conv(*arguments)
-    reason = _unfused(made)
+    reason = ops_fused.unfused(made)
     if reason is None:
         return made
-    first, second = _pair(arguments)
-    plan = ops.plan_conv(*first)
-    mid = torch.empty_strided(plan.out_shape, plan.out_strides, dtype=plan.problem.dtype, device="meta")
-    on_meta: list[Any] = [value.to("meta") if isinstance(value, Tensor) else value for value in second(mid)]
-    return Chain((plan, ops.plan_conv(*on_meta)), reason)
+    input, depthwise, pointwise, mid_bias, bias, *options = arguments
+    first, second = autograd_lectures.separable_halves(tuple(options), input.shape[1])
+    plan = ops.plan_conv(input, depthwise, mid_bias, *first)
+    between = TensorMeta(plan.out_shape, plan.out_strides, input.dtype, input.device)
+    tensors = between, TensorMeta.of("pointwise_weight", pointwise), ops.meta("bias", bias)
+    return Chain((plan, ops.plan_conv_of(*tensors, *second, ops.conv_precision(input.dtype))), reason)
 
 
 def separable_conv1d(
@@ -286,6 +283,7 @@ def _local_arguments(
     one = weight[(0,) * rank]
     input = batched(function, input, rank, weight=one, bias=bias)
     window = _window(rank, one, stride, padding, dilation)
+    input, weight, bias = autocast.operands(input, weight, bias)
     return input, weight, bias, *window, group_count(groups)
 
 

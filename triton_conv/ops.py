@@ -83,6 +83,20 @@ def meta(name: str, tensor: torch.Tensor | None) -> TensorMeta | None:
     return None if tensor is None else TensorMeta.of(name, tensor)
 
 
+def traced(value: Any) -> Any:
+    """Of a symbolic size the one that the graph is traced with: asking for that sets no guard on the graph."""
+    if isinstance(value, TensorMeta):
+        return value._replace(shape=traced(value.shape), strides=traced(value.strides))
+    if isinstance(value, tuple):
+        return tuple(map(traced, value))
+    if not isinstance(value, torch.SymInt):
+        return value
+    hint = value.node.hint
+    if hint is None:
+        raise ArgumentError(f"input: its size {value} is known only when it runs")
+    return int(hint)
+
+
 def pairs(flat: Sequence[int]) -> list[tuple[int, int]]:
     """Flat padding as (before, after) a dimension."""
     return [(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)]
@@ -275,16 +289,6 @@ def _plan_conv_weight_gradient(
     return plan(problem, targets.of_device(input.device))
 
 
-def launch(made: Plan, input: torch.Tensor, *tensors: torch.Tensor | None) -> None:
-    """Launches a plan on its tensors' device."""
-    # Triton launches on the current device, which need not be the tensors'.
-    if input.is_cuda and input.get_device() != torch.cuda.current_device():
-        with torch.cuda.device(input.device):
-            made.launch(input, *tensors)
-    else:
-        made.launch(input, *tensors)
-
-
 def allocate(
     shape: Sequence[int], strides: Sequence[int], like: torch.Tensor, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
@@ -307,35 +311,27 @@ def run(made: Plan, input: torch.Tensor, *tensors: torch.Tensor | None) -> torch
     made = _settled(made, input.device) if made.pending else made
     output = allocate(made.out_shape, made.out_strides, input)
     if made.grid:
-        launch(made, input, *tensors, output)
+        made.launch(input, *tensors, output)
     return output
 
 
 def _conv(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *arguments: Any) -> torch.Tensor:
-    if input.is_cuda and input.get_device() != torch.cuda.current_device():
-        # The weight's copy is a launch too.
-        with torch.cuda.device(input.device):
-            return _conv(input, weight, bias, *arguments)
     made = plan_conv(input, weight, bias, *arguments)
     return run(made, input, made.arranged(weight), bias)
 
 
 def run_partial(made: Plan, input: torch.Tensor, *tensors: torch.Tensor | None) -> torch.Tensor:
     """Launches a plan whose kernel may write partial sums, and adds them up."""
-    if input.is_cuda and input.get_device() != torch.cuda.current_device():
-        # Adding up is a launch too.
-        with torch.cuda.device(input.device):
-            return run_partial(made, input, *tensors)
     made = _settled(made, input.device) if made.pending else made
     # Whichever kernel runs, the result has the strides that the fake kernel says.
     result = allocate(made.out_shape, made.problem.result_strides, input)
     if not made.grid:
         return result.zero_()
     if made.partial is None:
-        launch(made, input, *tensors, result)
+        made.launch(input, *tensors, result)
         return result
     partial = allocate(*made.partial, input, made.problem.accumulator)
-    launch(made, input, *tensors, partial)
+    made.launch(input, *tensors, partial)
     sum_partials(partial, result)
     return result
 
@@ -344,7 +340,8 @@ def _conv_weight_gradient(input: torch.Tensor, grad_output: torch.Tensor, *argum
     return run_partial(plan_conv_weight_gradient(input, grad_output, *arguments), input, grad_output)
 
 
-def _fake_conv(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *arguments: Any) -> torch.Tensor:
+def fake_conv(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *arguments: Any) -> torch.Tensor:
+    """What `conv` of these arguments returns, without its values."""
     x, w = TensorMeta.of("input", input), TensorMeta.of("weight", weight)
     shape = _conv_geometry(x, w, meta("bias", bias), *arguments[:-1]).out_shape
     return input.new_empty_strided(shape, out_strides(shape, x, w))
@@ -368,13 +365,29 @@ def _fake_conv_weight_gradient(
     return input.new_empty_strided(shape, dense_strides(shape, channels_last))
 
 
+def on_device(implementation: Callable[..., Any]) -> Callable[..., Any]:
+    """The implementation of an op, run with its first tensor's GPU as the current one.
+
+    Triton launches on the current device, and asks it for its stream and for scratch memory.
+    """
+
+    @functools.wraps(implementation)
+    def there(input: torch.Tensor, *arguments: Any) -> Any:
+        if input.get_device() == torch.cuda.current_device():
+            return implementation(input, *arguments)
+        with torch.cuda.device(input.device):
+            return implementation(input, *arguments)
+
+    return there
+
+
 def register(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """Gives a defined op its implementation and its fake kernel; returns the op."""
-    for key in ("CPU", "CUDA"):
-        library.impl(name, implementation, key)
+    library.impl(name, implementation, "CPU")
+    library.impl(name, on_device(implementation), "CUDA")
     torch.library.register_fake(f"triton_conv::{name}", fake, lib=library)
     return getattr(torch.ops.triton_conv, name).default
 
 
-conv = register("conv", _conv, _fake_conv)
+conv = register("conv", _conv, fake_conv)
 conv_weight_gradient = register("conv_weight_gradient", _conv_weight_gradient, _fake_conv_weight_gradient)

@@ -257,7 +257,7 @@ def _input_gradient(
     ]
     if made.grid:
         units = None if scale is None else scale.to(problem.accumulator)
-        ops.launch(made, input, offset, mask, weight, grad_output, units, sums, *results)
+        made.launch(input, offset, mask, weight, grad_output, units, sums, *results)
     if scale is not None:
         assert sums is not None
         sums = sums * torch.where(scale > 0, 1 / scale, float("nan"))

@@ -12,18 +12,20 @@ import torch
 from . import ops
 from .dispatch import Plan, plan
 from .errors import ArgumentError
-from .geometry import TensorMeta, check_bias, check_tensors
+from .geometry import ConvGeometry, TensorMeta, check_bias, check_tensors
 from .layout import channels_last_like, dense_strides, five
 from .ops import cached, meta
 from .problem_lectures import SeparableProblem, ShuffleProblem
 
 ops.library.define(
-    "shuffle_conv(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, "
-    "str activation) -> Tensor"
+    "shuffle_conv(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
+    "SymInt groups, str activation) -> Tensor",
+    tags=ops.TAGS,
 )
 ops.library.define(
     "separable_conv(Tensor input, Tensor depthwise_weight, Tensor pointwise_weight, Tensor? mid_bias, Tensor? bias, "
-    "int[] stride, int[] padding, int[] dilation, str mid_activation, str activation) -> Tensor"
+    "SymInt[] stride, SymInt[] padding, SymInt[] dilation, str mid_activation, str activation) -> Tensor",
+    tags=ops.TAGS,
 )
 
 
@@ -59,6 +61,13 @@ def _shuffle_conv(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
     return ops.run(made, input, made.arranged(weight), bias)
 
 
+def _fake_shuffle_conv(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *arguments: Any
+) -> torch.Tensor:
+    *window, activation = arguments
+    return ops.fake_conv(input, weight, bias, *window, False, (0,) * len(window[0]), "zeros", activation)
+
+
 # --------------------------------------------------------------------------------------------------------- separable
 
 
@@ -86,57 +95,112 @@ def plan_separable_conv(
     mid_activation: str,
     activation: str,
 ) -> Plan:
-    """Plans the one kernel that does both; `problem.unfused` tells whether two of them are the better choice."""
-    return _plan_separable_conv(
-        plan_depthwise(input, depthwise_weight, mid_bias, stride, padding, dilation, mid_activation),
-        TensorMeta.of("input", input),
-        TensorMeta.of("pointwise_weight", pointwise_weight),
-        meta("bias", bias),
+    """Plans the one kernel that does both; `unfused` tells whether two of them are the better choice.
+
+    Sizes that are symbols are planned for by those that the graph is traced with.
+    """
+    known = (
+        *_metas(input, depthwise_weight, pointwise_weight, mid_bias, bias),
+        tuple(stride),
+        tuple(padding),
+        tuple(dilation),
+        mid_activation,
         activation,
+        ops.conv_precision(input.dtype),
+    )
+    try:
+        return _plan_separable_conv(*known)
+    except TypeError:
+        # Symbols have no hash.
+        return _plan_separable_conv(*ops.traced(known))
+
+
+def _metas(
+    input: torch.Tensor,
+    depthwise_weight: torch.Tensor,
+    pointwise_weight: torch.Tensor,
+    mid_bias: torch.Tensor | None,
+    bias: torch.Tensor | None,
+) -> tuple[TensorMeta, TensorMeta, TensorMeta, TensorMeta | None, TensorMeta | None]:
+    return (
+        TensorMeta.of("input", input),
+        TensorMeta.of("depthwise_weight", depthwise_weight),
+        TensorMeta.of("pointwise_weight", pointwise_weight),
+        meta("mid_bias", mid_bias),
+        meta("bias", bias),
     )
 
 
-def plan_depthwise(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
+def _separable_geometry(
+    input: TensorMeta,
+    depthwise: TensorMeta,
+    pointwise: TensorMeta,
+    mid_bias: TensorMeta | None,
+    bias: TensorMeta | None,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
-    activation: str,
-) -> Plan:
-    """Plans the first of the two kernels, and validates its tensors."""
-    if weight.shape[1] != 1 or not input.shape[1] or weight.shape[0] % input.shape[1]:
+) -> ConvGeometry:
+    """The depthwise convolution's geometry, after checking the tensors of both."""
+    tensors = {"depthwise_weight": depthwise, "pointwise_weight": pointwise, "mid_bias": mid_bias, "bias": bias}
+    check_tensors(input, tensors)
+    c_in, middle = input.shape[1], depthwise.shape[0]
+    if depthwise.shape[1] != 1 or c_in == 0 or middle % c_in:
         raise ArgumentError(
-            f"depthwise_weight: expected [{input.shape[1]} x multiplier, 1, ...] for input {list(input.shape)}, "
-            f"got depthwise_weight {list(weight.shape)}"
+            f"depthwise_weight: expected [{c_in} x multiplier, 1, ...] for input {list(input.shape)}, "
+            f"got depthwise_weight {list(depthwise.shape)}"
         )
-    groups, zeros = input.shape[1], (0,) * len(stride)
-    return ops.plan_conv(input, weight, bias, stride, padding, dilation, groups, False, zeros, "zeros", activation)
+    geometry = ConvGeometry.of(input.shape, depthwise.shape, stride, ops.pairs(padding), dilation, c_in)
+    if any(size != 1 for size in pointwise.shape[2:]) or pointwise.shape[1] != middle:
+        raise ArgumentError(
+            f"pointwise_weight: expected [c_out, {middle}{', 1' * geometry.rank}] after a depthwise convolution to "
+            f"{middle} channels, got pointwise_weight {list(pointwise.shape)}"
+        )
+    if mid_bias is not None and tuple(mid_bias.shape) != (middle,):
+        raise ArgumentError(
+            f"mid_bias: expected [{middle}] for depthwise_weight {list(depthwise.shape)}, got mid_bias "
+            f"{list(mid_bias.shape)}"
+        )
+    check_bias(bias, pointwise.shape, pointwise.shape[0])
+    return geometry
+
+
+def _separable_result(
+    geometry: ConvGeometry, input: TensorMeta, pointwise: TensorMeta
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape and strides of the result."""
+    shape = (geometry.batch, pointwise.shape[0], *geometry.out_size[3 - geometry.rank :])
+    # A 1x1 weight is dense in either format, so that it says nothing about the output's.
+    return shape, dense_strides(shape, channels_last_like(input.shape, input.strides))
 
 
 @cached
 def _plan_separable_conv(
-    depthwise: Plan, input: TensorMeta, pointwise: TensorMeta, bias: TensorMeta | None, activation: str
+    input: TensorMeta,
+    depthwise: TensorMeta,
+    pointwise: TensorMeta,
+    mid_bias: TensorMeta | None,
+    bias: TensorMeta | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    mid_activation: str,
+    activation: str,
+    precision: str,
 ) -> Plan:
-    check_tensors(input, {"pointwise_weight": pointwise, "bias": bias})
-    first = depthwise.problem
-    g = first.geometry
-    if any(size != 1 for size in pointwise.shape[2:]) or pointwise.shape[1] != g.c_out:
-        raise ArgumentError(
-            f"pointwise_weight: expected [c_out, {g.c_out}{', 1' * g.rank}] after a depthwise convolution to "
-            f"{g.c_out} channels, got pointwise_weight {list(pointwise.shape)}"
-        )
-    check_bias(bias, pointwise.shape, pointwise.shape[0])
-    shape = (g.batch, pointwise.shape[0], *g.out_size[3 - g.rank :])
+    geometry = _separable_geometry(input, depthwise, pointwise, mid_bias, bias, stride, padding, dilation)
+    zeros, window = (0,) * len(stride), (stride, padding, dilation, geometry.groups)
+    plain = ops.plan_conv_of(
+        input, depthwise, mid_bias, *window, False, zeros, "zeros", mid_activation, precision
+    )  # fmt: skip
+    first = plain.problem
     outer, inner = pointwise.strides[:2]
     problem = SeparableProblem(
-        geometry=g,
+        geometry=first.geometry,
         dtype=first.dtype,
         x_strides=first.x_strides,
         w_strides=first.w_strides,
-        # A 1x1 weight is dense in either format, so that it says nothing about the output's.
-        y_strides=five(dense_strides(shape, channels_last_like(input.shape, input.strides))),
+        y_strides=five(_separable_result(geometry, input, pointwise)[1]),
         has_bias=bias is not None,
         stride_b=1 if bias is None else bias.strides[0],
         activation=activation,
@@ -147,7 +211,13 @@ def _plan_separable_conv(
         stride_mb=first.stride_b,
         mid_activation=first.activation,
     )
-    return plan(problem, depthwise.target)
+    return plan(problem, plain.target)
+
+
+def unfused(made: Plan) -> str | None:
+    """Why a call runs as two kernels: because that is faster by the rules, unless a measured tile says otherwise."""
+    assert isinstance(made.problem, SeparableProblem)
+    return made.problem.unfused if made.source in ("analytic default", "safe") else None
 
 
 def _separable_conv(
@@ -162,18 +232,14 @@ def _separable_conv(
     return ops.run(made, input, depthwise_weight, mid_bias, pointwise_weight, bias)
 
 
-def register_planned(name: str, implementation: Any, planner: Callable[..., Plan]) -> Any:
-    """Registers an op whose fake kernel follows from its plan; the planner takes the op's arguments."""
-
-    def fake(input: torch.Tensor, *rest: Any) -> torch.Tensor:
-        made = planner(input, *rest)
-        return input.new_empty_strided(made.out_shape, made.out_strides)
-
-    return ops.register(name, implementation, fake)
+def _fake_separable_conv(input: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    tensors, window = _metas(input, *arguments[:4]), arguments[4:7]
+    shape, strides = _separable_result(_separable_geometry(*tensors, *window), tensors[0], tensors[2])
+    return input.new_empty_strided(shape, strides)
 
 
-shuffle_conv = register_planned("shuffle_conv", _shuffle_conv, plan_shuffle_conv)
-separable_conv = register_planned("separable_conv", _separable_conv, plan_separable_conv)
+shuffle_conv = ops.register("shuffle_conv", _shuffle_conv, _fake_shuffle_conv)
+separable_conv = ops.register("separable_conv", _separable_conv, _fake_separable_conv)
 
 PLANNERS: dict[Any, Callable[..., Plan]] = {shuffle_conv: plan_shuffle_conv, separable_conv: plan_separable_conv}
 """What plans each op, by op."""

@@ -14,7 +14,6 @@ from .errors import ArgumentError
 from .geometry import ConvGeometry, TensorMeta, check_tensors, triple
 from .layout import channels_last_like, dense_strides, five
 from .ops import cached, conv_precision, meta, pairs
-from .ops_fused import register_planned
 from .problem_lectures import (
     LocalInputGradientProblem,
     LocalProblem,
@@ -25,16 +24,19 @@ from .problem_lectures import (
 )
 
 ops.library.define(
-    "local_conv(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups) "
-    "-> Tensor"
+    "local_conv(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
+    "SymInt groups) -> Tensor",
+    tags=ops.TAGS,
 )
 ops.library.define(
-    "local_conv_input_gradient(Tensor grad_output, Tensor weight, int[] size, int[] stride, int[] padding, "
-    "int[] dilation, int groups, bool channels_last) -> Tensor"
+    "local_conv_input_gradient(Tensor grad_output, Tensor weight, SymInt[] size, SymInt[] stride, SymInt[] padding, "
+    "SymInt[] dilation, SymInt groups, bool channels_last) -> Tensor",
+    tags=ops.TAGS,
 )
 ops.library.define(
-    "local_conv_weight_gradient(Tensor input, Tensor grad_output, int[] kernel_size, int[] stride, int[] padding, "
-    "int[] dilation, int groups, bool channels_last) -> Tensor"
+    "local_conv_weight_gradient(Tensor input, Tensor grad_output, SymInt[] kernel_size, SymInt[] stride, "
+    "SymInt[] padding, SymInt[] dilation, SymInt groups, bool channels_last) -> Tensor",
+    tags=ops.TAGS,
 )
 
 # From so many images on, a copy of the input with its images innermost is read in whole lines; weights are far more
@@ -103,6 +105,20 @@ def plan_local_conv(
     )  # fmt: skip
 
 
+def _forward_geometry(
+    input: TensorMeta, weight: TensorMeta, bias: TensorMeta | None, *window: Any
+) -> tuple[ConvGeometry, tuple[int, ...]]:
+    """The geometry of a forward call, after checking its tensors, and the strides of its result."""
+    check_tensors(input, {"weight": weight, "bias": bias})
+    geometry = _local_geometry(input.shape, weight.shape, *window)
+    spatial = geometry.out_size[3 - geometry.rank :]
+    if bias is not None and tuple(bias.shape) != (geometry.c_out, *spatial):
+        raise ArgumentError(
+            f"bias: expected {[geometry.c_out, *spatial]} for weight {list(weight.shape)}, got bias {list(bias.shape)}"
+        )
+    return geometry, dense_strides(geometry.out_shape, channels_last_like(input.shape, input.strides))
+
+
 @cached
 def _plan_local_conv(
     input: TensorMeta,
@@ -114,19 +130,14 @@ def _plan_local_conv(
     groups: int,
     precision: str,
 ) -> Plan:
-    check_tensors(input, {"weight": weight, "bias": bias})
-    geometry, rank = _local_geometry(input.shape, weight.shape, stride, padding, dilation, groups), len(stride)
-    spatial = geometry.out_size[3 - rank :]
-    if bias is not None and tuple(bias.shape) != (geometry.c_out, *spatial):
-        raise ArgumentError(
-            f"bias: expected {[geometry.c_out, *spatial]} for weight {list(weight.shape)}, got bias {list(bias.shape)}"
-        )
+    geometry, out_strides = _forward_geometry(input, weight, bias, stride, padding, dilation, groups)
+    rank = len(stride)
     d, h, w = triple(() if bias is None else bias.strides[1:], 0)
     problem = LocalProblem(
         geometry,
         input.dtype,
         five(_as_read(input, not _flat(weight, rank, geometry))),
-        y_strides=five(dense_strides(geometry.out_shape, channels_last_like(input.shape, input.strides))),
+        y_strides=five(out_strides),
         has_bias=bias is not None,
         precision=precision,
         bias_strides=(0 if bias is None else bias.strides[0], d, h, w),
@@ -152,6 +163,18 @@ def plan_local_conv_input_gradient(
     )  # fmt: skip
 
 
+def _input_gradient_geometry(
+    grad_output: TensorMeta, weight: TensorMeta, size: Sequence[int], *window: Any
+) -> tuple[ConvGeometry, tuple[int, ...]]:
+    """The geometry of an input gradient, after checking its tensors, and the shape of the input."""
+    check_tensors(grad_output, {"weight": weight})
+    *_, groups = window
+    shape = (grad_output.shape[0], weight.shape[len(size) + 1] * groups, *size)
+    geometry = _local_geometry(shape, weight.shape, *window)
+    _check_grad_output(geometry, grad_output, shape)
+    return geometry, shape
+
+
 @cached
 def _plan_local_conv_input_gradient(
     grad_output: TensorMeta,
@@ -164,18 +187,14 @@ def _plan_local_conv_input_gradient(
     channels_last: bool,
     precision: str,
 ) -> Plan:
-    check_tensors(grad_output, {"weight": weight})
-    rank = len(stride)
-    shape = (grad_output.shape[0], weight.shape[rank + 1] * groups, *size)
-    geometry = _local_geometry(shape, weight.shape, stride, padding, dilation, groups)
-    _check_grad_output(geometry, grad_output, shape)
+    geometry, shape = _input_gradient_geometry(grad_output, weight, size, stride, padding, dilation, groups)
     problem = LocalInputGradientProblem(
         geometry,
         weight.dtype,
         five(dense_strides(shape, channels_last)),
         y_strides=five(_as_read(grad_output, True)),
         precision=precision,
-        **_filters(weight, rank),
+        **_filters(weight, len(stride)),
     )
     return plan(problem, targets.of_device(grad_output.device))
 
@@ -197,6 +216,18 @@ def plan_local_conv_weight_gradient(
     )  # fmt: skip
 
 
+def _weight_gradient_geometry(
+    input: TensorMeta, grad_output: TensorMeta, kernel_size: Sequence[int], *window: Any
+) -> tuple[ConvGeometry, tuple[int, ...]]:
+    """The geometry of a weight gradient, after checking its tensors, and the shape of the weight."""
+    check_tensors(input, {"grad_output": grad_output})
+    *_, groups = window
+    shape = (*grad_output.shape[2:], grad_output.shape[1], input.shape[1] // groups, *kernel_size)
+    geometry = _local_geometry(input.shape, shape, *window)
+    _check_grad_output(geometry, grad_output, input.shape)
+    return geometry, shape
+
+
 @cached
 def _plan_local_conv_weight_gradient(
     input: TensorMeta,
@@ -209,11 +240,8 @@ def _plan_local_conv_weight_gradient(
     channels_last: bool,
     precision: str,
 ) -> Plan:
-    check_tensors(input, {"grad_output": grad_output})
     rank = len(stride)
-    shape = (*grad_output.shape[2:], grad_output.shape[1], input.shape[1] // groups, *kernel_size)
-    geometry = _local_geometry(input.shape, shape, stride, padding, dilation, groups)
-    _check_grad_output(geometry, grad_output, input.shape)
+    geometry, shape = _weight_gradient_geometry(input, grad_output, kernel_size, stride, padding, dilation, groups)
     weight = TensorMeta(shape, local_weight_strides(shape, channels_last), input.dtype, input.device)
     innermost = not _flat(weight, rank, geometry)
     problem = LocalWeightGradientProblem(
@@ -251,12 +279,30 @@ def _local_conv_weight_gradient(input: torch.Tensor, grad_output: torch.Tensor, 
     return ops.run(made, x, dy)
 
 
-local_conv = register_planned("local_conv", _local_conv, plan_local_conv)
-local_conv_input_gradient = register_planned(
-    "local_conv_input_gradient", _local_conv_input_gradient, plan_local_conv_input_gradient
-)
-local_conv_weight_gradient = register_planned(
-    "local_conv_weight_gradient", _local_conv_weight_gradient, plan_local_conv_weight_gradient
+def _fake_local_conv(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *rest: Any) -> torch.Tensor:
+    tensors = TensorMeta.of("input", input), TensorMeta.of("weight", weight), meta("bias", bias)
+    geometry, strides = _forward_geometry(*tensors, *rest)
+    return input.new_empty_strided(geometry.out_shape, strides)
+
+
+def _fake_input_gradient(grad_output: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+    *window, channels_last = rest
+    tensors = TensorMeta.of("grad_output", grad_output), TensorMeta.of("weight", weight)
+    _, shape = _input_gradient_geometry(*tensors, *window)
+    return grad_output.new_empty_strided(shape, dense_strides(shape, channels_last))
+
+
+def _fake_weight_gradient(input: torch.Tensor, grad_output: torch.Tensor, *rest: Any) -> torch.Tensor:
+    *window, channels_last = rest
+    tensors = TensorMeta.of("input", input), TensorMeta.of("grad_output", grad_output)
+    _, shape = _weight_gradient_geometry(*tensors, *window)
+    return input.new_empty_strided(shape, local_weight_strides(shape, channels_last))
+
+
+local_conv = ops.register("local_conv", _local_conv, _fake_local_conv)
+local_conv_input_gradient = ops.register("local_conv_input_gradient", _local_conv_input_gradient, _fake_input_gradient)
+local_conv_weight_gradient = ops.register(
+    "local_conv_weight_gradient", _local_conv_weight_gradient, _fake_weight_gradient
 )
 
 PLANNERS: dict[Any, Callable[..., Plan]] = {

@@ -95,20 +95,6 @@ def current_backend() -> str:
     return _backend
 
 
-def _traced(value: Any) -> Any:
-    """Of a symbolic size the one that the graph is traced with: asking for that sets no guard on the graph."""
-    if isinstance(value, TensorMeta):
-        return value._replace(shape=_traced(value.shape), strides=_traced(value.strides))
-    if isinstance(value, tuple):
-        return tuple(map(_traced, value))
-    if not isinstance(value, torch.SymInt):
-        return value
-    hint = value.node.hint
-    if hint is None:
-        raise ArgumentError(f"input: its size {value} is known only when it runs")
-    return int(hint)
-
-
 def choose(kind: str, backend: str, tensors: tuple[Tensor | None, ...], arguments: tuple[Any, ...]) -> Choice:
     """The choice for a call of the op `kind`, by its tensors and its other arguments in the op's order.
 
@@ -122,7 +108,7 @@ def choose(kind: str, backend: str, tensors: tuple[Tensor | None, ...], argument
             return _choose(kind, backend, training, metas, arguments, precision)
         except TypeError:
             # Symbols have no hash.
-            return _choose(kind, backend, training, _traced(metas), _traced(arguments), precision)
+            return _choose(kind, backend, training, ops.traced(metas), ops.traced(arguments), precision)
     except CaptureError as error:
         warnings.warn(f"a layer runs on torch's kernel: {error}", BackendWarning, stacklevel=2)
         return Choice(TORCH, str(error))

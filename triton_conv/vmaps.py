@@ -20,40 +20,41 @@ Dims = tuple[Any, ...]
 Result = tuple[Any, Any]
 
 
-def _first(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+def first(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
     """The tensor with the batch as its first dimension, expanded if it has none."""
     if tensor is None:
         return None
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
-def _as_images(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+def as_images(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
     """`(N, ...)` in a batch as `(size * N, ...)`."""
-    found = _first(tensor, dim, size)
+    found = first(tensor, dim, size)
     return None if found is None else found.flatten(0, 1)
 
 
-def _as_channels(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+def as_channels(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
     """`(N, C, ...)` in a batch as `(N, size * C, ...)`: the groups of one call after those of another."""
-    found = _first(tensor, dim, size)
+    found = first(tensor, dim, size)
     return None if found is None else found.movedim(0, 1).flatten(1, 2)
 
 
-def _conv(
+def conv_of_batch(
     info: Any, dims: Dims, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
     groups: int, transposed: bool, *others: Any,
 ) -> Result:  # fmt: skip
+    """The rule of the op `conv`: the result, and the dimension of the batch in it."""
     size, (x, w, b, *_) = info.batch_size, dims
     if w is None and b is None:
-        images = _as_images(input, x, size)
+        images = as_images(input, x, size)
         output = autograd.conv(images, weight, bias, stride, padding, dilation, groups, transposed, *others)
         return output.unflatten(0, (size, -1)), 0
     # One input and many filters of one group are one convolution with as many more outputs.
     together = x is None and groups == 1 and not transposed
     output = autograd.conv(
-        input if together else _as_channels(input, x, size),
-        _as_images(weight, w, size),
-        _as_images(bias, b, size),
+        input if together else as_channels(input, x, size),
+        as_images(weight, w, size),
+        as_images(bias, b, size),
         stride,
         padding,
         dilation,
@@ -69,7 +70,7 @@ def _conv_weight_gradient(
     dilation: Any, groups: int, *others: Any,
 ) -> Result:  # fmt: skip
     size = info.batch_size
-    tensors = _as_channels(input, dims[0], size), _as_channels(grad_output, dims[1], size)
+    tensors = as_channels(input, dims[0], size), as_channels(grad_output, dims[1], size)
     arguments = kernel_size, stride, padding, dilation, size * groups, *others
     return autograd.conv_weight_gradient(*tensors, *arguments).unflatten(0, (size, -1)), 0
 
@@ -80,9 +81,9 @@ def _deform_conv(
 ) -> Result:  # fmt: skip
     size, sampled = info.batch_size, (input, offset, mask)
     common = dims[3] is None and dims[4] is None
-    fold = _as_images if common else _as_channels
+    fold = as_images if common else as_channels
     operands = [fold(tensor, dim, size) for tensor, dim in zip(sampled, dims)]
-    filters = (weight, bias) if common else (_as_images(weight, dims[3], size), _as_images(bias, dims[4], size))
+    filters = (weight, bias) if common else (as_images(weight, dims[3], size), as_images(bias, dims[4], size))
     output = autograd.deform_conv(*operands, *filters, *others)
     return (output.unflatten(0, (size, -1)), 0) if common else (output.unflatten(1, (size, -1)), 1)
 
@@ -92,9 +93,9 @@ def _deform_input_gradient(
     *others: Any,
 ) -> Result:  # fmt: skip
     size, common = info.batch_size, dims[3] is None
-    fold, dim = (_as_images, 0) if common else (_as_channels, 1)
+    fold, dim = (as_images, 0) if common else (as_channels, 1)
     operands = [fold(tensor, at, size) for tensor, at in zip((input, offset, mask), dims)]
-    filters = weight if common else _as_images(weight, dims[3], size)
+    filters = weight if common else as_images(weight, dims[3], size)
     results = autograd.deform_conv_input_gradient(*operands, filters, fold(grad_output, dims[4], size), *others)
     # What was not needed is an empty tensor in every call.
     needed = others[3]
@@ -106,13 +107,13 @@ def _deform_weight_gradient(
     info: Any, dims: Dims, input: Tensor, offset: Tensor, mask: Tensor | None, grad_output: Tensor, *others: Any
 ) -> Result:
     size, (*geometry, groups) = info.batch_size, others
-    operands = [_as_channels(t, dim, size) for t, dim in zip((input, offset, mask, grad_output), dims)]
+    operands = [as_channels(t, dim, size) for t, dim in zip((input, offset, mask, grad_output), dims)]
     result = autograd.deform_conv_weight_gradient(*operands, *geometry, size * groups)
     return result.unflatten(0, (size, -1)), 0
 
 
 _RULES: dict[str, Callable[..., Result]] = {
-    "conv": _conv,
+    "conv": conv_of_batch,
     "conv_weight_gradient": _conv_weight_gradient,
     "deform_conv": _deform_conv,
     "deform_conv_input_gradient": _deform_input_gradient,

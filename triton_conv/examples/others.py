@@ -17,7 +17,12 @@ class SegmentationHead(nn.Module):
     """
 
     def __init__(
-        self, c_in: int, channels: int, classes: int, dilations: tuple[int, ...] = (1, 2, 4), layers: Any = nn
+        self,
+        c_in: int = 256,
+        channels: int = 64,
+        classes: int = 21,
+        dilations: tuple[int, ...] = (1, 2, 4),
+        layers: Any = nn,
     ) -> None:
         super().__init__()
         body: list[nn.Module] = []
