@@ -21,7 +21,7 @@ from .state import FAILURES, PASSED, TESTS, load_state
 NO_DEVICE = (
     "cli", "cli_lectures", "commands", "commands_refusals", "compare", "configs", "cost", "cost_formulas", "errors",
     "forced_forms", "geometry", "inspect", "lab", "page", "perf_gpu", "perf_models", "perf_plots", "perf_stages",
-    "portfolio", "predictions", "static_model", "structure", "tune", "tune_journal", "tuner_figures",
+    "portfolio", "predictions", "readme", "static_model", "structure", "tune", "tune_journal", "tuner_figures",
 )  # fmt: skip
 # Those that an H100 has not run to their end yet.
 _FIRST = (

@@ -44,6 +44,13 @@ def nan_outputs_and_no_launches(monkeypatch):
         torch.cuda.empty_cache()
 
 
+@pytest.fixture(autouse=True)
+def cudnn_flags_may_be_set():
+    """torch.testing, which opcheck imports, forbids setting them for the rest of the process."""
+    with getattr(torch.backends, "__allow_nonbracketed_mutation")():
+        yield
+
+
 @pytest.fixture
 def conv_precision():
     """torch's setting of how float32 convolutions multiply, which the test may change: a GPU's default is tf32."""

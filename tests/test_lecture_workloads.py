@@ -26,13 +26,6 @@ PARTS = [
 
 
 @pytest.fixture(autouse=True)
-def _cudnn_flags_may_be_set():
-    """torch.testing, which opcheck imports, forbids setting them for the rest of the process."""
-    with getattr(torch.backends, "__allow_nonbracketed_mutation")():
-        yield
-
-
-@pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CONV_HOME", str(tmp_path))
     ops.forget_plans()

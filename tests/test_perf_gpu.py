@@ -31,13 +31,6 @@ from triton_conv.workloads import find
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(autouse=True)
-def _cudnn_flags_may_be_set():
-    """torch.testing, which opcheck imports, forbids setting them for the rest of the process."""
-    with getattr(torch.backends, "__allow_nonbracketed_mutation")():
-        yield
-
-
 def run(*arguments, **environment):
     return subprocess.run(
         [sys.executable, "-m", "perf_plots.gpu", *map(str, arguments)],

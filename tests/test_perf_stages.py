@@ -100,6 +100,7 @@ def suite(tmp_path, monkeypatch):
     monkeypatch.setattr(children, "ROOT", tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(testing.ROOT / "tests"))
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     out = tmp_path / "out"
     out.mkdir()
 

@@ -5,8 +5,6 @@ import types
 import unittest
 import warnings
 
-import torch
-
 try:
     import expecttest  # noqa: F401
 except ModuleNotFoundError:
@@ -20,8 +18,5 @@ with warnings.catch_warnings():
     # Without hypothesis it warns that torch's own fuzz tests are not the same every time.
     warnings.simplefilter("ignore", ImportWarning)
     from torch.testing._internal.common_methods_invocations import op_db
-
-# Importing torch's test code forbids setting flags outside of their context managers; other tests set them.
-torch.backends.__allow_nonbracketed_mutation_flag = True
 
 OPS = {op.name.rpartition(".")[2]: op for op in op_db if op.name.startswith("nn.functional.conv")}

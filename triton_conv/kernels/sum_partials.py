@@ -26,23 +26,26 @@ def sum_partials_kernel(
     partial: [parts, rows, columns, taps] in float32 (float64 for float64), dw: [rows, columns, taps] in the weight's
     dtype, each with its taps or its columns innermost.
 
-    Grid: (rows, tiles of BLOCK_C columns x tiles of BLOCK_T taps). BLOCK_S parts are read at once: one after the other
-    they would cost as many trips to memory.
+    Grid: one axis of rows x tiles of BLOCK_T taps x tiles of BLOCK_C columns, columns fastest. BLOCK_S parts are read
+    at once: one after the other they would cost as many trips to memory.
     """
-    row = tl.program_id(0).to(tl.int64)
     tiles_c = tl.cdiv(columns, BLOCK_C)
-    c = (tl.program_id(1) % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C))[:, None]
+    tile = tl.program_id(0) // tiles_c
+    c = (tl.program_id(0) % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C))[:, None]
+    tiles_t = tl.cdiv(taps, BLOCK_T)
+    row = (tile // tiles_t).to(tl.int64)
     tap = tl.arange(0, BLOCK_T)[None, :]
     if BLOCK_T > 1:
-        tap += tl.program_id(1) // tiles_c * BLOCK_T
+        # Known to be zero where there is one tap: neighbouring columns are then read 16 bytes at a time.
+        tap += tile % tiles_t * BLOCK_T
     mask = (c < columns) & (tap < taps)
     size = tl.cast(columns, tl.int64) * taps
     place = partial_ptr + row * size + (c * stride_pc + tap * stride_pt)[None, :, :]
     total = tl.zeros((BLOCK_C, BLOCK_T), dtype=partial_ptr.dtype.element_ty)
-    for first in range(0, parts, BLOCK_S):
-        s = first + tl.arange(0, BLOCK_S)[:, None, None]
-        tile = tl.load(place + s * (size * rows), mask=(s < parts) & mask[None, :, :], other=0.0)
-        total += tl.sum(tile, axis=0)  # [BLOCK_S, BLOCK_C, BLOCK_T] -> [BLOCK_C, BLOCK_T]
+    for step in range(tl.cdiv(parts, BLOCK_S)):
+        s = step * BLOCK_S + tl.arange(0, BLOCK_S)[:, None, None]
+        loaded = tl.load(place + s * (size * rows), mask=(s < parts) & mask[None, :, :], other=0.0)
+        total += tl.sum(loaded, axis=0)  # [BLOCK_S, BLOCK_C, BLOCK_T] -> [BLOCK_C, BLOCK_T]
     dw = dw_ptr + row * size + c * stride_wc + tap * stride_wt
     tl.store(dw, narrow(total, dw_ptr.dtype.element_ty), mask=mask)
 
@@ -60,7 +63,7 @@ def sum_partials(partial: torch.Tensor, result: torch.Tensor) -> None:
         inner = [(1, 1), (1, 1)]
     block_s, block_t = min(triton.next_power_of_2(parts), 64), min(triton.next_power_of_2(taps), 64)
     block_c = min(triton.next_power_of_2(columns), max(_BLOCK // (block_s * block_t), 1))
-    sum_partials_kernel[(rows, cdiv(columns, block_c) * cdiv(taps, block_t))](
+    sum_partials_kernel[(rows * cdiv(taps, block_t) * cdiv(columns, block_c),)](
         partial, result, parts, rows, columns, taps, *inner[0], *inner[1],
         BLOCK_S=block_s, BLOCK_C=block_c, BLOCK_T=block_t,
     )  # fmt: skip
