@@ -4,7 +4,7 @@
     python -m perf_plots.shared_memory                  # fit the constants to the table, and judge those of the code
 
 The compiler runs up to the allocation of shared memory, which is a tenth of a compilation. The table of what it took is
-kept, so that the constants (`kernels.kernel.STAGING`) are fitted again in seconds, and for another version of Triton
+kept, so that the constants (`kernels.staging.STAGING`) are fitted again in seconds, and for another version of Triton
 with one more table (`--table`). Ends with status 1 if a tile that does not fit was counted as fitting.
 """
 
@@ -28,7 +28,7 @@ from triton_conv.autotune.allocation import AllocationJob
 from triton_conv.autotune.space import SPACES
 from triton_conv.dispatch import forms
 from triton_conv.kernels import KERNELS, Tile
-from triton_conv.kernels import kernel as counting
+from triton_conv.kernels import staging as counting
 from triton_conv.problem import Problem
 from triton_conv.target import KNOWN
 from triton_conv.workloads import FLAGSHIPS, LECTURES, Workload

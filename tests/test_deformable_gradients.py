@@ -75,8 +75,19 @@ def check(arguments, names=None, bound=None, grad_output=None):
 
 
 @pytest.mark.parametrize("mask", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["v2", "v1"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("batch", [0, 33])
+@pytest.mark.parametrize(
+    ("batch", "dtype"),
+    [
+        pytest.param(
+            batch,
+            dtype,
+            id=f"{batch}-{name_of(dtype)}",
+            marks=pytest.mark.slow if batch and dtype in (torch.float16, torch.float32) else (),
+        )
+        for batch in (0, 33)
+        for dtype in DTYPES
+    ],
+)
 def test_torchvision_geometry(batch, dtype, mask, deterministic):
     found = check(tensors(batch, dtype, mask))
     assert len(found) == 4 + mask

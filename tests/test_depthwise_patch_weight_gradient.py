@@ -67,8 +67,14 @@ def run(layer, dtype, tile, monkeypatch, x_layout=channels_last, y_layout=channe
     compare(found, expected, tolerance(dtype, made.problem.geometry.M, "ieee"))
 
 
-@pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(
+    ("layer", "tile"),
+    [
+        pytest.param(layer, tile, marks=() if (i + j) % 2 else pytest.mark.slow)
+        for i, layer in enumerate(LAYERS)
+        for j, tile in enumerate(TILES)
+    ],
+)
 def test_odd_patches(layer, tile, monkeypatch):
     run(layer, torch.float32, TILES[tile], monkeypatch)
 

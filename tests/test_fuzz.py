@@ -173,7 +173,7 @@ def geometries(draw):
     return rank, groups, transposed, sizes, each(draw, 2, 1, 3)
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(geometries())
 def test_random_gradients(case):
     rank, groups, transposed, (size, kernel, stride, padding, dilation), (inner, outer) = case

@@ -67,11 +67,11 @@ class Meter:
 
 LAYERS = {
     # Partial sums lie where the input's gradient will.
-    "many-pixels-nhwc": (tc.conv2d, (1, 16, 40, 40), (16, 16, 3, 3), {"padding": 1}),
+    "many-pixels-nhwc": (tc.conv2d, (1, 16, 30, 30), (16, 16, 3, 3), {"padding": 1}),
     # A weight of a little more than a tenth of what is read.
     "fewer-pixels-nhwc": (tc.conv2d, (1, 16, 26, 26), (16, 16, 3, 3), {"padding": 1}),
-    "depthwise": (tc.conv2d, (4, 8, 16, 16), (8, 1, 3, 3), {"padding": 1, "groups": 8}),
-    "depthwise-nhwc": (tc.conv2d, (4, 16, 16, 16), (16, 1, 3, 3), {"padding": 1, "groups": 16}),
+    "depthwise": (tc.conv2d, (2, 4, 16, 16), (4, 1, 3, 3), {"padding": 1, "groups": 4}),
+    "depthwise-nhwc": (tc.conv2d, (1, 16, 12, 12), (16, 1, 3, 3), {"padding": 1, "groups": 16}),
     "narrow-groups-nhwc": (tc.conv2d, (2, 16, 16, 16), (16, 4, 3, 3), {"padding": 1, "groups": 4}),
     "strided-1d": (tc.conv1d, (4, 16, 128), (32, 16, 4), {"padding": 1, "stride": 2}),
     "transposed-nhwc": (tc.conv_transpose2d, (1, 16, 28, 28), (16, 16, 4, 4), {"padding": 1, "stride": 2}),

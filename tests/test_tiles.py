@@ -138,16 +138,20 @@ def short(tile):
     return "-".join(str(int(value)) for value in tile.sizes().values())
 
 
+# Neighbours in one memory format and the other; all of them in both is for the long run.
 FORCED = [
-    pytest.param(layer, kernel, tile, id=f"{kernel}-{layer.id}-{short(tile)}")
+    pytest.param(
+        layer, kernel, tile, layout, id=f"{kernel}-{layer.id}-{short(tile)}-{layout}",
+        marks=() if (i + j + k) % 2 else pytest.mark.slow,
+    )
     for kernel, layers in LAYERS.items()
-    for layer in layers
-    for tile in TILES[kernel]
-]
+    for i, layer in enumerate(layers)
+    for j, tile in enumerate(TILES[kernel])
+    for k, layout in enumerate(FORMATS)
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize(("layer", "kernel", "tile"), FORCED)
+@pytest.mark.parametrize(("layer", "kernel", "tile", "layout"), FORCED)
 def test_forced(layer, kernel, tile, layout):
     arguments = formatted(layer, kernel, layout).tensors(torch.float32)
     made = tc.plan(getattr(tc, layer.function), **arguments)

@@ -47,8 +47,16 @@ TILES = {
 }
 
 
-@pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(
+    ("layer", "tile"),
+    [
+        pytest.param(
+            layer, tile, marks=pytest.mark.slow if tile == "wide" and layer not in ("2d", "stride", "3d") else ()
+        )
+        for layer in LAYERS
+        for tile in TILES
+    ],
+)
 def test_odd_boxes(layer, tile, monkeypatch):
     run(LAYERS[layer], torch.bfloat16, TILES[tile], monkeypatch, name=NAME)
 

@@ -23,7 +23,8 @@ from .common import (
     tile_pixels,
     wide,
 )
-from .kernel import Kernel, Operand, Tile, cdiv, deform_arguments, geometry_arguments, staged_bytes
+from .kernel import Kernel, Tile, cdiv, deform_arguments, geometry_arguments
+from .staging import Operand, staged_bytes
 
 
 @triton.jit

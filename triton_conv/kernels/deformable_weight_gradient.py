@@ -21,7 +21,8 @@ from .common import (
     tap_group,
     tile_pixels,
 )
-from .kernel import Kernel, Operand, Tile, cdiv, deform_arguments, geometry_arguments, sampled_operands, staged_bytes
+from .kernel import Kernel, Tile, cdiv, deform_arguments, geometry_arguments
+from .staging import Operand, sampled_operands, staged_bytes
 
 
 @triton.jit

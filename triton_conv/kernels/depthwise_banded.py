@@ -14,17 +14,8 @@ import triton.language as tl
 from ..problem import Problem
 from ..target import Target
 from .common import activate, aligned, decode_pixel, dot, inside_row, load_row, narrow, wide
-from .kernel import (
-    Kernel,
-    Tile,
-    cdiv,
-    columns_left,
-    columns_read,
-    geometry_arguments,
-    image_group,
-    run_read,
-    staging_of,
-)
+from .kernel import Kernel, Tile, cdiv, columns_left, columns_read, geometry_arguments, image_group, run_read
+from .staging import staging_of
 
 
 @triton.jit

@@ -16,19 +16,8 @@ import triton.language as tl
 from ..problem import Problem, WeightGradientProblem
 from ..target import Target
 from .common import aligned, decode_pixel, dot, inside_row, load_row, wide, within
-from .kernel import (
-    Kernel,
-    Operand,
-    Tile,
-    cdiv,
-    columns_left,
-    columns_read,
-    geometry_arguments,
-    image_group,
-    run_read,
-    staged_bytes,
-    staging_of,
-)
+from .kernel import Kernel, Tile, cdiv, columns_left, columns_read, geometry_arguments, image_group, run_read
+from .staging import Operand, staged_bytes, staging_of
 
 
 @triton.jit

@@ -10,7 +10,8 @@ import triton.language as tl
 from ..problem import INT32_LIMIT, Problem, WeightGradientProblem
 from ..target import Target
 from .common import aligned, dot, load_turned, next_tile, tap_offset, tile_digits, tile_pixels, wide
-from .kernel import Kernel, Operand, Tile, cdiv, geometry_arguments, staged_bytes
+from .kernel import Kernel, Tile, cdiv, geometry_arguments
+from .staging import Operand, staged_bytes
 
 
 @triton.jit

@@ -11,7 +11,8 @@ from ..problem import Problem
 from ..problem_lectures import SeparableProblem
 from ..target import Target
 from .common import accumulate_tap, activate, below, dot, epilogue, narrow, store_pixels, tile_pixels, wide
-from .kernel import Kernel, Operand, Tile, cdiv, geometry_arguments, staged_bytes
+from .kernel import Kernel, Tile, cdiv, geometry_arguments
+from .staging import Operand, staged_bytes
 
 
 @triton.jit
