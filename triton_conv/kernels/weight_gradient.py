@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem, WeightGradientProblem
+from ..target import Target
 from .common import (
     LAST_IS_FASTEST,
     aligned,
@@ -150,6 +151,13 @@ class WeightGradientTile(ProductTile):
 
     def stored_bytes(self, problem: Problem) -> int:
         return problem.accumulator_bytes
+
+    def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
+        counted = super().shared_bytes(problem, target)
+        if self.FLAT_N and self.num_stages > 1 and target and target.vendor == "amd":
+            # What is gathered passes on its way into the product's layout beside the copies that are under way.
+            counted += self.BLOCK_N * self.BLOCK_K * problem.itemsize
+        return counted
 
 
 def _grid(problem: Problem, tile: WeightGradientTile) -> int:
