@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
 from .budget import Deadline
@@ -16,6 +18,15 @@ from .provenance import ROOT
 
 _POLL = 0.2
 _live: set[int] = set()
+
+
+def options(module: str, about: str, units: str, arguments: list[str] | None) -> argparse.Namespace:
+    """What a child's command line says: the folder of the run, its units, whether it is a rehearsal."""
+    parser = argparse.ArgumentParser(prog=f"python -m perf_plots.{module}", description=about.partition("\n\n")[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--units", required=True, help=f"titles of {units}, comma-separated")
+    parser.add_argument("--rehearse", action="store_true", help="small cases in Triton's interpreter, no measurement")
+    return parser.parse_args(arguments)
 
 
 def start(

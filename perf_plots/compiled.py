@@ -5,7 +5,6 @@ The search takes seconds to a minute a case, and may hang or crash: the stage of
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from dataclasses import replace
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from . import children
 from .record import write
 from .run import Run
 from .runner import run_case
@@ -20,11 +20,7 @@ from .runner import run_case
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the cases of these titles and writes their results; exit status 1 at the first that fails."""
-    parser = argparse.ArgumentParser(prog="python -m perf_plots.compiled", description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--work", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--units", required=True, help="titles of flagships, comma-separated")
-    parser.add_argument("--rehearse", action="store_true", help="small cases in Triton's interpreter, no measurement")
-    options = parser.parse_args(arguments)
+    options = children.options("compiled", __doc__, "flagships", arguments)
     run = Run(options.work, torch.device("cpu") if options.rehearse else torch.device("cuda", 0), options.rehearse)
     bench = run.bench(compiled=True)
     found = {workload.title: workload for workload in run.cases("compiled")}

@@ -7,7 +7,6 @@ in turn. What a model computes is compared with the plain one in higher precisio
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 import time
@@ -27,7 +26,7 @@ from triton_conv.problem import Problem
 from triton_conv.recording import record as recorded
 from triton_conv.target import of_device
 
-from . import model_record
+from . import children, model_record
 from .baselines import fastest_algorithms, reason
 from .clocks import sample
 from .model_record import COMPILED, CONVERTED, FORCED, GRAPH, PLAIN, WRONG, ModelRecord, Unit
@@ -311,11 +310,7 @@ def _error(result: Tensor, reference: Tensor) -> float:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the units of these titles; exit status 1 if the device does not answer any more."""
-    parser = argparse.ArgumentParser(prog="python -m perf_plots.model_bench", description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--work", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--units", required=True, help="titles of units, comma-separated")
-    parser.add_argument("--rehearse", action="store_true", help="small models in Triton's interpreter, no measurement")
-    options = parser.parse_args(arguments)
+    options = children.options("model_bench", __doc__, "models' units", arguments)
     device = torch.device("cpu") if options.rehearse else torch.device("cuda", 0)
     folder = options.work / "results" / device_folder(of_device(device))
     for title in options.units.split(","):

@@ -28,7 +28,7 @@ from .geometry import ConvGeometry
 from .kernels import Tile, launch
 from .layout import dense_strides, five
 from .problem import Problem, WeightGradientProblem
-from .reference import activated, relative_error, tolerance
+from .reference import activated, explicit_padding, reference, relative_error, tolerance
 from .verdicts import Form, Verdict
 
 SWITCH = "TRITON_CONV_FIRST_USE"
@@ -231,42 +231,36 @@ def _run(made: Plan, operands: list[torch.Tensor | None], device: torch.device) 
     return result.double().sum(0) if made.partial else result
 
 
-def _padded(g: ConvGeometry, x: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
-    """The input with the border that torch's convolution cannot express, and the padding that it can."""
-    pairs = g.padding[3 - g.rank :]
-    if g.padding_mode == "zeros" and all(before == after for before, after in pairs):
-        return x, [before for before, _ in pairs]
-    flat = [side for pair in reversed(pairs) for side in pair]
-    return F.pad(x, flat, mode="constant" if g.padding_mode == "zeros" else g.padding_mode), [0] * g.rank
-
-
-def _window(g: ConvGeometry) -> tuple[list[int], list[int]]:
+def _window(g: ConvGeometry) -> dict[str, Any]:
     first = 3 - g.rank
-    return list(g.stride[first:]), list(g.dilation[first:])
+    return {"stride": g.stride[first:], "dilation": g.dilation[first:], "groups": g.groups}
 
 
 def _forward(problem: Problem, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    g, (stride, dilation) = problem.geometry, _window(problem.geometry)
-    none = [0] * g.rank
-    if g.transposed:
-        # torch takes as much off behind as before; an input gradient may be of a convolution padded on one side.
-        whole = torch.convolution(x, weight, None, stride, none, dilation, True, none, g.groups)
-        own = range(3 - g.rank, 3)
-        ends = [g.out_size[i] + g.pad_before[i] - whole.shape[i + g.rank - 1] for i in own]
-        cuts = [side for i, end in zip(own, ends, strict=True) for side in (end, -g.pad_before[i])]
-        result = F.pad(whole, cuts[::-1])
-    else:
-        x, padding = _padded(g, x)
-        result = torch.convolution(x, weight, None, stride, padding, dilation, False, none, g.groups)
+    g, first = problem.geometry, 3 - problem.geometry.rank
+    arguments = {"input": x, "weight": weight, **_window(g)}
+    if not g.transposed:
+        border = {"padding": g.padding[first:], "padding_mode": g.padding_mode}
+        epilogue = {"bias": bias, "activation": problem.activation}
+        return reference(f"conv{g.rank}d", arguments | border | epilogue)
+    # torch takes as much off behind as before; an input gradient may be of a convolution padded on one side.
+    whole = reference(f"conv_transpose{g.rank}d", arguments)
+    ends = [g.out_size[i] + g.pad_before[i] - whole.shape[i + g.rank - 1] for i in range(first, 3)]
+    cuts = [side for i, end in zip(range(first, 3), ends, strict=True) for side in (end, -g.pad_before[i])]
+    result = F.pad(whole, cuts[::-1])
     if bias is not None:
         result = result + bias.reshape(-1, *(1,) * g.rank)
     return activated(result, problem.activation)
 
 
 def _weight_gradient(g: ConvGeometry, x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
-    (stride, dilation), (x, padding) = _window(g), _padded(g, x)
-    weight = x.new_zeros((g.c_out, g.c_in_group, *g.kernel[3 - g.rank :]))
+    first, window = 3 - g.rank, _window(g)
+    none = [0] * g.rank
+    padded = explicit_padding(f"conv{g.rank}d", g.padding_mode, {"input": x, "padding": g.padding[first:]})["input"]
+    weight = x.new_zeros((g.c_out, g.c_in_group, *g.kernel[first:]))
+    # Without the forward pass that a graph would compute.
     result: torch.Tensor = torch.ops.aten.convolution_backward(
-        dy, x, weight, None, stride, padding, dilation, False, [0] * g.rank, g.groups, [False, True, False]
-    )[1]
+        dy, padded, weight, None, window["stride"], none, window["dilation"], False, none, g.groups,
+        [False, True, False],
+    )[1]  # fmt: skip
     return result

@@ -200,16 +200,29 @@ class WeightGradientProblem(Problem):
     transposed: bool = False
 
     @property
+    def read_bytes(self) -> int:
+        """Input and output's gradient, each read once."""
+        return self.itemsize * sum(self._read)
+
+    @property
+    def _read(self) -> tuple[int, int]:
+        return self.geometry.batch * self.geometry.c_in * self.geometry.in_pixels, self.geometry.M * self.geometry.c_out
+
+    @property
+    def partial_bytes(self) -> int:
+        """One partial sum of every result."""
+        return self.accumulator_bytes * math.prod(self.result_shape)
+
+    @property
     def most_partial_bytes(self) -> int:
         """What partial sums may take, so that forward and backward together never hold more than the tensors that come
         in and go out, and a tenth of what this gradient reads.
 
         Where `weight_first`, the input's gradient is not there yet: its memory is free.
         """
-        g = self.geometry
-        x, y = g.batch * g.c_in * g.in_pixels, g.M * g.c_out
+        x, y = self._read
         spare = (y if self.transposed else x) if weight_first(math.prod(self.result_shape), x + y) else 0
-        return max(self.itemsize * ((x + y) // 10 + spare), _POOLED_BYTES)
+        return max(self.read_bytes // 10 + self.itemsize * spare, _POOLED_BYTES)
 
     @property
     def result_shape(self) -> tuple[int, ...]:

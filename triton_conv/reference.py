@@ -41,7 +41,7 @@ def reference(function: str, arguments: Mapping[str, Any]) -> Tensor:
         result = _locally_connected(int(function[-2]), **arguments)
     else:
         mode = arguments.pop("padding_mode", "zeros")
-        arguments = _explicit_padding(function, mode, arguments)
+        arguments = explicit_padding(function, mode, arguments)
         result = getattr(F, function)(**arguments)
     return activated(result, activation)
 
@@ -79,7 +79,7 @@ def _locally_connected(
     return result if bias is None else result + bias
 
 
-def _explicit_padding(function: str, mode: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def explicit_padding(function: str, mode: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Padding that torch's function cannot express, made with `pad` beforehand: modes and (before, after) pairs."""
     padding = arguments.get("padding", 0)
     rank = int(function[-2])

@@ -112,13 +112,18 @@ def _deform_weight_gradient(
     return result.unflatten(0, (size, -1)), 0
 
 
-_RULES: dict[str, Callable[..., Result]] = {
-    "conv": conv_of_batch,
-    "conv_weight_gradient": _conv_weight_gradient,
-    "deform_conv": _deform_conv,
-    "deform_conv_input_gradient": _deform_input_gradient,
-    "deform_conv_weight_gradient": _deform_weight_gradient,
-}
-for _name, _rule in _RULES.items():
-    torch.library.register_vmap(f"triton_conv::{_name}", _rule, lib=ops.library)
-    getattr(autograd, _name).transformed.vmap = staticmethod(_rule)
+def register(differentiated: Any, **rules: Callable[..., Result]) -> None:
+    """Gives ops their rules for graphs, and the functions of the same names in `differentiated` for torch.func."""
+    for name, rule in rules.items():
+        torch.library.register_vmap(f"triton_conv::{name}", rule, lib=ops.library)
+        getattr(differentiated, name).transformed.vmap = staticmethod(rule)
+
+
+register(
+    autograd,
+    conv=conv_of_batch,
+    conv_weight_gradient=_conv_weight_gradient,
+    deform_conv=_deform_conv,
+    deform_conv_input_gradient=_deform_input_gradient,
+    deform_conv_weight_gradient=_deform_weight_gradient,
+)

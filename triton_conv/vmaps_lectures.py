@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from . import autograd_lectures, ops, vmaps
+from . import autograd_lectures, vmaps
 from .vmaps import Dims, Result, as_channels, as_images, first
 
 
@@ -89,13 +87,11 @@ def _local_weight_gradient(
     return result.unflatten(len(stride), (size, -1)), len(stride)
 
 
-_RULES: dict[str, Callable[..., Result]] = {
-    "shuffle_conv": _shuffle_conv,
-    "separable_conv": _separable_conv,
-    "local_conv": _local_conv,
-    "local_conv_input_gradient": _local_input_gradient,
-    "local_conv_weight_gradient": _local_weight_gradient,
-}
-for _name, _rule in _RULES.items():
-    torch.library.register_vmap(f"triton_conv::{_name}", _rule, lib=ops.library)
-    getattr(autograd_lectures, _name).transformed.vmap = staticmethod(_rule)
+vmaps.register(
+    autograd_lectures,
+    shuffle_conv=_shuffle_conv,
+    separable_conv=_separable_conv,
+    local_conv=_local_conv,
+    local_conv_input_gradient=_local_input_gradient,
+    local_conv_weight_gradient=_local_weight_gradient,
+)

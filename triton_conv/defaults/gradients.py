@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from ..kernels.deformable_input_gradient import DeformableInputGradientTile
@@ -23,10 +22,8 @@ def _most_splits(wanted: int, block: int, problem: WeightGradientProblem) -> int
     """Partial sums: as many as wanted, each with at least eight steps to add up, and all of them together no more than
     a tenth of the bytes that the gradient reads.
     """
-    g = problem.geometry
-    reads = problem.itemsize * (g.batch * g.c_in * g.in_pixels + g.M * g.c_out)
-    partial = problem.accumulator_bytes * max(math.prod(problem.result_shape), 1)
-    return max(min(wanted, g.M // (8 * block), reads // (10 * partial), 1024), 1)
+    most = problem.read_bytes // (10 * max(problem.partial_bytes, 1))
+    return max(min(wanted, problem.geometry.M // (8 * block), most, 1024), 1)
 
 
 def _splits(programs: int, block: int, problem: WeightGradientProblem, target: Target) -> int:
@@ -40,8 +37,7 @@ def _splits_of_waves(programs: int, block: int, problem: WeightGradientProblem, 
     an H100 weight_gradient_boxed is fastest with 5 for dilated_d12, 3 for decoder_t2d and 11 for wide_groups_56, as it
     says, and with 5 for dilated_d4, where it says 3.
     """
-    g = problem.geometry
-    partial = problem.accumulator_bytes * max(math.prod(problem.result_shape), 1)
+    partial = max(problem.partial_bytes, 1)
     dtype = str(problem.dtype).removeprefix("torch.")
     rate, bandwidth = target.rate(dtype, problem.precision) or 1e15, target.bandwidth or 3e12
     whole = problem.flops / (rate * 2 / 3) * target.sms / max(programs, 1)
@@ -50,7 +46,7 @@ def _splits_of_waves(programs: int, block: int, problem: WeightGradientProblem, 
         passes = 2 * partial * count / (bandwidth * 2 / 3) if count > 1 else 0.0
         return cdiv(programs * count, target.sms) / count * whole + passes
 
-    most = max(min(g.M // (8 * block), problem.most_partial_bytes // partial, 64), 1)
+    most = max(min(problem.geometry.M // (8 * block), problem.most_partial_bytes // partial, 64), 1)
     return min(range(1, most + 1), key=lambda count: (seconds(count), count))
 
 

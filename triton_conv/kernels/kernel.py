@@ -89,7 +89,7 @@ class Tile:
             return f"{registers} accumulator registers do not fit in {self.num_warps} warps"
         parts = self.parts(problem)
         if parts > 1 and isinstance(problem, WeightGradientProblem):
-            partial = parts * math.prod(problem.result_shape) * problem.accumulator_bytes
+            partial = parts * problem.partial_bytes
             if partial > problem.most_partial_bytes:
                 return f"{parts} partial sums take {partial} bytes of at most {problem.most_partial_bytes}"
         return None
@@ -178,7 +178,7 @@ class Kernel:
         """Shape and strides of the partial sums that a second pass adds up; None if the kernel writes the result."""
         if not isinstance(problem, WeightGradientProblem):
             return None
-        parts, shape, strides = max(tile.parts(problem), 1), problem.result_shape, self.result_strides(problem)
+        parts, shape, strides = tile.parts(problem), problem.result_shape, self.result_strides(problem)
         # The interpreter cuts bfloat16's lower bits off in a store; the second pass rounds.
         rounds = not (interpreted and problem.dtype == torch.bfloat16)
         if parts == 1 and rounds and same_places(shape, strides, problem.result_strides):
@@ -193,7 +193,7 @@ class Kernel:
     def operands(self, problem: Problem, tile: Tile) -> tuple[torch.dtype | None, ...]:
         """The dtype of each pointer's tensor, None for one that this problem does not have."""
         dtypes = {name: problem.operand(name) for name in self.pointers}
-        if "dw_ptr" in dtypes and self.partial(problem, tile) is not None:
+        if self.partial(problem, tile) is not None:
             dtypes["dw_ptr"] = problem.accumulator
         return tuple(dtypes.values())
 
