@@ -5,6 +5,7 @@ Each error names its argument and is of the class that torch raises.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from . import autocast
 from .deform_geometry import forward_geometry
 from .errors import ArgumentError, ArgumentTypeError, ArgumentValueError
 from .geometry import ACTIVATIONS, TensorMeta
+
+_PLAIN = functools.partial(operator.is_, int)
 
 Size = int | Sequence[int]
 Padding = str | int | Sequence[int] | Sequence[tuple[int, int]]
@@ -41,6 +44,9 @@ def _ints(value: Any) -> tuple[int, ...] | None:
 
 def per_dimension(name: str, value: Any, rank: int) -> tuple[int, ...]:
     """An int, or a sequence of one or `rank` ints, as `rank` ints."""
+    if type(value) is tuple and len(value) == rank and all(map(_PLAIN, map(type, value))):
+        # What a module hands over in every call.
+        return value
     single = _int(value)
     if single is not None:
         return (single,) * rank
@@ -75,7 +81,7 @@ def flat_padding(value: Any, rank: int, stride: tuple[int, ...], weight: Tensor,
             )
         totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:])]
         return tuple(half for total in totals for half in (total // 2, total - total // 2))
-    if isinstance(value, (tuple, list)) and value and all(isinstance(v, (tuple, list)) for v in value):
+    if isinstance(value, (tuple, list)) and value and isinstance(value[0], (tuple, list)):
         pairs = [_ints(v) for v in value]
         if len(pairs) != rank or not all(pair is not None and len(pair) == 2 for pair in pairs):
             raise ArgumentError(f"padding: expected {rank} pairs of (before, after), got {value!r}")

@@ -1,0 +1,109 @@
+"""What a second launch of a plan reuses: the compiled kernel, as long as Triton would choose the same."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import DEVICE, compare, launches, random
+
+import triton_conv as tc
+from triton_conv import ops
+from triton_conv.kernels import KERNELS, launch
+from triton_conv.kernels.kernel import Arguments
+from triton_conv.reference import tolerance
+
+FLAT = (1, 1), (1, 1, 1, 1), (1, 1), 4, False, (0, 0), "zeros", "none"
+
+
+class Compiled:
+    """Stands for Triton's function and for what it compiles, and writes down what is called."""
+
+    def __init__(self):
+        self.compiled, self.reused = [], []
+
+    def __getitem__(self, grid):
+        def first(*tensors, num_warps, num_stages, **values):
+            self.compiled.append((grid, tensors, values, num_warps, num_stages))
+            return Reused(self.reused)
+
+        return first
+
+
+class Reused:
+    def __init__(self, calls):
+        self.calls = calls
+
+    def __getitem__(self, grid):
+        return lambda *arguments: self.calls.append((grid, arguments))
+
+
+@pytest.fixture
+def stub():
+    function = Compiled()
+    kernel = replace(KERNELS["depthwise"], function=function)
+    return kernel, function, Arguments({"a": 1, "b": "zeros"})
+
+
+def tensors(dtype=torch.float32, first=0):
+    return torch.zeros(64, dtype=dtype)[first:], None, torch.zeros(64, dtype=dtype)
+
+
+def test_the_second_launch_looks_nothing_up(stub):
+    kernel, function, values = stub
+    tile, operands = kernel.safe_tile, tensors()
+    launches.clear()
+    launch(kernel, 3, tile, values, *operands)
+    launch(kernel, 3, tile, values, *operands)
+    # Another number of programs is no other kernel.
+    launch(kernel, 5, tile, values, *operands)
+    assert launches == {"depthwise": 3}
+    (compiled,) = function.compiled
+    assert compiled == ((3,), operands, {"a": 1, "b": "zeros"}, tile.num_warps, tile.num_stages)
+    assert function.reused == [((grid, 1, 1), (*operands, 1, "zeros")) for grid in (3, 5)]
+
+
+@pytest.mark.parametrize(
+    "other", [tensors(torch.float16), tensors(first=1), (tensors()[0],) * 3], ids=["dtype", "alignment", "presence"]
+)
+def test_what_triton_compiles_anew_for(stub, other):
+    kernel, function, values = stub
+    for operands in (tensors(), other, tensors(), other):
+        launch(kernel, 3, kernel.safe_tile, values, *operands)
+    assert len(function.compiled) == 2 and len(function.reused) == 2
+    assert function.compiled[1][1] is not None and len(values.compiled) == 2
+
+
+def test_another_tile_of_the_same_values(stub):
+    kernel, function, values = stub
+    for warps in (4, 8, 4):
+        launch(kernel, 3, replace(kernel.safe_tile, num_warps=warps), values, *tensors())
+    assert [call[3] for call in function.compiled] == [4, 8] and len(function.reused) == 1
+
+
+def test_plain_values_are_compiled_every_time(stub):
+    kernel, function, _ = stub
+    for _ in range(2):
+        launch(kernel, 3, kernel.safe_tile, {"a": 1}, *tensors())
+    assert len(function.compiled) == 2 and not function.reused
+
+
+def test_pointers_come_first():
+    """A compiled kernel takes its arguments by position."""
+    for kernel in KERNELS.values():
+        assert kernel.parameters[: len(kernel.pointers)] == kernel.pointers
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_same_plan_again(dtype, conv_precision):
+    """Twice each: aligned, moved by one element, and into other memory."""
+    conv_precision.fp32_precision = "ieee"
+    w, b = random((4, 1, 3, 3), dtype, "weight"), random((4,), dtype, "bias")
+    wide = random((2, 4, 9, 10), dtype, "input")
+    expected = F.conv2d(wide.double(), w.double(), b.double(), padding=1, groups=4)
+    for x in (wide, wide.clone(), torch.empty(wide.numel() + 1, dtype=dtype, device=DEVICE)[1:].view(wide.shape)):
+        x = x.copy_(wide)
+        for _ in range(2):
+            compare(tc.conv2d(x, w, b, padding=1, groups=4), expected, tolerance(dtype, 9))
+    plan = ops.plan_conv(wide, w, b, *FLAT)
+    assert len(plan.values.compiled) == (0 if plan.target.interpreted else 1)
