@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 STAGE_NAMES = (
     "environment", "ceilings", "tests", "tuning", "benchmark", "gradients", "lectures", "steps", "models", "sweeps",
-    "cold_start", "compiled", "networks", "network_gradients", "variants", "figures",
+    "cold_start", "compiled", "sanitizer", "networks", "network_gradients", "variants", "figures",
 )  # fmt: skip
 # Those of triton_conv.workloads, which may not be imported yet when they are needed.
 KIND_NAMES = ("grouped", "depthwise", "dilated", "transposed", "deformable", "separable", "shuffle", "local")

@@ -25,7 +25,7 @@ OURS = "triton_conv"
 STANDARD = ("standard", "standard other format")
 # Not the operation, but what it is held against: they win no comparison.
 LIMITS = ("device copy", "matrix product")
-CEILINGS, COLD_START = "ceilings.json", "cold_start.json"
+CEILINGS, COLD_START, SANITIZER = "ceilings.json", "cold_start.json", "sanitizer.json"
 # What kind of numbers a figure or a table shows.
 COMPUTED, MEASURED, REHEARSED = "computed, not measured", "measured", "REHEARSAL: made-up times, not a measurement"
 COMMITTED = Path(__file__).parent / "results"

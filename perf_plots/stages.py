@@ -15,7 +15,7 @@ from triton_conv import ops
 from triton_conv.autotune.measure import DeviceLostError, usable
 from triton_conv.workloads import Workload
 
-from . import ceilings, cold_start, comparisons, model_bench, testing, warm
+from . import ceilings, cold_start, comparisons, model_bench, sanitizer, testing, warm
 from .baselines import COMPILED
 from .budget import Deadline
 from .children import work_off
@@ -202,6 +202,13 @@ def first_calls(run: Run, deadline: Deadline) -> Report:
     return {"left": left}
 
 
+def sanitized(run: Run, deadline: Deadline) -> Report:
+    """Every form under compute-sanitizer."""
+    total, left, complaints = sanitizer.run(run.results, provenance(run.device), deadline, run.rehearse)
+    run.say(f"{total - left} of {total} units watched, {complaints} complained of")
+    return {"watched": total - left, "left": left, "complaints": complaints}
+
+
 _Stage = Callable[[Run, Deadline], Report]
 STAGES: dict[str, tuple[float, _Stage]] = {
     "environment": (0.005, environment),
@@ -212,10 +219,11 @@ STAGES: dict[str, tuple[float, _Stage]] = {
         name: (share, partial(benchmark, name))
         for name, share in {"benchmark": 0.12, "gradients": 0.14, "lectures": 0.05, "steps": 0.07}.items()
     },
-    "models": (0.11, models),
+    "models": (0.08, models),
     "sweeps": (0.07, partial(benchmark, "sweeps")),
     "cold_start": (0.03, first_calls),
     "compiled": (0.03, compiled),
+    "sanitizer": (0.03, sanitized),
     "networks": (0.01, partial(benchmark, "networks")),
     "network_gradients": (0.01, partial(benchmark, "network_gradients")),
     "variants": (0.01, partial(benchmark, "variants")),

@@ -13,7 +13,7 @@ from triton_conv.target import KNOWN, Target
 
 from .floors import Limits
 from .model_record import FOLDER, ModelRecord, read_models
-from .record import CEILINGS, COLD_START, Record, ResultError, read
+from .record import CEILINGS, COLD_START, SANITIZER, Record, ResultError, read
 from .trials import Times, read_trials
 
 REHEARSAL = "rehearsal"
@@ -91,7 +91,7 @@ def _load(folder: Path) -> tuple[DeviceResults | None, list[str]]:
     records, complaints = [], []
     for path in sorted(folder.glob("*.json")):
         try:
-            if path.name not in (CEILINGS, COLD_START):
+            if path.name not in (CEILINGS, COLD_START, SANITIZER):
                 records.append(read(path))
         except ResultError as error:
             complaints.append(f"left out: {error}")

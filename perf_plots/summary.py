@@ -37,6 +37,9 @@ def summarise(out: Path) -> list[str]:
         lines += _device(device, out / "results" / device.name)
     if not devices:
         lines.append("benchmark: no case was run")
+    if watched := state.get("sanitizer"):
+        counts = f"{watched.get('watched', 0)} units of forms, {watched.get('complaints', 0)} complained of"
+        lines.append(f"compute-sanitizer: {counts}")
     lines += _tuning(load_json(out / TUNING).get("outcomes", {}))
     left = {stage: report["left"] for stage, report in state.items() if report.get("left")}
     if left:
