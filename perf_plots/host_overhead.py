@@ -1,22 +1,24 @@
 """`python -m perf_plots.host_overhead`: what a call costs on the host, the kernel launch replaced by nothing.
 
 Everything else is in it: normalising the arguments, torch's dispatcher, the look-up of the plan, the allocation of the
-output; through a module also the choice of the library, and with autograd what backward will need. On a GPU also with
-the launch, which Triton makes and the device does not wait for. Beside it, torch's own conv2d and module, which have no
-such seam: on meta tensors, where they compute shapes only, and on CPU tensors of one element, where the arithmetic is
-negligible.
+output; through a module also the choice of the library, and with autograd what backward will need. Then with the launch
+too, which Triton makes and the device does not wait for: without a GPU for an H100 that nobody has, by a driver that
+does nothing. Beside it, torch's own conv2d and module, which have no such seam: on meta tensors, where they compute
+shapes only, and on CPU tensors of one element, where the arithmetic is negligible.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
+import triton
 
 _BATCHES, _CALLS = 100, 100
 GOAL_US, MODULE_GOAL_US = 25.0, 35.0
@@ -37,8 +39,41 @@ def _nothing(*arguments: object) -> None:
     """Stands for the launch."""
 
 
+class _NoDriver:
+    """Triton's driver of an H100, whose launches end where the GPU's own driver would be called."""
+
+    utils = SimpleNamespace(
+        load_binary=lambda *arguments: (1, 1, 32, 0, 1024),
+        get_device_properties=lambda index: {"max_shared_mem": 232448},
+    )
+
+    @staticmethod
+    def launcher_cls(source: object, metadata: object) -> Callable[..., None]:
+        return _nothing
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, index: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+
+def _without_a_gpu() -> None:
+    """Has CPU tensors planned and compiled for an H100."""
+    import triton_conv.target
+
+    triton.runtime.driver.set_active(_NoDriver())
+    triton_conv.target.of_device = lambda device: triton_conv.target.KNOWN["sm_90"]
+    triton_conv.set_first_use_check(False)
+
+
 def measure(device: torch.device) -> dict[str, float]:
-    """Microseconds by what was called; importing triton_conv waits until Triton knows whether to interpret."""
+    """Microseconds by what was called."""
     import triton_conv as tc
     from triton_conv import dispatch, ops, policy
 
@@ -75,12 +110,13 @@ def measure(device: torch.device) -> dict[str, float]:
             "torch.nn.Conv2d with autograd on meta tensors, same shapes": median_us(lambda: layer_meta(meta)),
             "torch.nn.Conv2d with autograd on CPU tensors of one element": median_us(lambda: layer_one(one)),
         }
+    with torch.no_grad():
+        found["triton_conv.conv2d with its launch"] = median_us(lambda: tc.conv2d(x, w, b, padding=1, groups=4))
+    found["triton_conv.nn.Conv2d with autograd and its launch"] = median_us(lambda: layer(x_grad))
     if x.is_cuda:
         with torch.no_grad():
-            found["triton_conv.conv2d with its launch"] = median_us(lambda: tc.conv2d(x, w, b, padding=1, groups=4))
             found["torch.nn.functional.conv2d on the GPU"] = median_us(lambda: F.conv2d(x, w, b, padding=1, groups=4))
         layer_cuda = torch.nn.Conv2d(4, 4, 3, padding=1, groups=4, device=device)
-        found["triton_conv.nn.Conv2d with autograd and its launch"] = median_us(lambda: layer(x_grad))
         found["torch.nn.Conv2d with autograd on the GPU"] = median_us(lambda: layer_cuda(x_grad))
     return found
 
@@ -88,12 +124,11 @@ def measure(device: torch.device) -> dict[str, float]:
 def main() -> None:
     cuda = torch.cuda.is_available()
     if not cuda:
-        os.environ.setdefault("TRITON_INTERPRET", "1")
+        _without_a_gpu()
     device = torch.device("cuda" if cuda else "cpu")
     torch.set_num_threads(1)
-    print(
-        f"Host time of a call, median of {_BATCHES} batches of {_CALLS}, tensors on {device}, torch {torch.__version__}"
-    )
+    versions = f"torch {torch.__version__}, triton {triton.__version__}"
+    print(f"Host time of a call, median of {_BATCHES} batches of {_CALLS}, tensors on {device}, {versions}")
     for name, us in measure(device).items():
         print(f"{us:8.2f} us  {name}")
     print(f"Goals: at most {GOAL_US:g} us for triton_conv.conv2d, {MODULE_GOAL_US:g} us for a module with autograd")
