@@ -77,6 +77,10 @@ class Routed(nn.Module):
     def _where(self) -> str:
         return self.backend or policy.current_backend()
 
+    def _call(self, input: Tensor, weight: Tensor, where: str) -> routing.Call | None:
+        """What is remembered of a call; not by a graph, whose sizes are symbols."""
+        return None if torch.compiler.is_compiling() else routing.Call(self, input, weight, where)
+
     def extra_repr(self) -> str:
         activation = "" if self.activation is None else f"activation={self.activation}, "
         return f"{super().extra_repr()}, {activation}backend={self._where()}".removeprefix(", ")
@@ -141,7 +145,8 @@ class _Conv(Routed, nn.modules.conv._ConvNd):
     # torch's `forward` calls this, and so do its quantised and parametrised relatives.
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         where = self._where()
-        if where == policy.TORCH and self._torchs:
+        call = self._call(input, weight, where)
+        if self._torchs and (where == policy.TORCH or (call is not None and call.torchs)):
             return super()._conv_forward(input, weight, bias)  # type: ignore[no-any-return]
         try:
             arguments = self._arguments(input, weight, bias)
@@ -150,7 +155,7 @@ class _Conv(Routed, nn.modules.conv._ConvNd):
                 raise
             # torch takes it after all (a layout of its own), or says what is wrong in its own words.
             return super()._conv_forward(input, weight, bias)  # type: ignore[no-any-return]
-        output = routing.conv(arguments, where)
+        output = routing.conv(arguments, where, call)
         return output if input.dim() == output.dim() else output.squeeze(0)
 
 
@@ -208,7 +213,9 @@ class _ConvTranspose(Routed, nn.modules.conv._ConvTransposeNd):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         where = self._where()
-        if where == policy.TORCH and self.activation is None:
+        call = self._call(input, self.weight, where)
+        torchs = where == policy.TORCH or (call is not None and call.torchs and output_size is None)
+        if torchs and self.activation is None:
             return super().forward(input, output_size)  # type: ignore[no-any-return,misc]
         try:
             arguments = self._arguments(input, output_size)
@@ -216,7 +223,7 @@ class _ConvTranspose(Routed, nn.modules.conv._ConvTransposeNd):
             if self.activation is not None:
                 raise
             return super().forward(input, output_size)  # type: ignore[no-any-return,misc]
-        output = routing.conv(arguments, where)
+        output = routing.conv(arguments, where, call)
         return output if input.dim() == output.dim() else output.squeeze(0)
 
 

@@ -42,6 +42,8 @@ library.define(
 
 T = TypeVar("T")
 _caches: list[Any] = [plan]
+# What else `forget_plans` calls, for choices that are remembered elsewhere.
+on_forgetting: list[Callable[[], object]] = []
 
 
 def cached(planner: Callable[..., T]) -> Callable[..., T]:
@@ -67,6 +69,8 @@ def forget_plans() -> None:
 
     for cache in (*_caches, comparisons.entries):
         cache.cache_clear()
+    for forget in on_forgetting:
+        forget()
     configs.forget()
     verdicts.forget()
 

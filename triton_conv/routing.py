@@ -8,15 +8,16 @@ the sizes that it is traced with, and is not traced again for others.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import autograd, policy, reference
-from .ops import TAGS, library, pairs
+from .ops import TAGS, library, on_forgetting, pairs
 
 library.define(
     "routed_conv(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
@@ -37,11 +38,44 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def conv(arguments: tuple[Any, ...], backend: str) -> Tensor:
-    """A forward or transposed convolution, by the arguments of the op `conv`."""
+class Call:
+    """A layer's call, by what the choice of a library for it depends on: asked again, torch's own layer answers at
+    once. Normalised arguments and a choice take 7 us, this one (`python -m perf_plots.host_overhead`).
+
+    Nothing but the choice is remembered: a layer that was changed computes what it should, if not where it would.
+    """
+
+    __slots__ = ("_key", "_layer")
+
+    def __init__(self, layer: nn.Module, input: Tensor, weight: Tensor, backend: str) -> None:
+        self._layer = layer
+        training = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
+        self._key = (input.shape, input.stride(), input.dtype, weight.dtype, input.device, backend, training)
+
+    @property
+    def torchs(self) -> bool:
+        """Whether torch's kernel was chosen for a call like this one."""
+        return self._key in _torchs.get(self._layer, ())
+
+    def stays(self) -> None:
+        """Remembers that it was."""
+        known = _torchs.setdefault(self._layer, set())
+        if len(known) >= _SHAPES:
+            known.clear()
+        known.add(self._key)
+
+
+_torchs: weakref.WeakKeyDictionary[nn.Module, set[tuple[Any, ...]]] = weakref.WeakKeyDictionary()
+# Of one layer: beyond them its sizes hardly ever repeat.
+_SHAPES = 64
+on_forgetting.append(_torchs.clear)
+
+
+def conv(arguments: tuple[Any, ...], backend: str, call: Call | None = None) -> Tensor:
+    """A forward or transposed convolution, by the arguments of the op `conv`, of a layer's `call` if of one."""
     if torch.compiler.is_compiling():
         return _traced_conv(*arguments, backend)  # type: ignore[no-any-return]
-    return _conv(arguments, backend)
+    return _conv(arguments, backend, call)
 
 
 def deform_conv(arguments: tuple[Any, ...], backend: str) -> Tensor:
@@ -51,9 +85,14 @@ def deform_conv(arguments: tuple[Any, ...], backend: str) -> Tensor:
     return _deform_conv(arguments, backend)
 
 
-def _conv(arguments: tuple[Any, ...], backend: str) -> Tensor:
-    if backend != policy.TORCH and policy.choose("conv", backend, arguments[:3], arguments[3:]).ours:
-        return autograd.conv(*arguments)  # type: ignore[no-any-return]
+def _conv(arguments: tuple[Any, ...], backend: str, call: Call | None = None) -> Tensor:
+    if backend != policy.TORCH:
+        choice = policy.choose("conv", backend, arguments[:3], arguments[3:])
+        if choice.ours:
+            return autograd.conv(*arguments)  # type: ignore[no-any-return]
+        # Not what torch runs for another reason, as while a graph is captured.
+        if call is not None and choice.plan is not None:
+            call.stays()
     return torch_conv(*arguments)
 
 
