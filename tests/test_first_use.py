@@ -7,12 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+import triton
 from filelock import FileLock
 from helpers import DEVICE, INTERPRETED, launches, random
 from torch._subclasses.fake_tensor import FakeTensorMode
+from triton.backends.compiler import GPUTarget
+from triton.runtime.errors import OutOfResources
 
 import triton_conv as tc
-from triton_conv import dispatch, first_use, ops, target, verdicts
+from triton_conv import dispatch, first_use, ops, target, verdicts, workloads
 from triton_conv.errors import CaptureError, ConfigWarning, FormWarning
 from triton_conv.problem import Problem, WeightGradientProblem
 from triton_conv.reference import tolerance
@@ -189,18 +192,51 @@ def test_a_wrong_form_is_ruled_out_loudly_and_for_good(checks):
     assert dispatch.plan(replace(problem(), dtype=torch.float16), NEW).kernel.name == made.kernel.name
 
 
-def test_a_form_that_does_not_compile_is_ruled_out(checks):
-    checks.found = ValueError("PassManager::run failed\nand more")
+def in_the_compiler(monkeypatch, error):
+    """The error, raised where Triton compiles."""
+
+    def fail(target):
+        raise error
+
+    monkeypatch.setattr(triton.compiler.compiler, "make_backend", fail)
+    with pytest.raises(type(error)) as caught:
+        triton.compile("", target=GPUTarget("cuda", 90, 32))
+    return caught.value
+
+
+def test_a_form_that_does_not_compile_is_ruled_out(checks, monkeypatch):
+    checks.found = in_the_compiler(monkeypatch, ValueError("PassManager::run failed\nand more"))
     with pytest.warns(FormWarning, match="ValueError: PassManager::run failed"):
         assert first_use.settle(planned(), CPU).kernel.name == "depthwise"
 
 
-def test_a_lack_of_memory_says_nothing(checks):
-    checks.found = torch.OutOfMemoryError("out of memory")
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("out of memory"),
+        OutOfResources(300_000, 232_448, "shared memory"),
+        RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: unspecified launch failure, of a kernel launched before"),
+        pytest.param(OSError(28, "No space left on device"), id="a full disk while it compiles"),
+    ],
+    ids=str,
+)
+def test_what_the_form_is_not_to_blame_for_says_nothing(checks, error, monkeypatch):
+    checks.found = in_the_compiler(monkeypatch, error) if isinstance(error, OSError) else error
     made = planned()
     assert first_use.settle(made, CPU) is made
     next_process()
     assert planned().pending
+
+
+@pytest.mark.parametrize("part", workloads.PARTS)
+def test_a_call_of_no_image_says_nothing(part, home):
+    """Not even that the form is right; and of its weight gradient every partial sum would be missing."""
+    call = Workload("dw", "depthwise", "conv2d", (0, 2, 5, 8), (2, 1, 3, 3), {"padding": 1, "groups": 2})
+    made = planned(replace(call, part=part).problem())
+    assert made.pending
+    assert first_use.settle(made, CPU) is made
+    assert not (home / "first_use.json").exists()
 
 
 def test_a_folder_that_cannot_be_written(checks, home, monkeypatch):

@@ -28,8 +28,11 @@ def _int(value: Any) -> int | None:
     """The value as an int where torch takes it for one (so do numpy's integers), else None."""
     if type(value) is int:
         return value
+    # torch.compile of torch 2.11 computes the index of a constant by itself: its TypeError would come from there.
+    if value is None or isinstance(value, (bool, float, str, tuple, list)):
+        return None
     try:
-        return None if isinstance(value, bool) else operator.index(value)
+        return operator.index(value)
     except TypeError:
         return None
 

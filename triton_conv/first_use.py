@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import subprocess
 import time
+import traceback
 import warnings
 import weakref
 from dataclasses import replace
@@ -19,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import triton
 
 from . import dispatch, verdicts
 from .defaults import default_tile
@@ -39,6 +42,9 @@ _MARGIN = 4.0
 _WORK = 3e7
 # Channels of a group, and of all groups together: some steps of every loop, and several tiles.
 _CHANNELS = 128
+
+# What everything that Triton makes of a kernel's code happens in; loading the result does not.
+_COMPILE = triton.compiler.compiler.compile.__code__
 
 _enabled = True
 _settled: weakref.WeakKeyDictionary[Plan, Plan] = weakref.WeakKeyDictionary()
@@ -108,26 +114,39 @@ def settle(made: Plan, device: torch.device) -> Plan:
 
 
 def _check(made: Plan, device: torch.device) -> Verdict | None:
-    """The verdict on a plan's form; None where nothing could be learned."""
+    """The verdict on a plan's form; None where nothing could be learned.
+
+    Only a wrong number and an error of the compiler's own speak against a form. A lack of memory or of shared memory is
+    the device's or the tile's matter, and after an error of the device (of this launch or of one before: they are told
+    of late) nothing in this process can be trusted, least of all a verdict for all later ones.
+    """
     began, failure, error = time.perf_counter(), "", 0.0
     problem = small(made.problem)
-    tile = _fitting(made, problem)
-    if tile is None:
+    g = problem.geometry
+    # Without a pixel or a channel there is nothing to compare.
+    if 0 in (g.M, g.N, g.K) or (tile := _fitting(made, problem)) is None:
         return None
-    terms = problem.geometry.M if isinstance(problem, WeightGradientProblem) else problem.geometry.K
+    terms = g.M if isinstance(problem, WeightGradientProblem) else g.K
     try:
         error = difference(replace(made, problem=problem, tile=tile), device)
-    except torch.OutOfMemoryError:
-        return None
     except Exception as reason:  # the compiler and the driver raise their own kinds
+        if not _of_the_compiler(reason):
+            return None
         failure = f"{type(reason).__name__}: {(str(reason).strip().splitlines() or [''])[0][:200]}"
     return Verdict(
         error,
-        _MARGIN * tolerance(problem.dtype, max(terms, 1), problem.precision),
+        _MARGIN * tolerance(problem.dtype, terms, problem.precision),
         datetime.date.today().isoformat(),
         round(time.perf_counter() - began, 3),
         failure,
     )
+
+
+def _of_the_compiler(error: Exception) -> bool:
+    """Whether the compiler gave up on a kernel's code: not for want of memory, of disk, or of a program that it runs."""
+    if isinstance(error, (OSError, MemoryError, subprocess.SubprocessError)):
+        return False
+    return any(frame.f_code is _COMPILE for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _fitting(made: Plan, problem: Problem) -> Tile | None:
