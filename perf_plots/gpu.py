@@ -128,11 +128,22 @@ def _against_base(run: Run, budget: Budget, stages: list[str], options: argparse
 
 def _forget(work: Path) -> None:
     """Removes what a run writes, and nothing else that may lie in the folder."""
-    from .state import ARCHIVE, FAILURES, PASSED, STATE, SUMMARY, TESTS, TRIALS, TUNING
+    from .state import (
+        ARCHIVE,
+        FAILURES,
+        PASSED,
+        STATE,
+        SUMMARY,
+        TESTS,
+        TESTS_HOME,
+        TRACEBACKS,
+        TRIALS,
+        TUNING,
+    )  # fmt: skip
 
-    for name in ("results", "autotune_configs", "figures", "base"):
+    for name in ("results", "autotune_configs", "figures", "base", TESTS_HOME):
         shutil.rmtree(work / name, ignore_errors=True)
-    for name in (STATE, TUNING, TRIALS, TESTS, FAILURES, PASSED, ARCHIVE, SUMMARY, "nvidia-smi.txt"):
+    for name in (STATE, TUNING, TRIALS, TESTS, FAILURES, TRACEBACKS, PASSED, ARCHIVE, SUMMARY, "nvidia-smi.txt"):
         (work / name).unlink(missing_ok=True)
 
 

@@ -13,6 +13,8 @@ from .record import write_bytes, write_json
 STATE = "run.json"
 ARCHIVE, SUMMARY, TESTS, TUNING = "results.tar.gz", "summary.txt", "tests.txt", "tuning.json"
 FAILURES, PASSED, TRIALS = "failures.txt", "passed.txt", "trials.jsonl"
+# Ends of the tracebacks of the failures, and the user's folder that the tests have: what the check of first uses found.
+TRACEBACKS, TESTS_HOME = "tracebacks.txt", "tests_home"
 
 
 def load_json(path: Path) -> dict[str, Any]:

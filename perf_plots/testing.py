@@ -15,7 +15,7 @@ import torch
 
 from . import children
 from .provenance import ROOT, source_hash
-from .state import FAILURES, PASSED, TESTS, load_state
+from .state import FAILURES, PASSED, TESTS, TESTS_HOME, TRACEBACKS, load_state
 
 # Files of tests that say nothing new on a device.
 NO_DEVICE = (
@@ -23,11 +23,10 @@ NO_DEVICE = (
     "forced_forms", "geometry", "inspect", "lab", "page", "perf_gpu", "perf_models", "perf_plots", "perf_stages",
     "portfolio", "predictions", "readme", "static_model", "structure", "tune", "tune_journal", "tuner_figures",
 )  # fmt: skip
-# Those that an H100 has not run to their end yet.
+# Those in which something has not passed on an H100 yet.
 _FIRST = (
-    "memory", "first_use", "large", "cases", "gradient_tiles", "lecture_tiles", "lectures", "lecture_workloads",
-    "banded", "banded_weight_gradient", "depthwise_patch", "depthwise_patch_weight_gradient",
-    "deformable_gradient_tiles", "implicit_gemm_boxed", "weight_gradient_boxed", "gpu",
+    "memory", "first_use", "banded_weight_gradient", "compile", "capture", "policy", "conversion", "lecture_tiles",
+    "lectures", "examples", "nn", "models", "conversion_kinds", "opinfo", "cases", "gpu", "depthwise_patch", "large",
 )  # fmt: skip
 # What a process of tests may come to hold of the device: its context, and stack for every thread of one kernel.
 _WORKER_BYTES = 6e9
@@ -47,9 +46,12 @@ def files() -> list[str]:
 def run(
     out: Path, device: torch.device, seconds: float, say: Callable[[str], None], rehearse: bool = False
 ) -> dict[str, Any]:
-    """Runs the tests in processes of their own; of the same code only what has not passed yet."""
+    """Runs the tests in processes of their own; of the same code only what has not passed yet, and of any code first
+    what failed in the last run here.
+    """
     code = source_hash("triton_conv", "tests")
     before: dict[str, Any] = load_state(out).get("tests", {})
+    red = [*before.get("failed", []), *_lines(out / FAILURES)]
     if before.get("source") != code:
         before = {}
         (out / PASSED).write_text("")
@@ -59,21 +61,27 @@ def run(
     # Every process of pytest reads what to leave out when it starts, also one that starts late: it must not change.
     skip = out / f"{PASSED}.before"
     skip.write_bytes((out / PASSED).read_bytes())
-    (out / FAILURES).write_text("")
-    # Tiles under trial are no business of the tests.
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_CONV_HOME"}
-    environment |= {
+    first = out / f"{FAILURES}.before"
+    first.write_text("".join(f"{_name(line)}\n" for line in red))
+    for name in (FAILURES, TRACEBACKS):
+        (out / name).write_text("")
+    # Tiles under trial are no business of the tests; what they find out about forms comes back with the results.
+    environment = os.environ | {
+        "TRITON_CONV_HOME": str((out / TESTS_HOME).resolve()),
         "TRITON_CONV_FAILURES": str(out / FAILURES),
+        "TRITON_CONV_TRACEBACKS": str(out / TRACEBACKS),
+        "TRITON_CONV_FIRST": str(first),
         "TRITON_CONV_PASSED": str(out / PASSED),
         "TRITON_CONV_SKIP": str(skip),
     }
     with (out / TESTS).open("w") as log:
         status, timed_out = _pytest(_command(device, rehearse), environment, log, max(seconds, 1.0))
     skip.unlink()
+    first.unlink()
     lines = (out / TESTS).read_text(errors="replace").splitlines()
     counts = {name: int(n) for n, name in re.findall(r"(\d+) ([a-z]+)", lines[-1])} if lines else {}
     passed = set((out / PASSED).read_text().splitlines())
-    failed = (out / FAILURES).read_text(errors="replace").splitlines()
+    failed = _lines(out / FAILURES)
     failed += [line for line in lines if line.startswith("ERROR ")]
     say(f"{'stopped at its time limit; ' if timed_out else ''}{lines[-1] if lines else 'no output'}")
     # One that this call did not come to fails still.
@@ -86,6 +94,10 @@ def run(
         "counts": counts | {"passed": len(passed)},
         "failed": failed,
     }
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(errors="replace").splitlines() if path.exists() else []
 
 
 def _name(line: str) -> str:

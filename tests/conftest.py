@@ -9,12 +9,16 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+else:
+    # The check of a form's first use launches and allocates, which tests count: it has tests of its own. This holds for
+    # the processes that tests start, too.
+    os.environ.setdefault("TRITON_CONV_FIRST_USE", "0")
 
 import pytest
 from helpers import DEVICE, launches
 from outcomes import leave_out_passed, pytest_runtest_logreport  # noqa: F401, which pytest calls
 
-from triton_conv import ops
+from triton_conv import configs, ops
 
 # One process a core runs the tests; torch's own threads would only get in the way.
 torch.set_num_threads(1)
@@ -58,6 +62,22 @@ def conv_precision():
     before = setting.fp32_precision
     yield setting
     setting.fp32_precision = before
+
+
+@pytest.fixture
+def exact_products(conv_precision):
+    """float32 in full, ours and torch's: for tests that compare the two, or formulas, to float32's last digits."""
+    conv_precision.fp32_precision = "ieee"
+
+
+@pytest.fixture
+def nothing_measured(monkeypatch, tmp_path):
+    """A user's folder of its own, without measurements or tiles shipped, and nothing remembered before or after."""
+    monkeypatch.setenv("TRITON_CONV_HOME", str(tmp_path))
+    monkeypatch.setattr(configs, "FOLDERS", (("user tuned", configs.user_folder),))
+    ops.forget_plans()
+    yield tmp_path / "autotune_configs"
+    ops.forget_plans()
 
 
 @pytest.hookimpl(tryfirst=True)

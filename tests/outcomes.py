@@ -1,6 +1,7 @@
 """Outcomes of tests on disk as they happen, and what has passed before left out: for runs that are cut short.
 
-The environment names the files: TRITON_CONV_FAILURES and TRITON_CONV_PASSED are written, TRITON_CONV_SKIP is read.
+The environment names the files: TRITON_CONV_FAILURES (a line each), TRITON_CONV_TRACEBACKS and TRITON_CONV_PASSED are
+written; TRITON_CONV_SKIP (what has passed) and TRITON_CONV_FIRST (what has failed) are read.
 """
 
 import os
@@ -9,6 +10,8 @@ from pathlib import Path
 
 # With --dist loadgroup a report's name ends with the test's group.
 _GROUP = re.compile(r"@[\w-]+$")
+# Lines of a traceback's end that say where and why.
+_LINES = 60
 
 
 def pytest_runtest_logreport(report):
@@ -20,6 +23,9 @@ def pytest_runtest_logreport(report):
         crash = getattr(report.longrepr, "reprcrash", None)
         reason = " ".join(str(crash.message if crash else report.longrepr).split())[:300]
         _append(log, f"FAILED {name} - {reason}")
+    if report.failed and (log := os.environ.get("TRITON_CONV_TRACEBACKS")):
+        text = "\n".join(report.longreprtext.splitlines()[-_LINES:])
+        _append(log, f"==== {name} ({report.when})\n{text}\n")
     if report.passed and report.when == "call" and (log := os.environ.get("TRITON_CONV_PASSED")):
         _append(log, name)
 
@@ -30,8 +36,11 @@ def _append(log, line):
 
 
 def leave_out_passed(config, items):
-    """Every process of tests reads the same names."""
+    """Every process of tests reads the same names; what failed before comes first."""
     if skip := os.environ.get("TRITON_CONV_SKIP"):
         passed = set(Path(skip).read_text(encoding="utf-8").splitlines())
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid in passed])
         items[:] = [item for item in items if item.nodeid not in passed]
+    if first := os.environ.get("TRITON_CONV_FIRST"):
+        failed = set(Path(first).read_text(encoding="utf-8").splitlines())
+        items.sort(key=lambda item: item.nodeid not in failed)

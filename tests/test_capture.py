@@ -133,18 +133,19 @@ def test_an_op_runs_on_its_tensors_device(monkeypatch):
         def impl(name, function, key):
             registered[key] = function
 
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
-    monkeypatch.setattr(torch.cuda, "device", device)
-    monkeypatch.setattr(torch.library, "register_fake", lambda *arguments, **named: None)
-    monkeypatch.setattr(ops, "library", Library)
-
     def implementation(tensor, *others):
         return current[0], others
 
-    ops.register("conv", implementation, None)
-    assert registered["CUDA"](Elsewhere(), 2, 3) == (1, (2, 3))
-    assert current == [0], "put back"
-    current[0] = 1
-    monkeypatch.setattr(torch.cuda, "device", None)
-    assert registered["CUDA"](Elsewhere()) == (1, ()), "nothing to change"
+    # torch.cuda is itself again before anything else asks it.
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "current_device", lambda: current[0])
+        patch.setattr(torch.cuda, "device", device)
+        patch.setattr(torch.library, "register_fake", lambda *arguments, **named: None)
+        patch.setattr(ops, "library", Library)
+        ops.register("conv", implementation, None)
+        assert registered["CUDA"](Elsewhere(), 2, 3) == (1, (2, 3))
+        assert current == [0], "put back"
+        current[0] = 1
+        patch.setattr(torch.cuda, "device", None)
+        assert registered["CUDA"](Elsewhere()) == (1, ()), "nothing to change"
     assert registered["CPU"] is implementation

@@ -12,12 +12,15 @@ from torch.export import Dim
 
 import triton_conv as tc
 
-pytestmark = pytest.mark.filterwarnings(
-    # torch's own tracing and its own serialiser, of their own parts.
-    "ignore::DeprecationWarning:torch",
-    "ignore::FutureWarning:copyreg",
-    "ignore:.*LeafSpec.*:FutureWarning",
-)
+pytestmark = [
+    pytest.mark.usefixtures("nothing_measured"),
+    pytest.mark.filterwarnings(
+        # torch's own tracing and its own serialiser, of their own parts.
+        "ignore::DeprecationWarning:torch",
+        "ignore::FutureWarning:copyreg",
+        "ignore:.*LeafSpec.*:FutureWarning",
+    ),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +117,11 @@ def test_inductor():
     assert counter.frame_count == 1
 
 
+# torch.export of torch 2.11 does not run where this is set.
+exact = pytest.mark.usefixtures("exact_products")
+
+
+@exact
 @pytest.mark.parametrize("backend", ["triton", "auto", "torch"])
 def test_modules_compile_into_one_graph(backend):
     layer = tc.nn.Conv2d(3, 4, 3, padding=1, activation="gelu", backend=backend).to(DEVICE)
@@ -140,6 +148,7 @@ def test_a_change_of_backend_is_seen_by_a_graph():
     assert counter.frame_count == 2
 
 
+@exact
 def test_accelerate_around_and_inside_a_compiled_function():
     def layer(x, w):
         return F.conv2d(x, w, padding=1).relu()

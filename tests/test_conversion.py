@@ -14,6 +14,8 @@ from torch.nn.utils import parametrizations, parametrize
 import triton_conv as tc
 from triton_conv.errors import BackendWarning
 
+pytestmark = pytest.mark.usefixtures("exact_products", "nothing_measured")
+
 
 class Plain(nn.Conv2d):
     """A subclass that computes what its base does."""

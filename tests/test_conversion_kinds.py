@@ -14,6 +14,8 @@ from torch.nn.utils import parametrizations
 
 import triton_conv as tc
 
+pytestmark = pytest.mark.usefixtures("exact_products")
+
 
 def old_weight_norm():
     with warnings.catch_warnings():
@@ -63,11 +65,6 @@ def close(found, expected):
     # Half-precision results are rounded once by either library.
     bound = 4 * torch.finfo(expected.dtype).eps * float(expected.detach().abs().max())
     torch.testing.assert_close(found, expected, atol=max(bound, 1e-5 if found.dtype == torch.float32 else 0), rtol=0)
-
-
-@pytest.fixture(autouse=True)
-def exact_products(conv_precision):
-    conv_precision.fp32_precision = "ieee"
 
 
 @pytest.mark.parametrize("name", MODELS)

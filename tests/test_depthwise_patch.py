@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import PATCH, case
-from helpers import channels_last, compare, limit, name_of, permuted, random
+from helpers import INTERPRETED, channels_last, compare, limit, name_of, permuted, random
 from test_tiles import run
 
 import triton_conv as tc
@@ -54,6 +54,8 @@ def test_odd_patches(layer, tile):
     arguments = LAYERS[layer].tensors(torch.float32)
     arguments["input"] = channels_last(arguments["input"])
     made = tc.plan(getattr(tc, LAYERS[layer].function), **arguments)
+    if not INTERPRETED and tile == "odd" and layer in ("13x13", "dilation-past-the-border"):
+        pytest.skip("a GPU's compiler takes more than four minutes to unroll it")
     if TILES[tile].unfit(made.problem, made.target) is None:
         run(LAYERS[layer].function, arguments, PATCH, TILES[tile])
 

@@ -90,6 +90,7 @@ GRADIENT_TILES = [
 @pytest.mark.parametrize(
     "name", ["local", *(pytest.param(f"local-{n}", marks=pytest.mark.slow) for n in ("groups", "batch", "innermost"))]
 )
+@pytest.mark.usefixtures("exact_products")
 @pytest.mark.parametrize("tile", GRADIENT_TILES, ids=lambda t: f"{type(t).__name__[16:24]}-{t.BLOCK_M}-{t.BLOCK_N}")
 def test_forced_gradients(name, tile, monkeypatch):
     function, arguments = CASES[name]

@@ -11,14 +11,11 @@ import triton_conv as tc
 from perf_plots.models import MODELS, SMALL, Scale
 from triton_conv.conversion import LAYERS
 
+pytestmark = pytest.mark.usefixtures("exact_products")
+
 # These on every change; the rest takes half a minute in the interpreter.
 QUICK = ("resnext50", "dcgan", "convnext_tiny")
 NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
-
-
-@pytest.fixture(autouse=True)
-def exact_products(conv_precision):
-    conv_precision.fp32_precision = "ieee"
 
 
 def small(name):

@@ -14,6 +14,8 @@ import triton_conv as tc
 from triton_conv.errors import ArgumentValueError, BackendWarning
 from triton_conv.reference import reference, relative_error, tolerance
 
+pytestmark = pytest.mark.usefixtures("exact_products")
+
 NAMES = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 SIZES = {1: (9,), 2: (5, 6), 3: (4, 3, 5)}
 
@@ -43,11 +45,6 @@ def same_results(ours, plain, x, *args):
     rows += [(p.grad, q.grad) for p, q in zip(ours.parameters(), plain.parameters(), strict=True)]
     for result, exact in rows:
         assert relative_error(result, exact.double()) < 1e-5
-
-
-@pytest.fixture(autouse=True)
-def exact_products(conv_precision):
-    conv_precision.fp32_precision = "ieee"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -72,16 +72,19 @@ def test_all_that_runs_ends_with_the_program():
 
 
 def test_outcomes_are_written_down_as_they_happen(tmp_path, monkeypatch):
-    failures, passed = tmp_path / "failures.txt", tmp_path / "passed.txt"
+    failures, passed, tracebacks = (tmp_path / f"{name}.txt" for name in ("failures", "passed", "tracebacks"))
     monkeypatch.setenv("TRITON_CONV_FAILURES", str(failures))
+    monkeypatch.setenv("TRITON_CONV_TRACEBACKS", str(tracebacks))
     monkeypatch.setenv("TRITON_CONV_PASSED", str(passed))
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     crash = SimpleNamespace(reprcrash=SimpleNamespace(message="assert 1 == 2\n  where 1"))
     for failed, name in ((True, "a.py::test"), (False, "b.py::test[x@y]@large-0")):
-        outcome = {"failed": failed, "passed": not failed, "when": "call"}
+        outcome = {"failed": failed, "passed": not failed, "when": "call", "longreprtext": "line\n" * 99 + "end"}
         outcomes.pytest_runtest_logreport(SimpleNamespace(nodeid=name, longrepr=crash, **outcome))
     assert failures.read_text() == "FAILED a.py::test - assert 1 == 2 where 1\n"
     assert passed.read_text() == "b.py::test[x@y]\n"
+    head, *lines, end, last = tracebacks.read_text().splitlines()
+    assert (head, lines, end, last) == ("==== a.py::test (call)", ["line"] * 59, "end", "")
 
 
 @pytest.fixture
@@ -130,6 +133,20 @@ def test_a_second_call_runs_only_what_has_not_passed(suite, tmp_path, monkeypatc
     assert "2 passed in" in suite()[2], "of other code nothing is known"
 
 
+def test_of_other_code_what_failed_comes_first(suite, tmp_path, monkeypatch):
+    (tmp_path / "tests" / "test_home.py").write_text(
+        "import os, pathlib\n"
+        "def test_home(): assert pathlib.Path(os.environ['TRITON_CONV_HOME']).parts[-2:] == ('out', 'tests_home')\n"
+    )
+    _, _, log = suite()
+    assert log.index("::test_good") < log.index("::test_bad") < log.index("::test_home")
+    assert "mended').exists()" in (tmp_path / "out" / state.TRACEBACKS).read_text()
+    monkeypatch.setattr(testing, "source_hash", lambda *folders: "other code")
+    report, _, log = suite()
+    assert log.index("::test_bad") < log.index("::test_good")
+    assert len(report["failed"]) == 1
+
+
 def test_what_a_stopped_call_did_not_come_to_fails_still(suite, monkeypatch):
     suite()
 
@@ -150,7 +167,7 @@ def test_a_test_run_that_hangs_is_stopped():
 
 def test_the_order_of_the_tests():
     files = testing.files()
-    assert files[:3] == ["tests/test_memory.py", "tests/test_first_use.py", "tests/test_large.py"]
+    assert files[:2] == ["tests/test_memory.py", "tests/test_first_use.py"]
     assert len(files) == len(set(files))
     every = {f"tests/{path.name}" for path in (testing.ROOT / "tests").glob("test_*.py")}
     left_out = {f"tests/test_{name}.py" for name in testing.NO_DEVICE}

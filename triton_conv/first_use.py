@@ -143,7 +143,7 @@ def _check(made: Plan, device: torch.device) -> Verdict | None:
 
 
 def _of_the_compiler(error: Exception) -> bool:
-    """Whether the compiler gave up on a kernel's code: not for want of memory, of disk, or of a program that it runs."""
+    """Whether the compiler gave up on a kernel's code, and not for want of memory, of disk or of a program it runs."""
     if isinstance(error, (OSError, MemoryError, subprocess.SubprocessError)):
         return False
     return any(frame.f_code is _COMPILE for frame, _ in traceback.walk_tb(error.__traceback__))
