@@ -36,11 +36,12 @@ def _append(log, line):
 
 
 def leave_out_passed(config, items):
-    """Every process of tests reads the same names; what failed before comes first."""
-    if skip := os.environ.get("TRITON_CONV_SKIP"):
-        passed = set(Path(skip).read_text(encoding="utf-8").splitlines())
-        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in passed])
-        items[:] = [item for item in items if item.nodeid not in passed]
-    if first := os.environ.get("TRITON_CONV_FIRST"):
-        failed = set(Path(first).read_text(encoding="utf-8").splitlines())
-        items.sort(key=lambda item: item.nodeid not in failed)
+    """Every process of tests reads the same names; what failed before, be it after it had passed, comes first."""
+    passed, failed = (
+        set(Path(file).read_text(encoding="utf-8").splitlines()) if (file := os.environ.get(name)) else set()
+        for name in ("TRITON_CONV_SKIP", "TRITON_CONV_FIRST")
+    )
+    left_out = passed - failed
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
+    items[:] = [item for item in items if item.nodeid not in left_out]
+    items.sort(key=lambda item: item.nodeid not in failed)

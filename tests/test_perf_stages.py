@@ -140,6 +140,10 @@ def test_of_other_code_what_failed_comes_first(suite, tmp_path, monkeypatch):
     )
     _, _, log = suite()
     assert log.index("::test_good") < log.index("::test_bad") < log.index("::test_home")
+    # One that passes, and whose fixture fails afterwards, has not passed.
+    with (tmp_path / "out" / state.PASSED).open("a") as passed:
+        passed.write("tests/test_few.py::test_bad\n")
+    assert "1 failed, 2 deselected" in suite()[2]
     assert "mended').exists()" in (tmp_path / "out" / state.TRACEBACKS).read_text()
     monkeypatch.setattr(testing, "source_hash", lambda *folders: "other code")
     report, _, log = suite()
