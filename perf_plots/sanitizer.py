@@ -36,6 +36,7 @@ _TOOL = "compute-sanitizer"
 _BEGIN, _END, _THEIRS = "@@ begin ", "@@ end ", "========= "
 _NO_FINDING = ("COMPUTE-SANITIZER", "ERROR SUMMARY: 0", "RACECHECK SUMMARY: 0", "Saved", "Host Frame", "     ")
 _TILES, _LONGEST = 3, 160
+_PLANTED = "a write past the end"
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def run(folder: Path, about: Mapping[str, Any], deadline: Deadline, rehearse: bo
     found = [Finding(**row) for row in before.get("findings", [])] if same else []
     titles = list(units())[:2] if rehearse else list(units())
     tools = TOOLS[:1] if rehearse else TOOLS
+    planted = before.get("planted", "") if same else "" if rehearse else _planted(deadline)
     for tool in tools:
         known = {finding.unit for finding in found if finding.tool == tool}
         todo = [title for title in titles if title not in known]
@@ -90,10 +92,18 @@ def run(folder: Path, about: Mapping[str, Any], deadline: Deadline, rehearse: bo
         with concurrent.futures.ThreadPoolExecutor(count) as threads:
             parts = threads.map(watch, [todo[i::count] for i in range(count)])
             found += [finding for part in parts for finding in part]
-        content = {"measured": not rehearse, "provenance": dict(about), "findings": [asdict(each) for each in found]}
-        write_json(folder / SANITIZER, content)
+        content = {"measured": not rehearse, "provenance": dict(about), "planted": planted}
+        write_json(folder / SANITIZER, content | {"findings": [asdict(each) for each in found]})
     total = len(titles) * len(tools)
     return total, total - len(found), sum(bool(finding.complaint) for finding in found)
+
+
+def _planted(deadline: Deadline) -> str:
+    """What memcheck says of a write past the end; raises `RuntimeError` if it says nothing, for then it sees nothing."""
+    complaint = "".join(finding.complaint for finding in _watch(TOOLS[0], deadline, False, [_PLANTED]))
+    if not complaint:
+        raise RuntimeError(f"{_TOOL} does not see a write past the end that was made on purpose")
+    return complaint
 
 
 def _watch(tool: str, deadline: Deadline, rehearse: bool, todo: Sequence[str]) -> list[Finding]:
@@ -105,6 +115,7 @@ def _watch(tool: str, deadline: Deadline, rehearse: bool, todo: Sequence[str]) -
             command = [_TOOL, "--tool", tool, "--print-limit", "3", *command]
         # Of torch's cache a kernel may read what another tensor was; each of these is an allocation of its own.
         environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "TRITON_CONV_FIRST_USE": "0"}
+        environment |= {"TRITON_INTERPRET": "1"} if rehearse else {}
         with tempfile.TemporaryFile("w+", errors="replace") as log:
             process = children.start([*command, *(["--rehearse"] if rehearse else [])], log, environment)
             try:
@@ -182,7 +193,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     import torch
 
+    from triton_conv.kernels.pack_weight import pack_weight
+
     device = torch.device("cpu" if options.rehearse else "cuda")
+    if options.units == _PLANTED:
+        print(f"{_BEGIN}{_PLANTED}", flush=True)
+        pack_weight(torch.zeros(64, 64, 3, 3, device=device), torch.empty(16, device=device))
+        torch.cuda.synchronize()
+        print(f"{_END}1", flush=True)
+        return 0
     known = units()
     for title in options.units.split(","):
         workload, kernel = known[title]

@@ -55,6 +55,27 @@ def test_a_rehearsal_and_what_is_kept(tmp_path):
     assert sanitizer.run(tmp_path, ABOUT | {"source": "new"}, Deadline(0.0), rehearse=True) == (2, 2, 0)
 
 
+def test_a_blind_sanitizer_is_told_from_a_clean_form(tmp_path, monkeypatch):
+    answers = {True: [sanitizer.Finding("planted", "memcheck", 0, "Invalid __global__ write")], False: []}
+    monkeypatch.setattr(sanitizer.shutil, "which", lambda name: name)
+    watched = []
+    for sees in (False, True):
+
+        def watch(tool, deadline, rehearse, todo, sees=sees):
+            watched.append((tool, len(todo)))
+            return answers[sees] if todo == [sanitizer._PLANTED] else [sanitizer.Finding(t, tool, 3) for t in todo]
+
+        monkeypatch.setattr(sanitizer, "_watch", watch)
+        if not sees:
+            with pytest.raises(RuntimeError, match="does not see a write past the end"):
+                sanitizer.run(tmp_path, ABOUT, Deadline(1.0))
+            assert not (tmp_path / SANITIZER).exists() and watched == [("memcheck", 1)]
+            continue
+        total, left, complaints = sanitizer.run(tmp_path, ABOUT, Deadline(1.0))
+        assert total == 2 * len(sanitizer.units()) and (left, complaints) == (0, 0)
+    assert json.loads((tmp_path / SANITIZER).read_text())["planted"] == "Invalid __global__ write"
+
+
 def test_refusals(tmp_path, monkeypatch):
     monkeypatch.setattr(sanitizer.shutil, "which", lambda name: None)
     with pytest.raises(FileNotFoundError, match="CUDA toolkit"):
