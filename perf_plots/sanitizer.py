@@ -99,7 +99,7 @@ def run(folder: Path, about: Mapping[str, Any], deadline: Deadline, rehearse: bo
 
 
 def _planted(deadline: Deadline) -> str:
-    """What memcheck says of a write past the end; raises `RuntimeError` if it says nothing, for then it sees nothing."""
+    """What memcheck says of a write past the end; raises `RuntimeError` if nothing, for then it sees nothing."""
     complaint = "".join(finding.complaint for finding in _watch(TOOLS[0], deadline, False, [_PLANTED]))
     if not complaint:
         raise RuntimeError(f"{_TOOL} does not see a write past the end that was made on purpose")
