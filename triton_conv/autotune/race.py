@@ -25,7 +25,7 @@ FINAL_ROUNDS, FINALISTS, _LEAST_GAIN = 15, 3, 0.01
 # What a trial costs, about: compiling and comparing, and the runs of its own.
 _TRIAL_SECONDS, _TRIAL_RUNS = 0.1, 8
 # Where the static model ranks what was compiled, so many times as many are compiled as are tried.
-_WIDER = 2
+WIDER = 2
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Race:
             return False
         problem, target = self._bench.problem, self._lab.target
         seeds = [Candidate(k.name, tile) for k in forms(problem, target)[0] for tile in portfolio_tiles(k.name, target)]
-        wider = _WIDER if self._modelled else 1
+        wider = WIDER if self._modelled else 1
         self._search = Search(
             problem, target, self._bench.spaces(), seeds, wider * self._per_round, wider * OPENING
         )  # fmt: skip

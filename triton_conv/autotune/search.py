@@ -142,13 +142,13 @@ class Search:
         """The best bets among what was not given out, over all forms."""
         if not count:
             return []
-        found = self._bets(given)[:count]
+        found = self._bets(given, count)[:count]
         self.hope = math.exp(found[0][0]) if found else math.inf
         return [candidate for _, candidate in found]
 
-    def _bets(self, given: set[Candidate]) -> list[tuple[float, Candidate]]:
-        """(optimistic logarithm of the time, candidate) of all that was not given out, the best first; of a form
-        without a trial to go by, the nearest tiles first.
+    def _bets(self, given: set[Candidate], most: int | None = None) -> list[tuple[float, Candidate]]:
+        """(optimistic logarithm of the time, candidate) of what was not given out, the best first, `most` of each form;
+        of one without a trial to go by, the nearest tiles first.
         """
         slow = math.log(_FAILED * max(self.times.values(), default=1.0))
         found: list[tuple[float, Candidate]] = []
@@ -156,8 +156,8 @@ class Search:
             known = {c.tile: slow for c in self._given if c.kernel == name}
             known |= {c.tile: math.log(time) for c, time in self.times.items() if c.kernel == name}
             exclude = {c.tile for c in given if c.kernel == name}
-            bets = self._surrogate(name).promising(known, exclude)
-            bets = bets or [(slow, tile) for tile in tiles if tile not in exclude]
+            bets = self._surrogate(name).promising(known, exclude)[:most]
+            bets = bets or [(slow, tile) for tile in tiles if tile not in exclude][:most]
             found += [(bound, Candidate(name, tile)) for bound, tile in bets]
         return sorted(found, key=lambda bet: bet[0])
 
