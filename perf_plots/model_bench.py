@@ -11,7 +11,8 @@ import copy
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ _BATCHES = {
     "deeplab_v3": 8, "dcgan": 64,
 }  # fmt: skip
 _TINY = "rehearsal"
-_ROUNDS, _LEAST_ROUNDS, _WARMUP, _SECONDS, _CHECKED = 20, 6, 3, 10.0, 2
+_ROUNDS, _LEAST_ROUNDS, _WARMUP, _SECONDS, _CHECKED = 20, 6, 3, 4.0, 2
 # A converted model may be so many times as far from the reference as the plain one, and this much anyway.
 _TIMES_AS_FAR, _ANYWAY = 2.0, 0.01
 
@@ -95,6 +96,14 @@ def finished(folder: Path, unit: Unit) -> bool:
     except ResultError:
         return False
     return bool(found.provenance.get("source") == source_hash("triton_conv"))
+
+
+def spent(folder: Path, units: Iterable[Unit]) -> str:
+    """What the time of units went to, the most first."""
+    total: Counter[str] = Counter()
+    for each in units:
+        total.update(model_record.read(model_record.path(folder, each)).seconds)
+    return ", ".join(f"{seconds:.0f} s {what}" for what, seconds in total.most_common())
 
 
 def fail(folder: Path, unit: Unit, device: torch.device, why: str) -> None:
@@ -267,22 +276,49 @@ def _in_format(what: Any, channels_last: bool) -> Any:
 def run_unit(unit: Unit, folder: Path, device: torch.device, rehearse: bool = False) -> ModelRecord:
     """Checks and times a unit, and writes its record, whatever happens in it."""
     record = ModelRecord(unit, not rehearse, provenance(device))
+    spent = _Spent()
     try:
         bench = Bench(unit, device, rehearse)
         dtype = str(bench.dtype).removeprefix("torch.")
-        record = replace(record, batch=bench.shape[0], input=bench.shape[1:], dtype=dtype)
-        with fastest_algorithms():
-            record = _timed(record, bench, device)
+        record = replace(record, batch=bench.shape[0], input=bench.shape[1:], dtype=dtype, seconds=spent.seconds)
+        spent.on("building")
+        # What comes out is compared with a reference: no kernel need be checked at its first use besides.
+        with tc.set_first_use_check(False):
+            record = _timed(record, bench, device, spent)
     except Exception as error:  # the next unit must run: what went wrong is this one's result
         record = replace(record, error=reason(error))
     model_record.write(record, folder)
     return record
 
 
-def _timed(record: ModelRecord, bench: Bench, device: torch.device) -> ModelRecord:
+class _Spent:
+    """Seconds by what they went to."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def on(self, what: str) -> None:
+        """Everything since the last call."""
+        now = time.perf_counter()
+        self.seconds[what] = round(self.seconds.get(what, 0.0) + now - self._last, 2)
+        self._last = now
+
+
+def _timed(record: ModelRecord, bench: Bench, device: torch.device, spent: _Spent) -> ModelRecord:
+    # Without a search: cuDNN's is for what runs often, and in float64 it takes longest.
     what, reference = bench.reference()
+    spent.on("reference")
+    with fastest_algorithms():
+        return _against(reference, replace(record, reference=what), bench, device, spent)
+
+
+def _against(
+    reference: Tensor, record: ModelRecord, bench: Bench, device: torch.device, spent: _Spent
+) -> ModelRecord:  # fmt: skip
     errors, contestants = {}, {}
     entrants = bench.entrants()
+    spent.on("converting, capturing")
     for name, entrant in list(entrants.items()):
         try:
             errors[name] = _error(entrant.result(), reference)
@@ -296,12 +332,14 @@ def _timed(record: ModelRecord, bench: Bench, device: torch.device) -> ModelReco
         if not errors[name] <= bound:
             bench.absent[name] = f"{WRONG}: relative error {errors[name]:.2g}, the plain model's is {errors[PLAIN]:.2g}"
             del entrants[name]
+        spent.on(f"first run of {name}")
     before = sample(device)
     timings = bench.timer.rounds(entrants, _ROUNDS)
+    spent.on("timing")
     clocks = {"before": before, "after": sample(device)}
     contestants = {name: Contestant.of(timings[name], errors[name], "") for name in entrants}
     contestants |= {name: Contestant(absent=why) for name, why in bench.absent.items()}
-    return replace(record, contestants=contestants, layers=bench.layers, reference=what, clocks=clocks)
+    return replace(record, contestants=contestants, layers=bench.layers, clocks=clocks)
 
 
 def _error(result: Tensor, reference: Tensor) -> float:
@@ -317,7 +355,7 @@ def main(arguments: list[str] | None = None) -> int:
         record = run_unit(unit(title), folder, device, options.rehearse)
         times = ", ".join(f"{name} {each.median_us:.0f} us" for name, each in record.contestants.items()
                           if each.samples_us)  # fmt: skip
-        print(f"{title}: {record.error or times}", flush=True)
+        print(f"{title}: {record.error or times} ({sum(record.seconds.values()):.0f} s)", flush=True)
         if record.error and not usable(device):
             return 1
     return 0

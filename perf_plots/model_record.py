@@ -40,7 +40,8 @@ class ModelRecord:
     """What was found out about a unit. With an `error`, nothing was timed.
 
     `layers` are how many convolutions the model has, and how many of them the converted one runs on our kernels;
-    `batch` inputs of `input` at a time; errors are relative to `reference`.
+    `batch` inputs of `input` at a time; errors are relative to `reference`;
+    `seconds` are what the unit itself took, by what they went to.
     """
 
     unit: Unit
@@ -53,6 +54,7 @@ class ModelRecord:
     layers: Mapping[str, int] = field(default_factory=dict)
     reference: str = ""
     clocks: Mapping[str, Any] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
 
     def us(self, name: str) -> float | None:

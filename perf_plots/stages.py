@@ -31,12 +31,16 @@ Report = dict[str, Any]
 # Seconds: a busy machine takes half of them to set up five workloads.
 _REHEARSAL_TUNING = 6.0
 # Share of a stage's time in which its kernels are compiled on every core; seconds that one unit of a child may take.
-_WARMING = 0.25
+# A model has a hundred kernels, which one core compiles in a minute.
+_WARMING, _WARMING_MODELS = 0.25, 0.4
 _UNIT_SECONDS = {"model_bench": 240.0, "compiled": 120.0}
+# Models' units whose kernels are compiled before the first of them runs: every model in its usual format.
+_UNITS_AT_A_TIME = 32
 
 
 def environment(run: Run, deadline: Deadline) -> Report:
-    """Device and versions; the whole of nvidia-smi beside them."""
+    """Device and versions; the whole of nvidia-smi beside them. What compiles for later stages starts meanwhile."""
+    warm.start(run.device)
     found = provenance(run.device)
     if not run.rehearse:
         (run.out / "nvidia-smi.txt").write_text(output("nvidia-smi") or "nvidia-smi could not be run\n")
@@ -143,9 +147,19 @@ def models(run: Run, deadline: Deadline) -> Report:
     def failed(title: str, why: str) -> None:
         model_bench.fail(run.results, found[title], run.device, why)
 
-    todo = [title for title in found if not done(title)]
-    run.say(warm.of_models([found[title] for title in todo], run.device, min(_WARMING * deadline.left, 90.0)))
-    return _in_children(run, deadline, "model_bench", list(found), todo, done, failed)
+    todo, ran = [title for title in found if not done(title)], 0
+    # Nothing is compiled for models that no time will be left for.
+    for start in range(0, len(todo), _UNITS_AT_A_TIME):
+        if deadline.passed:
+            break
+        some = todo[start : start + _UNITS_AT_A_TIME]
+        run.say(
+            warm.of_models([found[title] for title in some], run.device, min(_WARMING_MODELS * deadline.left, 90.0))
+        )
+        ran += _in_children(run, deadline, "model_bench", some, done, failed)
+    if spent := model_bench.spent(run.results, [found[title] for title in todo if done(title)]):
+        run.say(spent)
+    return _said(run, ran, len(found) - len(todo), len(todo) - ran)
 
 
 def _write_comparisons(run: Run) -> None:
@@ -169,14 +183,20 @@ def compiled(run: Run, deadline: Deadline) -> Report:
             write(replace(record, contestants={**record.contestants, COMPILED: Contestant(absent=why)}), bench.folder)
 
     todo = [title for title in found if not done(title)]
-    return _in_children(run, deadline, "compiled", list(found), todo, done, failed)
+    ran = _in_children(run, deadline, "compiled", todo, done, failed)
+    return _said(run, ran, len(found) - len(todo), len(todo) - ran)
+
+
+def _said(run: Run, ran: int, kept: int, left: int) -> Report:
+    run.say(f"{ran} run, {kept} kept, {left} left for want of time")
+    return {"ran": ran, "kept": kept, "left": left}
 
 
 def _in_children(
-    run: Run, deadline: Deadline, module: str, units: Sequence[str], todo: Sequence[str], done: Callable[[str], bool],
+    run: Run, deadline: Deadline, module: str, todo: Sequence[str], done: Callable[[str], bool],
     failed: Callable[[str, str], None],
-) -> Report:  # fmt: skip
-    """Has `python -m perf_plots.<module>` do what is to be done."""
+) -> int:  # fmt: skip
+    """Has `python -m perf_plots.<module>` do what is to be done; how many it has done."""
     options = ["--rehearse"] if run.rehearse else []
 
     def command(left: Sequence[str]) -> list[str]:
@@ -189,10 +209,7 @@ def _in_children(
     # This process's spare memory is the children's.
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
-    ran = work_off(todo, command, done, report, _UNIT_SECONDS[module], deadline)
-    kept, left = len(units) - len(todo), len(todo) - ran
-    run.say(f"{ran} run, {kept} kept, {left} left for want of time")
-    return {"ran": ran, "kept": kept, "left": left}
+    return work_off(todo, command, done, report, _UNIT_SECONDS[module], deadline)
 
 
 def first_calls(run: Run, deadline: Deadline) -> Report:

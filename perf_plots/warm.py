@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import queue
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
-from triton_conv.aot import Pool, WarmJob
+from triton_conv.aot import WarmJob
 from triton_conv.dispatch import plan
 from triton_conv.problem import Problem
-from triton_conv.target import of_device
+from triton_conv.target import Target, of_device
 from triton_conv.workloads import STEP, Workload
 
 from . import model_bench
+from .compilers import Compilers
 from .model_record import Unit
 
-# Starting a process on every core takes as long as compiling so many.
-_WORTHWHILE = 6
+# So few are compiled on the way while the processes start.
+_WORTHWHILE = 4
+_compilers: dict[Target, Compilers] = {}
+
+
+def start(device: torch.device) -> None:
+    """Starts what compiles, so that it is there when it is asked; nothing for the interpreter."""
+    target = of_device(device)
+    if not target.interpreted and not (target in _compilers and _compilers[target].alive):
+        _compilers[target] = Compilers(target)
 
 
 def of_workloads(workloads: Sequence[Workload], device: torch.device, seconds: float) -> str:
@@ -39,12 +48,13 @@ def _problems(workloads: Sequence[Workload]) -> Iterator[Problem]:
 
 def _compile(problems: Iterable[Problem], device: torch.device, seconds: float) -> str:
     """Into Triton's cache, where the launches find it. What fails here fails again, and is told, where it counts."""
-    target, stop = of_device(device), time.monotonic() + seconds
+    target, began = of_device(device), time.monotonic()
     if target.interpreted:
         return "nothing to compile for the interpreter"
+    start(device)
     jobs: dict[WarmJob, None] = {}
     for problem in problems:
-        if time.monotonic() > stop:
+        if time.monotonic() > began + seconds:
             break
         try:
             made = plan(problem, target)
@@ -53,16 +63,6 @@ def _compile(problems: Iterable[Problem], device: torch.device, seconds: float) 
         jobs[WarmJob(made.kernel.name, problem, made.tile, target)] = None
     if len(jobs) < _WORTHWHILE:
         return f"{len(jobs)} kernels to compile, on the way"
-    pool, start, done = Pool(), time.monotonic(), 0
-    try:
-        for job in jobs:
-            pool.submit(job, job)
-        while pool.waiting and time.monotonic() < stop:
-            try:
-                pool.take(stop - time.monotonic())
-            except (queue.Empty, ValueError):
-                break
-            done += 1
-    finally:
-        pool.close()
-    return f"{done} of {len(jobs)} kernels compiled ahead in {time.monotonic() - start:.0f} s"
+    made_ahead = _compilers[target].compile(list(jobs), began + seconds)
+    failed = "".join(f"; {count} in vain: {error}" for error, count in Counter(made_ahead.errors).most_common(1))
+    return f"{made_ahead.done} of {len(jobs)} kernels compiled ahead in {time.monotonic() - began:.0f} s{failed}"

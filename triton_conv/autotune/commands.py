@@ -24,7 +24,7 @@ from ..target import Target
 from ..workloads import Workload
 from . import fleet, store, upkeep, verification
 from .console import ERR, BarColumn, Progress, TextColumn, TimeRemainingColumn, say, write_json
-from .funnel import compiled, filtered, funnels, ranked
+from .funnel import compiled, expected, filtered, funnels, ranked
 from .lab import Lab
 from .measure import DeviceLostError
 from .race import Race
@@ -159,8 +159,26 @@ def _funnel(problem: Problem, goal: Target, count: int, seconds: float) -> dict[
         say(f"  {stage.name}: {len(made)} compiled in the time, {stage.left} left")
         for reason, removed in stage.removed.items():
             say(f"      -{removed:<6} {reason}")
+        times = expected(candidates, made)
+        _say_order(times, left)
+        left = [*(c for c in times if c in left), *(c for c in left if c not in times)]
         shown |= {"compiled": [row.asdict() for row in made], "stage": vars(stage), "left": list(map(str, left))}
+        shown["expected_us"] = {str(candidate): round(time_us, 1) for candidate, time_us in times.items()}
     return shown
+
+
+_SHOWN = 8
+
+
+def _say_order(times: dict[Candidate, float], left: list[Candidate]) -> None:
+    """The order in which the static model would have candidates measured."""
+    order = [candidate for candidate in times if candidate in left]
+    if not order:
+        say("  static model: it expects nothing of these; they keep their order by count of work")
+        return
+    say(f"  static model: {len(order)} of {len(left)} ranked by their machine code; measured first would be")
+    for candidate in order[:_SHOWN]:
+        say(f"    {times[candidate]:8.1f} us expected  {candidate}")
 
 
 def _predict(arguments: argparse.Namespace) -> int:
@@ -170,13 +188,16 @@ def _predict(arguments: argparse.Namespace) -> int:
         for workload in _selected(arguments):
             problem = workload.problem()
             candidates = ranked(problem, goal, arguments.top)
-            say(f"{workload.title} on {goal.name} ({goal.arch}), likeliest first; nothing is measured:")
-            rows = [{"kernel": c.kernel, "tile": c.tile.asdict()} for c in candidates]
-            for candidate in candidates:
-                say(f"  {candidate}")
             made = list(compiled(problem, goal, candidates, arguments.compile)) if arguments.compile else []
-            for row, result in zip(rows, made, strict=False):
-                row["compiled"] = result.asdict()
+            results, times = dict(zip(candidates, made, strict=False)), expected(candidates, made)
+            say(f"{workload.title} on {goal.name} ({goal.arch}), likeliest first; nothing is measured:")
+            # What was compiled in the order of the static model where it has one; the rest as counted.
+            candidates = [*times, *(candidate for candidate in candidates if candidate not in times)]
+            rows: list[dict[str, Any]] = [{"kernel": c.kernel, "tile": c.tile.asdict()} for c in candidates]
+            for candidate, row in zip(candidates, rows, strict=True):
+                say(f"  {candidate}" + (f"  {times[candidate]:.1f} us expected" if candidate in times else ""))
+                if candidate in results:
+                    row["compiled"] = results[candidate].asdict()
             if made:
                 good = [c for c in made if not c.error and not c.spill_bytes]
                 say(f"  {len(made)} compiled, {len(good)} without an error or a spill")

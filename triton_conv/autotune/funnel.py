@@ -15,6 +15,7 @@ from ..dispatch import forms
 from ..kernels import KERNELS, Tile
 from ..problem import Problem
 from ..target import Target
+from .modelled import Modelled, ModelledJob, known
 from .search import Candidate, Search
 from .space import SPACES, worthwhile
 
@@ -113,16 +114,31 @@ def filtered(candidates: Sequence[Candidate], made: Sequence[Compiled]) -> tuple
     return Stage("compiled: registers, spills, occupancy", dict(removed.most_common()), len(left)), left
 
 
+def expected(candidates: Sequence[Candidate], made: Sequence[Compiled]) -> dict[Candidate, float]:
+    """What the static model expects of compiled candidates, in microseconds, the fastest first; empty where it does not
+    know the target, or could not read the code.
+    """
+    found = {
+        candidate: row.expected_us
+        for candidate, row in zip(candidates, made, strict=False)
+        if isinstance(row, Modelled) and row.expected_us is not None
+    }
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
 def ranked(problem: Problem, target: Target, count: int) -> list[Candidate]:
     """The candidates that a search would try first: defaults, portfolio, and the likeliest by count of work."""
     return Search(problem, target).likely(count)
 
 
 def compiled(problem: Problem, target: Target, candidates: list[Candidate], seconds: float) -> Iterator[Compiled]:
-    """What the compiler makes of candidates, in their order, until the time is up."""
+    """What the compiler makes of candidates, in their order, until the time is up; with what the static model expects
+    of them where it knows the target.
+    """
     stop = time.monotonic() + seconds
+    make = ModelledJob if known(target) else Job
     for start in range(0, len(candidates), _BATCH):
         if start and time.monotonic() > stop:
             return
-        jobs = [Job(c.kernel, problem, c.tile, target) for c in candidates[start : start + _BATCH]]
+        jobs = [make(c.kernel, problem, c.tile, target) for c in candidates[start : start + _BATCH]]
         yield from (row for _, row in sorted(compile_all(jobs), key=lambda item: item[0]))

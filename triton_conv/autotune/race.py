@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..aot import WarmJob
+from ..aot import Compiled, WarmJob
 from ..configs import Entry, portfolio_tiles
 from ..dispatch import forms, plan
 from ..errors import ConfigError
@@ -17,12 +17,15 @@ from ..workloads import Workload
 from .journal import Journal
 from .lab import Bench, Lab, OutOfTimeError, Trial, first_line
 from .measure import DeviceLostError, Timing
-from .search import ROUND, Candidate, Search
+from .modelled import Modelled, ModelledWarmJob, known
+from .search import OPENING, ROUND, Candidate, Search
 from .store import store_entry
 
 FINAL_ROUNDS, FINALISTS, _LEAST_GAIN = 15, 3, 0.01
 # What a trial costs, about: compiling and comparing, and the runs of its own.
 _TRIAL_SECONDS, _TRIAL_RUNS = 0.1, 8
+# Where the static model ranks what was compiled, so many times as many are compiled as are tried.
+WIDER = 2
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Race:
         self, workload: Workload, lab: Lab, folder: Path, journal: Journal, most_trials: float, per_round: int = ROUND
     ) -> None:
         self._per_round = per_round
+        self._modelled = lab.compiles and known(lab.target)
+        self._compiled: dict[Candidate, str] = {}
         self.workload, self._lab = workload, lab
         self._folder, self._journal, self._most_trials = folder, journal, most_trials
         self._bench: Bench | None = None
@@ -76,7 +81,10 @@ class Race:
             return False
         problem, target = self._bench.problem, self._lab.target
         seeds = [Candidate(k.name, tile) for k in forms(problem, target)[0] for tile in portfolio_tiles(k.name, target)]
-        self._search = Search(problem, target, self._bench.spaces(), seeds, self._per_round)
+        wider = WIDER if self._modelled else 1
+        self._search = Search(
+            problem, target, self._bench.spaces(), seeds, wider * self._per_round, wider * OPENING
+        )  # fmt: skip
         for candidate, trial in self._journal.known(problem):
             if candidate.tile.unfit(problem, target):
                 # Measured before the kernel declared what rules it out.
@@ -111,11 +119,32 @@ class Race:
         self._search.suggest([candidate for _, candidate in near])
         found = [] if self._trials >= self._most_trials else self._search.round()
         self.pending = len(found)
+        self._compiled.clear()
         return found
 
     def job(self, candidate: Candidate) -> WarmJob:
         assert self._bench is not None
-        return WarmJob(candidate.kernel, self._bench.problem, candidate.tile, self._lab.target)
+        make = ModelledWarmJob if self._modelled else WarmJob
+        return make(candidate.kernel, self._bench.problem, candidate.tile, self._lab.target)
+
+    def compiled(self, candidate: Candidate, made: Compiled) -> list[tuple[Candidate, str]]:
+        """What to try now that a candidate is compiled, with its error or without one: itself; or, where the static
+        model ranks, nothing until the whole round is compiled, and then its best.
+        """
+        if not self._modelled:
+            return [(candidate, made.error)]
+        assert self._search is not None
+        self._compiled[candidate] = made.error
+        if isinstance(made, Modelled) and made.expected_us is not None:
+            self._search.expect(candidate, made.expected_us)
+        if len(self._compiled) < self.pending:
+            return []
+        failed = [each for each, error in self._compiled.items() if error]
+        sound = [each for each, error in self._compiled.items() if not error]
+        first = not self._search.times
+        chosen = self._search.pick(sound, OPENING if first else self._per_round)
+        self.pending = len(failed) + len(chosen)
+        return [(each, self._compiled[each]) for each in (*failed, *chosen)]
 
     @property
     def final_seconds(self) -> float:

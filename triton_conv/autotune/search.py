@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from .surrogate import Surrogate
 
 # On simulated tables rounds of 3 leave a tenth less regret than rounds of 6 (after 32 trials 3.3% against 3.7), which
 # leave half that of rounds of 32. Of more candidates than 6 the opening is worth no more.
-_OPENING, ROUND = 6, 3
+OPENING, ROUND = 6, 3
 # Tiles that won on another problem of the same run, at most so many a round: they are good bets, not certain ones.
 _SUGGESTIONS = 3
 # A tile that failed counts as so many times slower than the slowest that did not: its neighbours are no good bet.
@@ -54,8 +55,9 @@ class Search:
         spaces: Mapping[str, Sequence[Tile]] | None = None,
         seeds: Sequence[Candidate] = (),
         per_round: int = ROUND,
+        opening: int = OPENING,
     ) -> None:
-        self._per_round = per_round
+        self._per_round, self._opens_with = per_round, opening
         self._problem, self._target = problem, target
         self._spaces = spaces or {
             kernel.name: candidates(kernel.name, problem, target) for kernel in forms(problem, target)[0]
@@ -67,6 +69,32 @@ class Search:
         """What the best bet of the last round may take, in microseconds, if the trials so far tell."""
         self._given: set[Candidate] = set()
         self._surrogates: dict[str, Surrogate] = {}
+        self._expected: dict[Candidate, float] = {}
+
+    def expect(self, candidate: Candidate, time_us: float) -> None:
+        """Takes note of the microseconds that a candidate should take, as seen from its machine code: they count in
+        place of the count of work.
+        """
+        self._expected[candidate] = time_us
+        self._surrogates.pop(candidate.kernel, None)
+
+    def pick(self, candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+        """What to try of these candidates: defaults and winners of other problems, and `count` of the others, which
+        may be given out again.
+        """
+        open_to = set(candidates).difference(self.defaults, self._seeds)
+        likely = [candidate for candidate in candidates if candidate not in open_to]
+        self._given -= open_to
+        if self.times:
+            others = [candidate for _, candidate in self._bets(self._given) if candidate in open_to]
+        else:
+            others = sorted(
+                (candidate for candidate in candidates if candidate in open_to),
+                key=lambda candidate: self._expected.get(candidate, math.inf),
+            )
+        chosen = [*likely, *others[:count]]
+        self._given |= set(chosen)
+        return chosen
 
     def known(self, candidate: Candidate, time_us: float | None = None) -> None:
         """Takes note of an earlier trial, which is not given out again."""
@@ -107,30 +135,46 @@ class Search:
         """The likely ones by count of work, if that can be counted; else some from everywhere."""
         tiles = self._spaces[name]
         if (cost := cost_of(name, self._problem, self._target)) is not None:
-            return [Candidate(name, tile) for tile in sorted(tiles, key=cost)[:_OPENING]]
-        return [Candidate(name, tile) for tile in tiles[:: math.ceil(len(tiles) / _OPENING)]]
+            return [Candidate(name, tile) for tile in sorted(tiles, key=cost)[: self._opens_with]]
+        return [Candidate(name, tile) for tile in tiles[:: math.ceil(len(tiles) / self._opens_with)]]
 
     def _promising(self, count: int, given: set[Candidate]) -> list[Candidate]:
-        """The best bets among what was not given out, over all forms; without a trial to go by, the nearest ones."""
+        """The best bets among what was not given out, over all forms."""
         if not count:
             return []
+        found = self._bets(given, count)[:count]
+        self.hope = math.exp(found[0][0]) if found else math.inf
+        return [candidate for _, candidate in found]
+
+    def _bets(self, given: set[Candidate], most: int | None = None) -> list[tuple[float, Candidate]]:
+        """(optimistic logarithm of the time, candidate) of what was not given out, the best first, `most` of each form;
+        of one without a trial to go by, the nearest tiles first.
+        """
         slow = math.log(_FAILED * max(self.times.values(), default=1.0))
         found: list[tuple[float, Candidate]] = []
         for name, tiles in self._spaces.items():
             known = {c.tile: slow for c in self._given if c.kernel == name}
             known |= {c.tile: math.log(time) for c, time in self.times.items() if c.kernel == name}
             exclude = {c.tile for c in given if c.kernel == name}
-            bets = self._surrogate(name).promising(known, exclude)[:count]
-            bets = bets or [(slow, tile) for tile in tiles if tile not in exclude][:count]
+            bets = self._surrogate(name).promising(known, exclude)[:most]
+            bets = bets or [(slow, tile) for tile in tiles if tile not in exclude][:most]
             found += [(bound, Candidate(name, tile)) for bound, tile in bets]
-        found = sorted(found, key=lambda bet: bet[0])[:count]
-        self.hope = math.exp(found[0][0]) if found else math.inf
-        return [candidate for _, candidate in found]
+        return sorted(found, key=lambda bet: bet[0])
 
     def _surrogate(self, name: str) -> Surrogate:
         if name not in self._surrogates:
             tiles, cost = self._spaces[name], cost_of(name, self._problem, self._target)
             prior = [math.log(cost(tile)) if cost else _FAR * distance(tile, tiles[0]) for tile in tiles]
+            # Two scales: what is expected lies about where the count of the same tiles does.
+            better = {
+                position: math.log(self._expected[candidate])
+                for position, candidate in enumerate(Candidate(name, tile) for tile in tiles)
+                if candidate in self._expected
+            }
+            if better:
+                shift = statistics.median(prior[position] - expected for position, expected in better.items())
+                for position, expected in better.items():
+                    prior[position] = expected + shift
             self._surrogates[name] = Surrogate(tiles, prior)
         return self._surrogates[name]
 

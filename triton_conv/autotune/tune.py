@@ -12,6 +12,7 @@ import heapq
 import math
 import os
 import queue
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,35 +106,44 @@ def _run(
             pool.submit((index, candidate), races[index].job(candidate), (*turn, rounds[index], position, index))
         rounds[index] += 1
 
+    ready: deque[tuple[int, Candidate, str]] = deque()
     # A race starts with a launch of the planned tile, which need not wait for the compiler then.
     for index, race in enumerate(races):
         pool.submit((index, None), race.planned_job(), (-1, 0, 0, 0, index))
-    while pool.waiting and not stopped():
+    while (ready or pool.waiting) and not stopped():
         # A candidate that hangs until the time is up takes its process along, and the finals need one.
         left = stop - sum(race.final_seconds for race in races) - reserve - lab.now()
         if left < 0:
             return
         start = began = lab.now()
-        try:
-            (index, candidate), compiled = pool.take(min(left, _SLICE))
-        except queue.Empty:
-            continue
-        finally:
-            spent["waiting for the compiler"] += lab.now() - start
-        race, start = races[index], lab.now()
-        try:
-            if candidate is None:
-                if race.start(left - (lab.now() - began)):
+        if not ready:
+            try:
+                (index, candidate), compiled = pool.take(min(left, _SLICE))
+            except queue.Empty:
+                continue
+            finally:
+                spent["waiting for the compiler"] += lab.now() - start
+            if candidate is not None:
+                ready.extend((index, *each) for each in races[index].compiled(candidate, compiled))
+                continue
+            start = lab.now()
+            try:
+                if races[index].start(left - (lab.now() - began)):
                     deal(index)
-            else:
-                race.trial(candidate, compiled.error, left - (lab.now() - began))
+            except OutOfTimeError:
+                return
+            spent["setting up"] += lab.now() - start
+            continue
+        index, candidate, error = ready.popleft()
+        race = races[index]
+        try:
+            race.trial(candidate, error, left)
         except OutOfTimeError:
             return
-        if candidate is not None:
-            watch(race, candidate)
-            if race.pending == 0:
-                deal(index)
-        spent["trying" if candidate else "setting up"] += lab.now() - start
+        watch(race, candidate)
+        if race.pending == 0:
+            deal(index)
+        spent["trying"] += lab.now() - start
 
 
 class _NoPool:
