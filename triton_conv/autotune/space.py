@@ -127,6 +127,15 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
     # BLOCK_M counts images: no more than share a filter.
     "locally_connected": _DOT,
     "locally_connected_input_gradient": _DOT,
+    # Weights come two bytes at a time, which no stages carry.
+    "locally_connected_input_gradient_rolling": {
+        "BLOCK_M": (16, 32, 64),
+        "BLOCK_N": (16, 32, 64),
+        "BLOCK_K": (64, 128, 256),
+        "COLUMNS": (32, 64, 128),
+        "num_warps": (2, 4, 8),
+        "num_stages": (1,),
+    },
     "locally_connected_weight_gradient": _DOT | {"BLOCK_M": (16, 32, 64, 128), "num_stages": (1, 2)},
 }
 """Values of each tile parameter, by kernel. A missing value was left out for a reason stated here or by `unfit`."""

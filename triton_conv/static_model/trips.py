@@ -103,6 +103,10 @@ _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
     "locally_connected_input_gradient": lambda problem, tile: (
         max(cdiv(problem.geometry.c_out_group, tile.BLOCK_K), 1) * problem.geometry.taps,
     ),
+    "locally_connected_input_gradient_rolling": lambda problem, tile: (
+        (min(tile.COLUMNS, problem.geometry.in_size[2]) + problem.geometry.kernel[2] - 1)
+        * cdiv(problem.geometry.c_out_group * problem.geometry.kernel[0] * problem.geometry.kernel[1], tile.BLOCK_K),
+    ),
     "locally_connected_weight_gradient": lambda problem, tile: (max(cdiv(problem.geometry.batch, tile.BLOCK_K), 1),),
 }
 
