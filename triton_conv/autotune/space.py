@@ -121,7 +121,8 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
     },
     "deformable_input_gradient": _DOT | {"BLOCK_N": (16, 32, 64, 128), "num_stages": (1, 2)},
     "deformable_weight_gradient": _DOT | {"SPLITS": (1, 4, 16, 64), "num_stages": (1, 2)},
-    "shuffle_gemm": _DOT,
+    "shuffle_gemm": _DOT
+    | {"BLOCK_M": (32, 64, 128), "BLOCK_K": (32, 64, 128), "num_warps": (4, 8), "WHOLE": (False, True)},
     # Taps come from L1, which stages bypass.
     "separable": _DOT | {"BLOCK_K": (16, 32, 64), "num_stages": (1,)},
     # BLOCK_M counts images: no more than share a filter.
