@@ -68,7 +68,9 @@ ROLLING = "locally_connected_input_gradient_rolling"
 LOCAL = {
     "plain": local((2, 3, 5, 6), (3, 4), (4, 3, 3, 3)),
     "images": local((9, 4, 4, 7), (4, 7), (6, 2, 3, 3), padding=1, groups=2),
-    "strided rows": local((2, 2, 6, 9), (2, 12), (3, 2, 3, 4), padding=((0, 2), (3, 3)), stride=(2, 1), dilation=(2, 1)),
+    "strided rows": local(
+        (2, 2, 6, 9), (2, 12), (3, 2, 3, 4), padding=((0, 2), (3, 3)), stride=(2, 1), dilation=(2, 1)
+    ),
     "1d": local((3, 2, 11), (15,), (3, 2, 5), padding=4),
     "wide filter": local((2, 2, 2, 5), (2, 3), (2, 2, 1, 7), padding=(0, 2)),
     "3d": local((1, 2, 3, 4, 5), (2, 6, 6), (2, 2, 2, 1, 2), padding=1, stride=(2, 1, 1)),
@@ -139,7 +141,7 @@ def test_which_input_gradients_roll():
     assert f"not {ROLLING}: the filters' taps do not lie side by side" in made.notes
 
 
-# ------------------------------------------------------------------------------------------------- separable: one or two
+# ----------------------------------------------------------------------------------------------- separable: one or two
 
 
 @pytest.mark.parametrize(("name", "one", "two"), [("separable_28", 120.5, 57.0), ("separable_56", 155.9, 96.7)])

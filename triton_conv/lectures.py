@@ -216,7 +216,7 @@ def separable_conv2d(
     Equivalent to `torch.nn.functional.conv2d(conv2d(input, depthwise_weight, mid_bias, stride, padding, dilation,
     groups=C), pointwise_weight, bias)`, each followed by its activation. The intermediate is rounded to the dtype, as
     storing it would. Two kernels run where that is faster: `plan` says which, and why; `set_separable_fusion` forces
-    it. Gradients compute the intermediate anew.
+    it. Gradients of one kernel compute the intermediate anew; those of two keep it, as two layers do.
 
     Args:
         input: `(N, C, H, W)` or `(C, H, W)`.

@@ -215,7 +215,9 @@ class SeparableProblem(Problem):
             return f"{self.c_final} output channels are several tiles, each of which would filter the input again"
         if self.moved_fused > self.moved_unfused:
             one, two = (moved / max(g.M, 1) for moved in (self.moved_fused, self.moved_unfused))
-            return f"{g.taps} taps in one kernel take as long as moving {one:.0f} numbers a pixel, two kernels {two:.0f}"
+            return (
+                f"{g.taps} taps in one kernel take as long as moving {one:.0f} numbers a pixel, two kernels {two:.0f}"
+            )
         return None
 
     def describe(self) -> str:

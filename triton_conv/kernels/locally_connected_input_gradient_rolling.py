@@ -150,12 +150,16 @@ def locally_connected_input_gradient_rolling_kernel(
         # Tap 0 of this pixel was the last to feed its slot.
         done = (kw_now == 0) & (step % STEPS == STEPS - 1)
         mask_done = mask_x & (done & (w_o - PAD_W >= first))[:, None]
-        tl.store(x_base + wide(stride_xw) * (w_o - PAD_W) + x_tile, narrow(acc, dx_ptr.dtype.element_ty), mask=mask_done)
+        tl.store(
+            x_base + wide(stride_xw) * (w_o - PAD_W) + x_tile, narrow(acc, dx_ptr.dtype.element_ty), mask=mask_done
+        )
         acc = tl.where(done[:, None], 0.0, acc)
     # Columns that no further pixel reads.
     for w_o in range(end, last):
         mask_done = mask_x & ((slot == w_o % KW) & (w_o - PAD_W >= first))[:, None]
-        tl.store(x_base + wide(stride_xw) * (w_o - PAD_W) + x_tile, narrow(acc, dx_ptr.dtype.element_ty), mask=mask_done)
+        tl.store(
+            x_base + wide(stride_xw) * (w_o - PAD_W) + x_tile, narrow(acc, dx_ptr.dtype.element_ty), mask=mask_done
+        )
 
 
 @dataclass(frozen=True)

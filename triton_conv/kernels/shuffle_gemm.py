@@ -103,7 +103,9 @@ def shuffle_gemm_kernel(
         mask_w = mask_k[:, None] & mask_n[None, :]
         if WHOLE:
             # One truth a vector: a group's channels begin at a multiple of it.
-            mask_w = mask_w & within((channel // W_VECTOR)[:, None] - (own // W_VECTOR)[None, :], c_in_group // W_VECTOR)
+            mask_w = mask_w & within(
+                (channel // W_VECTOR)[:, None] - (own // W_VECTOR)[None, :], c_in_group // W_VECTOR
+            )
         if INDEX_INT64:
             channel = channel.to(tl.int64)
         kd = tap // (KH * KW)
@@ -132,7 +134,8 @@ def shuffle_gemm_kernel(
 
 @dataclass(frozen=True)
 class ShuffleGemmTile(ProductTile):
-    """BLOCK_M output pixels by BLOCK_N output channels of a group, BLOCK_K input channels a step; of all groups if WHOLE."""
+    """BLOCK_M output pixels by BLOCK_N output channels of a group, BLOCK_K input channels a step; of all groups if
+    WHOLE."""
 
     WHOLE: bool = False
 
