@@ -15,6 +15,8 @@ from triton_conv import configs
 from triton_conv.autotune.expected import Expected, expect
 from triton_conv.autotune.measure import Timer
 from triton_conv.dispatch import Plan, plan
+from triton_conv.ops_fused import unfused
+from triton_conv.problem_lectures import SeparableProblem
 from triton_conv.target import Target, of_device
 from triton_conv.workloads import STEP, Workload, differentiated
 
@@ -52,13 +54,16 @@ class Bench:
 
 def describe_plan(made: Plan) -> dict[str, Any]:
     """The part of a plan that a time depends on, and where it came from."""
+    notes = list(made.notes)
+    if isinstance(made.problem, SeparableProblem) and (reason := unfused(made)):
+        notes.append(f"two kernels run instead: {reason}")
     return {
         "kernel": made.kernel.name,
         "kernel_hash": configs.kernel_hash(made.kernel.name),
         "tile": made.tile.asdict(),
         "source": made.source,
         "reason": made.reason,
-        "notes": list(made.notes),
+        "notes": notes,
     }
 
 

@@ -19,6 +19,7 @@ from helpers import DEVICE, launches
 from outcomes import leave_out_passed, pytest_runtest_logreport  # noqa: F401, which pytest calls
 
 from triton_conv import configs, ops
+from triton_conv.ops_fused import set_separable_fusion
 
 # One process a core runs the tests; torch's own threads would only get in the way.
 torch.set_num_threads(1)
@@ -52,6 +53,13 @@ def nan_outputs_and_no_launches(monkeypatch):
 def cudnn_flags_may_be_set():
     """torch.testing, which opcheck imports, forbids setting them for the rest of the process."""
     with getattr(torch.backends, "__allow_nonbracketed_mutation")():
+        yield
+
+
+@pytest.fixture
+def one_kernel():
+    """Separable convolutions are one kernel, also where two are faster."""
+    with set_separable_fusion(True):
         yield
 
 

@@ -178,7 +178,7 @@ def test_a_dilated_head_sees_twice_as_far_with_every_layer():
 # ------------------------------------------------------------------------------------------------------------ modules
 
 
-@pytest.mark.usefixtures("exact_products")
+@pytest.mark.usefixtures("exact_products", "one_kernel")
 def test_a_separable_layer_of_two_with_their_norms():
     torch.manual_seed(0)
     first = nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=4, bias=False)

@@ -25,6 +25,8 @@ from triton_conv.kernels.shuffle_gemm import ShuffleGemmTile
 from triton_conv.reference import reference
 from triton_conv.target import KNOWN
 
+pytestmark = pytest.mark.usefixtures("one_kernel")
+
 SIZES = [(16, 16, 16), (64, 32, 16), (16, 64, 64)]
 TILES = {
     "shuffle_gemm": [ShuffleGemmTile(BLOCK_M=m, BLOCK_N=n, BLOCK_K=k) for m, n, k in SIZES],

@@ -268,8 +268,10 @@ def saved_by(call):
     return {tuple(t.shape) for t in kept.values()}, sum(t.numel() * t.element_size() for t in kept.values())
 
 
+@pytest.mark.usefixtures("one_kernel")
 def test_a_separable_gradient_keeps_no_intermediate():
-    """It is computed anew: what is kept are the tensors that were given; two layers keep it, once or twice."""
+    """Of one kernel it is computed anew: what is kept are the tensors that were given; two layers keep it, once or
+    twice."""
     x, d, p = random((2, 4, 8, 8)), random((8, 1, 3, 3), seed="d"), random((3, 8, 1, 1), seed="p")
     for tensor in (x, d, p):
         tensor.requires_grad_()

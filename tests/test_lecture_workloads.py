@@ -40,7 +40,8 @@ def test_they_are_found_and_planned():
         assert made.kernel.name == KERNEL[workload.kind]
         assert workloads.find(workload.name) == [workload]
     assert {dispatch.forms(part.problem(), KNOWN["sm_90"])[0][0].name for part in cases.lectures()} == {
-        *KERNEL.values(), "locally_connected_input_gradient", "locally_connected_weight_gradient",
+        *KERNEL.values(), "locally_connected_input_gradient", "locally_connected_input_gradient_rolling",
+        "locally_connected_weight_gradient",
     }  # fmt: skip
 
 

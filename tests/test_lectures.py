@@ -27,6 +27,8 @@ from triton_conv.problem_lectures import local_weight_strides
 from triton_conv.reference import reference, tolerance
 from triton_conv.target import KNOWN
 
+pytestmark = pytest.mark.usefixtures("one_kernel")
+
 
 def shuffled(x, w, bias=True, **options):
     c = {"input": random(x, torch.float64, "x"), "weight": random(w, torch.float64, "w", (w[1] * w[2] * w[3]) ** -0.5)}
@@ -219,16 +221,17 @@ def test_two_kernels_where_one_would_filter_again():
     x, dw = random((1, 4, 5, 5)), random((4, 1, 3, 3), seed="w")
     pw, bias = random((300, 4, 1, 1), seed="p"), random((300,), seed="b")
     arguments = dict(padding=1, mid_activation="relu", activation="silu")
-    made = tc.plan(tc.separable_conv2d, x, dw, pw, bias, **arguments)
-    assert isinstance(made, Chain)
-    assert "300 output channels are several tiles" in str(made)
-    assert [plan.kernel.name for plan in made.plans] == ["depthwise_banded", "implicit_gemm"]
-    result = tc.separable_conv2d(x, dw, pw, bias, **arguments)
-    assert dict(launches) == {plan.kernel.name: 1 for plan in made.plans}
+    with tc.set_separable_fusion(None):
+        made = tc.plan(tc.separable_conv2d, x, dw, pw, bias, **arguments)
+        assert isinstance(made, Chain)
+        assert "300 output channels are several tiles" in str(made)
+        assert [plan.kernel.name for plan in made.plans] == ["depthwise_banded", "implicit_gemm"]
+        result = tc.separable_conv2d(x, dw, pw, bias, **arguments)
+        assert dict(launches) == {plan.kernel.name: 1 for plan in made.plans}
+        large = random((4, 1, 5, 5), seed="w")
+        assert "25 taps" in tc.plan(tc.separable_conv2d, x, large, random((3, 4, 1, 1)), padding=2).reason
     given = dict(input=x, depthwise_weight=dw, pointwise_weight=pw, bias=bias, **arguments)
     compare(result, reference("separable_conv2d", given), tolerance(torch.float32, 13))
-    large = random((4, 1, 5, 5), seed="w")
-    assert "25 taps" in tc.plan(tc.separable_conv2d, x, large, random((3, 4, 1, 1)), padding=2).reason
 
 
 @pytest.mark.parametrize("name", ["shuffle", "separable-causal", "separable", "local", "local-1d"])
@@ -385,9 +388,10 @@ def test_other_kernels_do_not_take_them(kernel):
 
 def test_costs_know_them():
     weights = torch.empty(3, 1, 5, 5), torch.empty(256, 3, 1, 1)
-    (row,) = tc.cost.of(tc.separable_conv2d, channels_last(torch.empty(1, 3, 12, 12)), *weights).layers
-    rows = tc.cost.of(tc.separable_conv2d, torch.empty(1, 3, 12, 12), *weights).layers
-    assert [part.kind for part in rows] == ["depthwise", "pointwise"], "25 taps of NCHW run as two kernels"
+    (row,) = tc.cost.of(tc.separable_conv2d, torch.empty(1, 3, 12, 12), *weights).layers
+    with tc.set_separable_fusion(None):
+        rows = tc.cost.of(tc.separable_conv2d, torch.empty(1, 3, 12, 12), *weights).layers
+    assert [part.kind for part in rows] == ["depthwise", "pointwise"], "25 taps run as two kernels"
     assert sum(part.macs for part in rows) == row.macs
     assert (row.macs, row.parameters, row.output_shape) == (53_952, 75 + 768, (1, 256, 8, 8))
     x, w = torch.empty(2, 4, 5, 5), torch.empty(3, 3, 6, 4, 3, 3)

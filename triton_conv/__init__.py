@@ -29,6 +29,7 @@ from .lectures import (
     separable_conv3d,
     shuffle_conv2d,
 )
+from .ops_fused import set_separable_fusion
 from .policy import set_backend
 from .trial import warmup
 
@@ -60,6 +61,7 @@ __all__ = [
     "separable_conv3d",
     "set_backend",
     "set_first_use_check",
+    "set_separable_fusion",
     "shuffle_conv2d",
     "warmup",
 ]

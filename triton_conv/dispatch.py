@@ -51,7 +51,10 @@ _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
     ShuffleProblem: ("its channels leave shuffled", ("shuffle_gemm",)),
     SeparableProblem: ("a 1x1 convolution follows it", ("separable",)),
     LocalProblem: ("every pixel has its own filter", ("locally_connected",)),
-    LocalInputGradientProblem: ("every pixel has its own filter", ("locally_connected_input_gradient",)),
+    LocalInputGradientProblem: (
+        "every pixel has its own filter",
+        ("locally_connected_input_gradient_rolling", "locally_connected_input_gradient"),
+    ),
     LocalWeightGradientProblem: ("every pixel has its own filter", ("locally_connected_weight_gradient",)),
 }
 # Of these problems there is one kernel each, whatever their sizes.

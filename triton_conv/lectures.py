@@ -171,7 +171,7 @@ def _plan_separable(rank: int, *given: Any) -> Plan | Chain:
     plan = ops.plan_conv(input, depthwise, mid_bias, *first)
     between = TensorMeta(plan.out_shape, plan.out_strides, input.dtype, input.device)
     tensors = between, TensorMeta.of("pointwise_weight", pointwise), ops.meta("bias", bias)
-    return Chain((plan, ops.plan_conv_of(*tensors, *second, ops.conv_precision(input.dtype))), reason)
+    return Chain((plan, ops.plan_conv_of(*tensors, *second, ops.conv_precision(input.dtype))), reason, made)
 
 
 def separable_conv1d(
@@ -215,8 +215,8 @@ def separable_conv2d(
 
     Equivalent to `torch.nn.functional.conv2d(conv2d(input, depthwise_weight, mid_bias, stride, padding, dilation,
     groups=C), pointwise_weight, bias)`, each followed by its activation. The intermediate is rounded to the dtype, as
-    storing it would. Where one kernel would filter the input several times over, two run: `plan` says which, and why.
-    Gradients compute the intermediate anew.
+    storing it would. Two kernels run where that is faster: `plan` says which, and why; `set_separable_fusion` forces
+    it. Gradients of one kernel compute the intermediate anew; those of two keep it, as two layers do.
 
     Args:
         input: `(N, C, H, W)` or `(C, H, W)`.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import torch
 
-from . import ops
+from . import configs, ops
 from .dispatch import Plan, plan
-from .errors import ArgumentError
+from .errors import ArgumentError, ArgumentValueError
 from .geometry import ConvGeometry, TensorMeta, check_bias, check_tensors
 from .layout import channels_last_like, dense_strides, five
 from .ops import cached, meta
@@ -73,10 +74,11 @@ def _fake_shuffle_conv(
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """The plans of a separable convolution that runs as two kernels, and why it does."""
+    """The plans of a separable convolution that runs as two kernels, why it does, and that of the one it could be."""
 
     plans: tuple[Plan, Plan]
     reason: str
+    fused: Plan
 
     def __str__(self) -> str:
         first, second = self.plans
@@ -214,10 +216,60 @@ def _plan_separable_conv(
     return plan(problem, plain.target)
 
 
+_fusion: bool | None = None
+
+
+class set_separable_fusion:
+    """Sets whether a separable convolution is one kernel (True), two (False), or what is faster (None, the default).
+
+    Takes effect at once; as a context manager, until its end.
+
+    >>> with tc.set_separable_fusion(True):
+    ...     y = tc.separable_conv2d(x, depthwise_weight, pointwise_weight)
+
+    Raises:
+        ArgumentValueError (a ValueError): for anything else.
+    """
+
+    def __init__(self, fused: bool | None) -> None:
+        global _fusion
+        if fused not in (True, False, None):
+            raise ArgumentValueError(f"fused: expected True, False or None, got {fused!r}")
+        self._before = _fusion
+        _fusion = fused
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _fusion
+        _fusion = self._before
+
+
 def unfused(made: Plan) -> str | None:
-    """Why a call runs as two kernels: because that is faster by the rules, unless a measured tile says otherwise."""
-    assert isinstance(made.problem, SeparableProblem)
-    return made.problem.unfused if made.source in ("analytic default", "safe") else None
+    """Why a call runs as two kernels, or None: as asked for; by the time of a tile that was measured on this very
+    problem; else by counting.
+    """
+    if _fusion is not None:
+        return None if _fusion else "asked for"
+    return _slower(made)
+
+
+@cached
+def _slower(made: Plan) -> str | None:
+    problem = made.problem
+    assert isinstance(problem, SeparableProblem)
+    bandwidth = 0.9 * made.target.bandwidth
+    for source, file in configs.files("separable", made.target):
+        entry = file.entries.get(problem.describe())
+        if source == made.source and entry is not None and bandwidth:
+            two = problem.itemsize * problem.moved_unfused / bandwidth * 1e6
+            slower = entry.time_us > two
+            return f"one takes {entry.time_us:.1f} us, measured, two {two:.1f} us, by count" if slower else None
+    # Where nothing can be counted, what somebody measured is worth having.
+    return problem.unfused if bandwidth or made.source in ("analytic default", "safe") else None
 
 
 def _separable_conv(

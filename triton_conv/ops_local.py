@@ -192,7 +192,7 @@ def _plan_local_conv_input_gradient(
         geometry,
         weight.dtype,
         five(dense_strides(shape, channels_last)),
-        y_strides=five(_as_read(grad_output, True)),
+        y_strides=five(_as_read(grad_output, not _flat(weight, len(stride), geometry))),
         precision=precision,
         **_filters(weight, len(stride)),
     )

@@ -114,7 +114,7 @@ class Workload:
         tensors = self.tensors("meta")
         if self.part in (FORWARD, STEP):
             made = functional.plan(_function(self.function), **tensors)
-            problem: Problem = (made.plans[0] if isinstance(made, Chain) else made).problem
+            problem: Problem = (made.fused if isinstance(made, Chain) else made).problem
             return problem
         # Before a gradient, a smooth activation has the forward pass computed anew.
         return record(differentiated(self.call, tensors, self.part))[-1]

@@ -121,12 +121,22 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
     },
     "deformable_input_gradient": _DOT | {"BLOCK_N": (16, 32, 64, 128), "num_stages": (1, 2)},
     "deformable_weight_gradient": _DOT | {"SPLITS": (1, 4, 16, 64), "num_stages": (1, 2)},
-    "shuffle_gemm": _DOT,
+    "shuffle_gemm": _DOT
+    | {"BLOCK_M": (32, 64, 128), "BLOCK_K": (32, 64, 128), "num_warps": (4, 8), "WHOLE": (False, True)},
     # Taps come from L1, which stages bypass.
     "separable": _DOT | {"BLOCK_K": (16, 32, 64), "num_stages": (1,)},
     # BLOCK_M counts images: no more than share a filter.
     "locally_connected": _DOT,
     "locally_connected_input_gradient": _DOT,
+    # Weights come two bytes at a time, which no stages carry.
+    "locally_connected_input_gradient_rolling": {
+        "BLOCK_M": (16, 32, 64),
+        "BLOCK_N": (16, 32, 64),
+        "BLOCK_K": (64, 128, 256),
+        "COLUMNS": (32, 64, 128),
+        "num_warps": (2, 4, 8),
+        "num_stages": (1,),
+    },
     "locally_connected_weight_gradient": _DOT | {"BLOCK_M": (16, 32, 64, 128), "num_stages": (1, 2)},
 }
 """Values of each tile parameter, by kernel. A missing value was left out for a reason stated here or by `unfit`."""

@@ -14,6 +14,7 @@ from .. import target as targets
 from ..dispatch import Plan
 from ..errors import WorkloadError
 from ..kernels.sum_partials import sum_partials
+from ..ops_fused import set_separable_fusion
 from ..problem import WeightGradientProblem
 from ..workloads import INPUT_GRADIENT, Workload, differentiated
 from .expected import expect, expect_sampled
@@ -39,7 +40,9 @@ class Subject:
             # A slope jumps where a coordinate is whole. Multiples of 1/64 are exact in float32 after the addition too,
             # so that kernel and reference stand on the same side.
             tensors["offset"].mul_(64).round_().div_(64)
-        made, operands = _default_launch(differentiated(workload.call, tensors, workload.part))
+        # Two kernels may be faster until a tile of the one is found.
+        with set_separable_fusion(True):
+            made, operands = _default_launch(differentiated(workload.call, tensors, workload.part))
         self.problem, self.target = made.problem, targets.of_device(device)
         # The gradients of input, offset and mask are written together, the first one added up in memory.
         self._adds = sampled

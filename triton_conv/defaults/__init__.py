@@ -41,6 +41,7 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
         lectures.separable,
         lectures.locally_connected,
         lectures.locally_connected_input_gradient,
+        lectures.locally_connected_input_gradient_rolling,
         lectures.locally_connected_weight_gradient,
     )
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..kernels.locally_connected import LocallyConnectedTile
 from ..kernels.locally_connected_input_gradient import LocallyConnectedInputGradientTile
+from ..kernels.locally_connected_input_gradient_rolling import LocallyConnectedInputGradientRollingTile
 from ..kernels.locally_connected_weight_gradient import LocallyConnectedWeightGradientTile
 from ..kernels.separable import SeparableTile
 from ..kernels.shuffle_gemm import ShuffleGemmTile
@@ -20,7 +21,22 @@ from .products import implicit_gemm
 
 
 def shuffle_gemm(problem: ShuffleProblem, target: Target) -> ShuffleGemmTile:
-    """The product is implicit GEMM's, and so is the tile; a step is over channels alone."""
+    """The product is implicit GEMM's, and so is the tile; a step is over channels alone.
+
+    In NHWC the channels of all groups are one tile, so that they are stored side by side, as long as the products with
+    zeros take at most about twice as long as the memory: 600 TFLOP/s and 3 TB/s of an H100 in 16 bits.
+    """
+    g = problem.geometry
+    products, moved = g.c_out * g.c_in * g.taps / 300, (g.c_in + g.c_out) * problem.itemsize / 3
+    if problem.y_strides[1] == 1 and problem.itemsize == 2 and products <= 2 * moved and g.c_out > 1:
+        return ShuffleGemmTile(
+            BLOCK_M=64,
+            BLOCK_N=power_of_two(g.c_out, 16, 128),
+            BLOCK_K=power_of_two(g.c_in, 16, 64),
+            num_warps=warps(target, THREADS),
+            num_stages=3,
+            WHOLE=True,
+        )
     like = implicit_gemm(problem, target)
     return ShuffleGemmTile(
         # Where channels alternate, every element is stored to an address of its own.
@@ -54,13 +70,18 @@ def _images(batch: int, itemsize: int) -> int:
 
 
 def locally_connected(problem: LocalProblem, target: Target) -> LocallyConnectedTile:
-    """64 output channels by all images: a filter streams through shared memory, 64 products of a row at a time."""
+    """64 output channels by all images: a filter streams through shared memory, 64 products of a row at a time.
+
+    Few channels are no 64: deepface_local, with 16, would issue 72 us of instructions on an H100, by count, and 45 with
+    16 rows and two warps.
+    """
     g, itemsize = problem.geometry, problem.itemsize
+    block_n = power_of_two(g.N, 16, 64 if itemsize < 8 else 16)
     return LocallyConnectedTile(
         BLOCK_M=_images(g.batch, itemsize),
-        BLOCK_N=64 if itemsize == 2 else power_of_two(g.N, 16, 64 if itemsize == 4 else 16),
+        BLOCK_N=block_n,
         BLOCK_K=power_of_two(g.K if problem.flat else g.c_in_group, 16, 128 // itemsize),
-        num_warps=warps(target, THREADS),
+        num_warps=warps(target, THREADS if block_n > 16 else THREADS // 2),
         num_stages=3 if problem.weight_vector() * itemsize >= 8 and itemsize < 8 else 1,
     )
 
@@ -80,16 +101,40 @@ def locally_connected_input_gradient(
     )
 
 
+def locally_connected_input_gradient_rolling(
+    problem: LocalInputGradientProblem, target: Target
+) -> LocallyConnectedInputGradientRollingTile:
+    """Whole rows of the input, and as many products a step as keep enough weights under way."""
+    g, itemsize = problem.geometry, problem.itemsize
+    pairs = g.c_out_group * g.kernel[0] * g.kernel[1]
+    return LocallyConnectedInputGradientRollingTile(
+        BLOCK_M=min(_images(g.batch, itemsize), 64),
+        # With 32 some 130 bytes spill on an A100, and 240 on an H100 with Triton 3.7.
+        BLOCK_N=16,
+        # In one step addresses are the same for every pixel: 356 instructions in the loop, 650 in each of two steps.
+        BLOCK_K=power_of_two(pairs, 16, 256 if itemsize == 2 else 64 if itemsize == 4 else 16),
+        COLUMNS=power_of_two(g.in_size[2], 16, 128),
+        num_warps=warps(target, THREADS),
+        num_stages=1,
+    )
+
+
 def locally_connected_weight_gradient(
     problem: LocalWeightGradientProblem, target: Target
 ) -> LocallyConnectedWeightGradientTile:
-    """64 x 64 of the gradient: it is written once, and the batch is soon summed."""
+    """64 x 64 of the gradient: it is written once, and the batch is soon summed.
+
+    Of few channels 16 x 128: finding out which pixels its columns read is most of what a program does. deepface_local
+    would issue 170 us of instructions on an H100 with 64 x 64, by count, and 66 so.
+    """
     g, itemsize = problem.geometry, problem.itemsize
     columns = g.K if problem.flat else g.c_in_group
+    block_m = power_of_two(g.c_out_group, 16, 64 if itemsize < 8 else 16)
+    few = block_m == 16 and itemsize == 2
     return LocallyConnectedWeightGradientTile(
-        BLOCK_M=64 if itemsize == 2 else power_of_two(g.c_out_group, 16, 64 if itemsize == 4 else 16),
-        BLOCK_N=power_of_two(columns, 16, 64 if itemsize < 8 else 16),
+        BLOCK_M=block_m,
+        BLOCK_N=power_of_two(columns, 16, 128 if few else 64 if itemsize < 8 else 16),
         BLOCK_K=power_of_two(g.batch, 16, 64 // itemsize if itemsize < 8 else 16),
-        num_warps=warps(target, THREADS),
+        num_warps=warps(target, THREADS // 2 if few else THREADS),
         num_stages=1,
     )

@@ -19,6 +19,7 @@ from . import (
     implicit_gemm_boxed,
     locally_connected,
     locally_connected_input_gradient,
+    locally_connected_input_gradient_rolling,
     locally_connected_weight_gradient,
     separable,
     shuffle_gemm,
@@ -51,6 +52,7 @@ KERNELS: dict[str, Kernel] = {
         separable,
         locally_connected,
         locally_connected_input_gradient,
+        locally_connected_input_gradient_rolling,
         locally_connected_weight_gradient,
     )
 }

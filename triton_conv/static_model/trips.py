@@ -80,7 +80,10 @@ def _scattered(problem: DeformInputGradientProblem, tile: Any) -> Counts:
 _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
     "implicit_gemm": _channels_by_taps,
     "implicit_gemm_boxed": _channels_by_taps,
-    "shuffle_gemm": _channels_by_taps,
+    "shuffle_gemm": lambda problem, tile: (
+        max(cdiv(problem.geometry.c_in if tile.WHOLE else problem.geometry.c_in_group, tile.BLOCK_K), 1)
+        * problem.geometry.taps,
+    ),
     "locally_connected": _channels_by_taps,
     "transposed_phase": _phases,
     "grouped_packed": lambda problem, tile: (problem.geometry.taps,),
@@ -102,6 +105,10 @@ _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
     ),
     "locally_connected_input_gradient": lambda problem, tile: (
         max(cdiv(problem.geometry.c_out_group, tile.BLOCK_K), 1) * problem.geometry.taps,
+    ),
+    "locally_connected_input_gradient_rolling": lambda problem, tile: (
+        (min(tile.COLUMNS, problem.geometry.in_size[2]) + problem.geometry.kernel[2] - 1)
+        * cdiv(problem.geometry.c_out_group * problem.geometry.kernel[0] * problem.geometry.kernel[1], tile.BLOCK_K),
     ),
     "locally_connected_weight_gradient": lambda problem, tile: (max(cdiv(problem.geometry.batch, tile.BLOCK_K), 1),),
 }
