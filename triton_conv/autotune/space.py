@@ -79,6 +79,16 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "num_warps": (4, 8),
         "num_stages": (2, 3, 4),
     },
+    # BLOCK_N is channels, of TAPS columns each: 64 to 256 columns in all, see `worthwhile`.
+    "weight_gradient_rows": {
+        "BLOCK_M": (64, 128),
+        "BLOCK_N": (8, 16, 32, 64),
+        "BLOCK_K": (64, 128),
+        "TAPS": (4, 8, 16),
+        "SPLITS": (1, 2, 4, 8, 16, 32),
+        "num_warps": (4, 8),
+        "num_stages": (1, 2, 3),
+    },
     # Channels times taps: no fewer rows than wgmma takes, nor more taps than 3 x 3 has.
     "grouped_packed_weight_gradient": {
         "ROWS": (1, 4),
