@@ -119,7 +119,7 @@ def weight_gradient_rows(problem: WeightGradientProblem, target: Target) -> Weig
     """128 x 128 sums in eight warps: 108 registers for vocoder_t1d_s2, so that two programs share a multiprocessor."""
     g = problem.geometry
     # Taps a stride apart are elements of one vector.
-    taps = power_of_two(g.kernel[2], 1, min(max(4, 2 * g.stride[2]), 16))
+    taps = power_of_two(g.kernel[2], 1, min(max(4, 2 * power_of_two(g.stride[2], 1, 8)), 16))
     columns = 128 if target.arch == "sm_90" else 64
     # wgmma takes no fewer than 64 rows.
     block_m = power_of_two(g.c_out_group, 64, columns)

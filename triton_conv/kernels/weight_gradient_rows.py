@@ -1,4 +1,4 @@
-"""Weight gradient of a convolution whose pixels lie side by side (NCHW): the taps of a filter row share what they read."""
+"""Weight gradient of a convolution in NCHW, rank 1 to 3: the taps of a filter row share what they read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from ..target import Target
 from .common import (
     aligned,
     dot,
-    load_pixels,
     next_tile,
     tile_digits,
     tile_pixels,
@@ -22,147 +21,8 @@ from .common import (
     within,
 )
 from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
+from .row_vectors import gathered_operand, row_operand, vectors_read
 from .staging import Operand, staged_bytes
-
-
-@triton.constexpr_function
-def vectors_read(first, taps, STRIDE, PAD, DIL, VECTOR):
-    """The vectors that so many taps read, from the `first` one on."""
-    return sorted(
-        {
-            (output * STRIDE - PAD + tap * DIL) // VECTOR
-            for tap in range(first, first + taps)
-            for output in range(VECTOR // STRIDE)
-        }
-    )
-
-
-@triton.constexpr_function
-def vector_count(first, taps, STRIDE, PAD, DIL, VECTOR):
-    """How many they are."""
-    return len(vectors_read(first, taps, STRIDE, PAD, DIL, VECTOR))
-
-
-@triton.constexpr_function
-def vector_at(i, first, taps, STRIDE, PAD, DIL, VECTOR):
-    """The i-th of them."""
-    return vectors_read(first, taps, STRIDE, PAD, DIL, VECTOR)[i]
-
-
-@triton.constexpr_function
-def place_read(tap, output, first, taps, STRIDE, PAD, DIL, VECTOR):
-    """Where among all elements of those vectors, one vector after the other, a tap of an output reads."""
-    vector, element = divmod(output * STRIDE - PAD + tap * DIL, VECTOR)
-    return vectors_read(first, taps, STRIDE, PAD, DIL, VECTOR).index(vector) * VECTOR + element
-
-
-@triton.jit
-def elements(vectors, ROWS: tl.constexpr, COLS: tl.constexpr, VECTOR: tl.constexpr):
-    """The elements of [ROWS, COLS, VECTOR] vectors, a tensor [ROWS, COLS] each: a thread's registers, renamed."""
-    if VECTOR == 1:
-        return (tl.reshape(vectors, (ROWS, COLS)),)
-    elif VECTOR == 2:
-        even, odd = tl.split(vectors)
-        return (even, odd)
-    elif VECTOR == 4:
-        even, odd = tl.split(tl.reshape(vectors, (ROWS, COLS, 2, 2)))
-        e0, e2 = tl.split(even)
-        e1, e3 = tl.split(odd)
-        return (e0, e1, e2, e3)
-    else:
-        even, odd = tl.split(tl.reshape(vectors, (ROWS, COLS, 2, 2, 2)))
-        even0, even2 = tl.split(even)
-        odd1, odd3 = tl.split(odd)
-        e0, e4 = tl.split(even0)
-        e2, e6 = tl.split(even2)
-        e1, e5 = tl.split(odd1)
-        e3, e7 = tl.split(odd3)
-        return (e0, e1, e2, e3, e4, e5, e6, e7)
-
-
-@triton.jit
-def load_elements(
-    x_base, channel_offset, mask_c, row, inside, w, w_in, SHIFT: tl.constexpr, VECTOR: tl.constexpr,
-    ONE_VECTOR: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
-    """The elements of the vectors that lie SHIFT further on than the `w`-th of their rows; zeros outside the image."""
-    if ONE_VECTOR and SHIFT != 0:
-        none = tl.zeros((ROWS, COLS, VECTOR), dtype=x_base.dtype.element_ty)
-        return elements(none, ROWS, COLS, VECTOR)
-    else:
-        column = tl.multiple_of(row + (w + SHIFT) * VECTOR, VECTOR)
-        read = inside & within(w + SHIFT, w_in // VECTOR)
-        vectors = tl.load(
-            x_base + channel_offset[:, None, None] + column[None, :, None] + tl.arange(0, VECTOR)[None, None, :],
-            mask=mask_c[:, None, None] & read[None, :, None],
-            other=0.0,
-        )
-        return elements(vectors, ROWS, COLS, VECTOR)
-
-
-@triton.jit
-def side_by_side(parts, first: tl.constexpr, step: tl.constexpr, COUNT: tl.constexpr):
-    """COUNT tensors of a tuple, every `step`-th from the `first` on, along new last dimensions of two, slowest first."""
-    if COUNT == 1:
-        return parts[first]
-    else:
-        return tl.join(
-            side_by_side(parts, first, 2 * step, COUNT // 2), side_by_side(parts, first + step, 2 * step, COUNT // 2)
-        )
-
-
-@triton.jit
-def row_operand(
-    x_base, channel_offset, mask_c, row, inside, w, w_in, FIRST: tl.constexpr, KW: tl.constexpr, TAPS: tl.constexpr,
-    STRIDE: tl.constexpr, PAD: tl.constexpr, DIL: tl.constexpr, VECTOR: tl.constexpr, ONE_VECTOR: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """What TAPS taps of a filter row, from FIRST on, read of a step's pixels: [BLOCK_K, BLOCK_N x TAPS], channels slowest.
-
-    Of vectors: each is loaded once for all taps, and its elements are handed out in registers. A tap past the filter's
-    last reads zeros.
-    """
-    LAST: tl.constexpr = KW if KW < FIRST + TAPS else FIRST + TAPS
-    READ: tl.constexpr = LAST - FIRST
-    OUTPUTS: tl.constexpr = VECTOR // STRIDE
-    COLS: tl.constexpr = BLOCK_K // OUTPUTS
-    found = ()
-    for i in tl.static_range(vector_count(FIRST, READ, STRIDE, PAD, DIL, VECTOR)):
-        found = found + load_elements(
-            x_base, channel_offset, mask_c, row, inside, w, w_in,
-            vector_at(i, FIRST, READ, STRIDE, PAD, DIL, VECTOR), VECTOR, ONE_VECTOR, BLOCK_N, COLS,
-        )  # fmt: skip
-    none = tl.zeros((BLOCK_N, COLS), dtype=x_base.dtype.element_ty)
-    picked = ()
-    for output in tl.static_range(OUTPUTS):
-        for tap in tl.static_range(FIRST, FIRST + TAPS):
-            if tap < KW:
-                picked = picked + (found[place_read(tap, output, FIRST, READ, STRIDE, PAD, DIL, VECTOR)],)
-            else:
-                picked = picked + (none,)
-    tile = tl.reshape(side_by_side(picked, 0, 1, OUTPUTS * TAPS), (BLOCK_N, COLS, OUTPUTS, TAPS))
-    return tl.trans(tl.reshape(tl.permute(tile, (0, 3, 1, 2)), (BLOCK_N * TAPS, BLOCK_K)))
-
-
-@triton.jit
-def gathered_operand(
-    x_base, channel_offset, mask_c, row, inside, w, w_in, stride_xw, FIRST: tl.constexpr, KW: tl.constexpr,
-    TAPS: tl.constexpr, STRIDE: tl.constexpr, PAD: tl.constexpr, DIL: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """The same where rows do not divide into vectors: each tap reads its own elements."""
-    none = tl.zeros((BLOCK_N, BLOCK_K), dtype=x_base.dtype.element_ty)
-    picked = ()
-    for tap in tl.static_range(FIRST, FIRST + TAPS):
-        if tap < KW:
-            column = w * STRIDE + (tap * DIL - PAD)
-            read = inside & within(column, w_in)
-            tile = load_pixels(x_base, row + column * stride_xw, channel_offset, read, mask_c, True)
-            picked = picked + (tl.trans(tile),)
-        else:
-            picked = picked + (none,)
-    tile = tl.reshape(side_by_side(picked, 0, 1, TAPS), (BLOCK_N, BLOCK_K, TAPS))
-    return tl.trans(tl.reshape(tl.permute(tile, (0, 2, 1)), (BLOCK_N * TAPS, BLOCK_K)))
 
 
 @triton.jit
@@ -199,7 +59,7 @@ def row_sums(
     x_rest = (tl.cast(block, tl.int64) * (BLOCK_K // OUTPUTS) - x_first * d_out * h_out * in_row).to(w.dtype)
     x_digits = tile_digits(d_out, h_out, in_row, RANK, BLOCK_K // OUTPUTS)
     # Images of the output's gradient are one run of pixels each.
-    y_first, y_image, y_d, y_h, pixel, mask_k = tile_pixels(block, batch, 1, 1, in_image, 1, INDEX_INT64, BLOCK_K)
+    y_first, y_image, y_d, y_h, pixel, _ = tile_pixels(block, batch, 1, 1, in_image, 1, INDEX_INT64, BLOCK_K)
     y_rest = (tl.cast(block, tl.int64) * BLOCK_K - y_first * in_image).to(pixel.dtype)
     y_digits = tile_digits(1, 1, in_image, 1, BLOCK_K)
 
@@ -237,7 +97,7 @@ def row_sums(
         x_first, x_rest, x_image, d, h, w, live = next_tile(
             x_digits, x_first, x_rest, x_image, d, h, w, batch, d_out, h_out, in_row, RANK
         )
-        y_first, y_rest, y_image, y_d, y_h, pixel, mask_k = next_tile(
+        y_first, y_rest, y_image, y_d, y_h, pixel, _ = next_tile(
             y_digits, y_first, y_rest, y_image, y_d, y_h, pixel, batch, 1, 1, in_image, 1
         )
 
@@ -273,7 +133,7 @@ def weight_gradient_rows_kernel(
     pixels, which lie side by side in both operands. What the taps of a row read of an output pixel are neighbours in
     memory, a stride or a dilation apart: a thread loads whole vectors of VECTOR elements, those of VECTOR / STRIDE_W
     outputs, and which element goes to which tap and output is known when the kernel is compiled: registers renamed, and
-    16-bit halves put together. Taps that read other vectors (a shift past a vector's end) load these too, from L1.
+    16-bit halves put together. Vectors that only a shift past a vector's end reads are loaded once more, from L1 or L2.
 
     Partial sums are float32; the caller adds them up in a fixed order. Grid: one axis of SPLITS x groups x
     cdiv(c_out_group, BLOCK_M) x tiles of N, N fastest: those share dy.
@@ -329,7 +189,7 @@ class WeightGradientRowsTile(ProductTile):
         if cdiv(taps, self.TAPS) > _MOST_PARTS:
             return f"{self.TAPS} taps at a time leave more than {_MOST_PARTS} parts of a row of {taps}"
         outputs = vector(problem) // problem.geometry.stride[2]
-        if self.BLOCK_K < outputs:
+        if outputs > self.BLOCK_K:
             return f"a vector serves {outputs} pixels"
         return None
 
@@ -353,7 +213,11 @@ class WeightGradientRowsTile(ProductTile):
         if g.in_size[2] == width:
             return 1
         return max(
-            len(vectors_read.fn(first, min(self.TAPS, g.kernel[2] - first), g.stride[2], g.pad_before[2], g.dilation[2], width))
+            len(
+                vectors_read.fn(
+                    first, min(self.TAPS, g.kernel[2] - first), g.stride[2], g.pad_before[2], g.dilation[2], width
+                )
+            )
             for first in range(0, g.kernel[2], self.TAPS)
         )
 
@@ -412,6 +276,8 @@ def _unsuited(problem: Problem) -> str | None:
     if not isinstance(problem, WeightGradientProblem):
         return "it is no weight gradient"
     g = problem.geometry
+    if not g.M:
+        return "it has no pixel"
     if problem.itemsize != 2:
         return "only 16-bit numbers are multiplied with pixels innermost"
     if g.padding_mode != "zeros":
