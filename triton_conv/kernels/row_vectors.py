@@ -84,13 +84,13 @@ def load_elements(
 
 
 @triton.jit
-def side_by_side(parts, first: tl.constexpr, step: tl.constexpr, COUNT: tl.constexpr):
-    """COUNT tensors of a tuple, every `step`-th from the `first` on, along new last dimensions of two."""
+def side_by_side(parts, FIRST: tl.constexpr, STEP: tl.constexpr, COUNT: tl.constexpr):
+    """COUNT tensors of a tuple, every STEP-th from FIRST on, along new last dimensions of two."""
     if COUNT == 1:
-        return parts[first]
+        return parts[FIRST]
     else:
         return tl.join(
-            side_by_side(parts, first, 2 * step, COUNT // 2), side_by_side(parts, first + step, 2 * step, COUNT // 2)
+            side_by_side(parts, FIRST, 2 * STEP, COUNT // 2), side_by_side(parts, FIRST + STEP, 2 * STEP, COUNT // 2)
         )
 
 

@@ -136,7 +136,8 @@ def weight_gradient_rows_kernel(
     16-bit halves put together. Vectors that only a shift past a vector's end reads are loaded once more, from L1 or L2.
 
     Partial sums are float32; the caller adds them up in a fixed order. Grid: one axis of SPLITS x groups x
-    cdiv(c_out_group, BLOCK_M) x tiles of N, N fastest: those share dy.
+    cdiv(c_out_group, BLOCK_M) x tiles of N, N fastest: those share dy. The backward filter convolution of cuDNN
+    (Chetlur et al. 2014, arXiv:1410.0759).
     """
     PARTS: tl.constexpr = (KW + TAPS - 1) // TAPS
     tiles_c = tl.cdiv(c_in_group, BLOCK_N)
