@@ -27,6 +27,7 @@ NO_DEVICE = (
 _FIRST = (
     "memory", "first_use", "banded_weight_gradient", "compile", "capture", "policy", "conversion", "lecture_tiles",
     "lectures", "examples", "nn", "models", "conversion_kinds", "opinfo", "cases", "gpu", "depthwise_patch", "large",
+    "weight_gradient_rows",
 )  # fmt: skip
 # What a process of tests may come to hold of the device: its context, and stack for every thread of one kernel.
 _WORKER_BYTES = 6e9

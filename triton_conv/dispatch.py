@@ -38,7 +38,7 @@ _DEPTHWISE_WEIGHT_GRADIENTS = (
     "depthwise_patch_weight_gradient",
     "depthwise_weight_gradient",
 )
-_WEIGHT_GRADIENTS = ("weight_gradient_boxed", "weight_gradient")
+_WEIGHT_GRADIENTS = ("weight_gradient_boxed", "weight_gradient_rows", "weight_gradient")
 # Problems with other operands than a plain convolution have kernels of their own.
 _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
     DeformProblem: ("it has offsets", ("deformable",)),

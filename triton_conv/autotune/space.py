@@ -12,6 +12,7 @@ from ..kernels.depthwise_banded import DepthwiseBandedTile
 from ..kernels.depthwise_banded_weight_gradient import DepthwiseBandedWeightGradientTile
 from ..kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradientTile
 from ..kernels.kernel import cdiv, columns_read
+from ..kernels.weight_gradient_rows import WeightGradientRowsTile
 from ..problem import Problem
 from ..problem_lectures import LocalProblem, LocalWeightGradientProblem, SeparableProblem
 from ..target import Target
@@ -78,6 +79,16 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "SPLITS": (1, 2, 3, 4, 5, 7, 11, 16, 32),
         "num_warps": (4, 8),
         "num_stages": (2, 3, 4),
+    },
+    # BLOCK_N times TAPS columns; what suits a filter row, and a device, see `_fills`.
+    "weight_gradient_rows": {
+        "BLOCK_M": (64, 128),
+        "BLOCK_N": (8, 16, 32, 64, 128, 256),
+        "BLOCK_K": (64, 128),
+        "TAPS": (1, 2, 4, 16),
+        "SPLITS": (1, 4, 8, 16, 32, 64),
+        "num_warps": (4, 8),
+        "num_stages": (1, 3),
     },
     # Channels times taps: no fewer rows than wgmma takes, nor more taps than 3 x 3 has.
     "grouped_packed_weight_gradient": {
@@ -185,7 +196,23 @@ def worthwhile(tile: Tile, problem: Problem) -> bool:
         widths["ROWS"] = rows
         if 64 * tile.num_warps > tile.BLOCK_P * tile.BLOCK_C:
             return False
+    if isinstance(tile, WeightGradientRowsTile):
+        widths["BLOCK_N"] = max(g.c_in_group, 16)
+        if not _fills(tile, problem):
+            return False
     return all(int(str(sizes[name])) < 2 * width for name, width in widths.items() if name in sizes)
+
+
+def _fills(tile: WeightGradientRowsTile, problem: Problem) -> bool:
+    """Whether taps are those of a row, threads have 64 to 128 sums each, and programs are enough but not too many."""
+    taps = 1 << (problem.geometry.kernel[2] - 1).bit_length()
+    if not min(taps, 4) <= tile.TAPS <= taps:
+        return False
+    programs = KERNELS["weight_gradient_rows"].grid(problem, tile)
+    filled = programs >= 96 or problem.geometry.M <= 64 * tile.BLOCK_K
+    return filled and (tile.SPLITS == 1 or programs <= 288) and tile.accumulator_values() in (
+        2048 * tile.num_warps, 4096 * tile.num_warps
+    )  # fmt: skip
 
 
 def distance(tile: Tile, other: Tile) -> float:

@@ -13,6 +13,7 @@ from ..kernels.grouped_packed_weight_gradient import GroupedPackedWeightGradient
 from ..kernels.kernel import cdiv, columns_read
 from ..kernels.weight_gradient import WeightGradientTile
 from ..kernels.weight_gradient_boxed import WeightGradientBoxedTile
+from ..kernels.weight_gradient_rows import WeightGradientRowsTile
 from ..problem import DeformInputGradientProblem, DeformWeightGradientProblem, WeightGradientProblem
 from ..target import Target
 from .common import THREADS, power_of_two, warps
@@ -111,6 +112,30 @@ def weight_gradient_boxed(problem: WeightGradientProblem, target: Target) -> Wei
         SPLITS=_splits_of_waves(programs, 64, problem, target),
         num_warps=warps(target, THREADS if block_m * block_n <= 64 * 128 else 2 * THREADS),
         num_stages=4,
+    )
+
+
+def weight_gradient_rows(problem: WeightGradientProblem, target: Target) -> WeightGradientRowsTile:
+    """128 x 128 sums in eight warps: 108 registers for vocoder_t1d_s2, so that two programs share a multiprocessor."""
+    g = problem.geometry
+    # Taps a stride apart are elements of one vector.
+    taps = power_of_two(g.kernel[2], 1, min(max(4, 2 * power_of_two(g.stride[2], 1, 8)), 16))
+    columns = 128 if target.arch == "sm_90" else 64
+    # wgmma takes no fewer than 64 rows.
+    block_m = power_of_two(g.c_out_group, 64, columns)
+    block_n = power_of_two(g.c_in_group, 1, max(columns // taps, 1))
+    while block_n * taps < 16:
+        block_n *= 2
+    programs = cdiv(g.c_in_group, block_n) * g.kernel[0] * g.kernel[1] * cdiv(g.kernel[2], taps)
+    programs *= cdiv(g.c_out_group, block_m) * g.groups
+    return WeightGradientRowsTile(
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_K=64 if target.arch == "sm_90" else 32,
+        TAPS=taps,
+        SPLITS=_splits_of_waves(programs, 64, problem, target),
+        num_warps=warps(target, THREADS if block_m * block_n * taps <= 64 * 128 else 2 * THREADS),
+        num_stages=3 if target.arch == "sm_90" else 2,
     )
 
 

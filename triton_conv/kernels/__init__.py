@@ -26,6 +26,7 @@ from . import (
     transposed_phase,
     weight_gradient,
     weight_gradient_boxed,
+    weight_gradient_rows,
 )
 from .kernel import Kernel, Tile, launch, launches
 
@@ -41,6 +42,7 @@ KERNELS: dict[str, Kernel] = {
         deformable,
         weight_gradient,
         weight_gradient_boxed,
+        weight_gradient_rows,
         depthwise_weight_gradient,
         depthwise_patch_weight_gradient,
         grouped_packed_weight_gradient,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..aot import Compiled, Job, compile_binary
@@ -11,6 +11,7 @@ from ..kernels import KERNELS, Tile
 from ..kernels.implicit_gemm_boxed import ImplicitGemmBoxedTile
 from ..kernels.kernel import cdiv
 from ..kernels.weight_gradient_boxed import WeightGradientBoxedTile
+from ..kernels.weight_gradient_rows import WeightGradientRowsTile
 from ..problem import Problem, WeightGradientProblem
 from ..target import Target
 from .sass import Loop, Slots, disassemble, parse
@@ -122,6 +123,9 @@ def launch(kernel: str, problem: Problem, tile: Tile, target: Target, compiled: 
     """Takes a launch apart; `compiled` must have its loops."""
     assert compiled.loop is not None
     warps, loop = tile.num_warps, compiled.loop
+    if isinstance(tile, WeightGradientRowsTile):
+        # A loop for each part of a filter row, of which a program runs one.
+        loop = replace(loop, inner=loop.inner[:1])
     programs = KERNELS[kernel].grid(problem, tile)
     counts = matched(loop, trips(kernel, problem, tile))
     slots = total(loop, counts)

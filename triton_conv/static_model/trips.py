@@ -91,6 +91,7 @@ _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
     "deformable_weight_gradient": _pixels("BLOCK_K"),
     "depthwise_weight_gradient": _pixels("BLOCK_M"),
     "weight_gradient_boxed": _boxes_of_pixels,
+    "weight_gradient_rows": _pixels("BLOCK_K"),
     "grouped_packed_weight_gradient": _packed_rows,
     "depthwise": _filter_rows,
     "depthwise_banded": _band_rows,
