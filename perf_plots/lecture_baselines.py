@@ -26,11 +26,13 @@ def forms(workload: Workload) -> dict[str, tuple[Forward, bool]]:
     if workload.kind == "local":
         return {"unfold": (_unfolded, own)}
     two = _separable if workload.kind == "separable" else _shuffled
-    return {
+    found = {
         "cudnn": (lambda tensors: two(F, tensors), own),
         "cudnn other format": (lambda tensors: two(F, tensors), not own),
         "two kernels": (lambda tensors: two(tc, tensors), own),
     }
+    # A shuffled convolution is always one.
+    return found | ({"one kernel": (_fused, own)} if workload.kind == "separable" else {})
 
 
 def calls(workload: Workload, tensors: Mapping[str, Any], format: Callable[[Tensor, bool], Tensor]) -> dict[str, Any]:
@@ -51,6 +53,13 @@ def _separable(library: Any, tensors: Mapping[str, Any]) -> Tensor:
     window = {name: tensors[name] for name in ("stride", "padding", "dilation") if name in tensors}
     conv: Callable[..., Tensor] = getattr(library, f"conv{depthwise.dim() - 2}d")
     return conv(conv(tensors["input"], depthwise, groups=tensors["input"].shape[1], **window), pointwise)
+
+
+def _fused(tensors: Mapping[str, Any]) -> Tensor:
+    """The one kernel, also where the library runs two."""
+    with tc.set_separable_fusion(True):
+        result: Tensor = getattr(tc, f"separable_conv{tensors['input'].dim() - 2}d")(**tensors)
+    return result
 
 
 def _shuffled(library: Any, tensors: Mapping[str, Any]) -> Tensor:

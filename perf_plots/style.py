@@ -53,6 +53,7 @@ MARKS = {
     "device copy": Mark("copy of the same bytes", GREY, "3", size=10),
     "matrix product": Mark("product of the same FLOPs", GREY, "4", size=10),
     "two kernels": Mark("ours, two kernels", SKY, "h"),
+    "one kernel": Mark("ours, one kernel", SKY, "H", filled=False),
     "unfold": Mark("PyTorch, unfolded", ORANGE, "P"),
     "standard": Mark("standard convolution", GREEN, "D", size=7),
     "standard other format": Mark("standard, other format", GREEN, "D", filled=False, size=7),
