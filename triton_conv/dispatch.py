@@ -156,7 +156,7 @@ def family(problem: Problem) -> tuple[tuple[str, ...], str]:
     if isinstance(problem, DeformProblem):
         return ("deformable",), "it samples the input at offsets"
     # Narrow groups share tiles, which boxes of one group cannot.
-    boxed = () if narrow else ("implicit_gemm_boxed",)
+    boxed = () if narrow else ("implicit_gemm_boxed", "implicit_gemm_rows")
     if g.transposed:
         return (*boxed, "transposed_phase"), f"it is transposed: {g.phases} output phases, no inserted zeros"
     if direct:

@@ -33,6 +33,14 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "num_warps": (4, 8),
         "num_stages": (2, 3, 4),
     },
+    "implicit_gemm_rows": {
+        "BLOCK_M": (64, 128, 256),
+        "BLOCK_N": (64, 128),
+        "BLOCK_K": (16, 32, 64),
+        "BLOCK_T": (1, 2, 4, 8),
+        "num_warps": (4, 8),
+        "num_stages": (2, 3),
+    },
     # A slab wider than 64 channels is a wide group's business; taps come from L1, which stages bypass.
     "grouped_packed": _DOT | {"BLOCK_N": (16, 32, 64), "BLOCK_K": (16, 32, 64), "num_stages": (1, 2)},
     "depthwise": {

@@ -6,6 +6,7 @@ from ..kernels.deformable import DeformableTile
 from ..kernels.grouped_packed import GroupedPackedTile
 from ..kernels.implicit_gemm import ImplicitGemmTile
 from ..kernels.implicit_gemm_boxed import ImplicitGemmBoxedTile
+from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile
 from ..kernels.kernel import cdiv
 from ..kernels.transposed_phase import TransposedPhaseTile
 from ..problem import DeformProblem, Problem
@@ -71,6 +72,11 @@ def implicit_gemm_boxed(problem: Problem, target: Target) -> ImplicitGemmBoxedTi
         num_warps=warps(target, THREADS if block_m * block_n <= 64 * 128 else 2 * THREADS),
         num_stages=4,
     )
+
+
+def implicit_gemm_rows(problem: Problem, target: Target) -> ImplicitGemmRowsTile:
+    """128 pixels by 64 channels."""
+    return ImplicitGemmRowsTile(BLOCK_M=128, BLOCK_N=64, BLOCK_K=32, BLOCK_T=4, num_warps=warps(target, 2 * THREADS), num_stages=2)
 
 
 def grouped_packed(problem: Problem, target: Target) -> GroupedPackedTile:
