@@ -13,7 +13,7 @@ from ..target import Target
 from .common import aligned, below, dot, epilogue, narrow, tile_pixels, wide
 from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
 from .staging import Operand, staged_bytes
-from .windows import chosen, columns_of, first_tap
+from .windows import chosen, columns_of, first_tap, load_segments
 
 # Elements of 16 bits that a thread loads at once.
 _VECTOR = 8
@@ -37,7 +37,7 @@ def implicit_gemm_rows_kernel(
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, ACC_DTYPE: tl.constexpr,
     INDEX_INT64: tl.constexpr, X_VECTOR: tl.constexpr, W_VECTOR: tl.constexpr, Y_VECTOR: tl.constexpr,
     K_VECTOR: tl.constexpr, N_VECTOR: tl.constexpr, K_LAST: tl.constexpr,
-    WIDTH: tl.constexpr, FIRST: tl.constexpr, VECTORS: tl.constexpr,
+    WIDTH: tl.constexpr, FIRST: tl.constexpr, VECTORS: tl.constexpr, ALONE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """y[m, n] = activation(sum_k x[m, k] w[k, n] + b[n]), m = (image, pixel), n = output channel, k = (channel, tap).
@@ -45,7 +45,8 @@ def implicit_gemm_rows_kernel(
     A row of outputs is cut into segments. The input of one is a window of VECTORS vectors of WIDTH columns, from the
     FIRST on, of BLOCK_K channels: each is loaded once, parted into its columns in the registers of the thread that
     loaded it, and the tile of every tap of a filter row is put together of those that the tap reads, BLOCK_T a segment
-    and STRIDE_W apart. Read tap by tap, an element in a row that is not aligned would be an instruction of its own, once
+    and STRIDE_W apart. Where a segment is a row by itself, ALONE is how many vectors that row has: what lies beside it is
+    zero. Read tap by tap, an element in a row that is not aligned would be an instruction of its own, once
     to load it and once to pass it on to shared memory.
 
     TRANSPOSED: a segment is BLOCK_T inputs, the column phases of their outputs have a sum each, and are stored side by
@@ -113,7 +114,7 @@ def implicit_gemm_rows_kernel(
     corner = image * stride_xn + d0 * stride_xd + h0 * stride_xh + segment * READ
     lanes = tl.arange(0, WIDTH)
     # Columns are counted in vectors that lie inside the image or outside of it as a whole.
-    vector = (segment * (READ // X_VECTOR))[None, :, None] + (lanes // X_VECTOR)[None, None, :]
+    vector = (segment * (READ // X_VECTOR))[:, None] + (lanes // X_VECTOR)[None, :]
 
     N: tl.constexpr = SEGMENTS * BLOCK_T
     acc = tl.zeros((BLOCK_N, N), dtype=ACC_DTYPE)
@@ -132,15 +133,17 @@ def implicit_gemm_rows_kernel(
             mask_row = mask_row & (d0 + jd * HOP_D >= 0) & (d0 + jd * HOP_D < d_in)
         x_row = tl.multiple_of(corner + (jd * HOP_D * stride_xd + jh * HOP_H * stride_xh), X_VECTOR)
         x_channel = tl.multiple_of(channel * stride_xc, X_VECTOR)
-        x_place = x_base + x_channel[:, None, None] + x_row[None, :, None] + lanes[None, None, :]
-        mask_x = mask_c[:, None, None] & mask_row[None, :, None]
         columns = ()
         for i in tl.static_range(VECTORS):
-            at = vector + (FIRST + i) * (WIDTH // X_VECTOR)
-            tile = tl.load(
-                x_place + (FIRST + i) * WIDTH, mask=mask_x & (at >= 0) & (at < w_in // X_VECTOR), other=0.0
-            )  # [BLOCK_K, SEGMENTS, WIDTH]
-            columns = columns + columns_of(tile, BLOCK_K, SEGMENTS, WIDTH)
+            if ALONE and (FIRST + i < 0 or FIRST + i >= ALONE):
+                for _ in tl.static_range(WIDTH):
+                    columns = columns + (tl.zeros((BLOCK_K, SEGMENTS), dtype=tl.int16),)
+            else:
+                at = vector + (FIRST + i) * (WIDTH // X_VECTOR)
+                inside = (at >= 0) & (at < w_in // X_VECTOR) & mask_row[:, None]
+                tile = load_segments(x_base + (FIRST + i) * WIDTH, x_channel, x_row, lanes, mask_c, inside)
+                # As integers: the compiler (Triton 3.6) fails on a product whose operand is a reshaped tile itself.
+                columns = columns + columns_of(tile.to(tl.int16, bitcast=True), BLOCK_K, SEGMENTS, WIDTH)
 
         mask_k = below(channel, c_in_group, K_VECTOR)
         w_row = w_base + aligned((kd0 + jd * PERIOD_D) * stride_wd + (kh0 + jh * PERIOD_H) * stride_wh, W_VECTOR)
@@ -160,16 +163,19 @@ def implicit_gemm_rows_kernel(
                         other=0.0,
                     )
                 )
-            if TRANSPOSED:
-                if (PAD_W - kw * DIL_W) % STRIDE_W == 0:
-                    COLUMN: tl.constexpr = (PAD_W - kw * DIL_W) // STRIDE_W - FIRST * WIDTH
-                    acc = dot(w_tile, chosen(columns, BLOCK_K, SEGMENTS, COLUMN, 1, BLOCK_T), acc, PRECISION)
-                else:
-                    AFTER: tl.constexpr = (1 + PAD_W - kw * DIL_W) // STRIDE_W - FIRST * WIDTH
-                    odd = dot(w_tile, chosen(columns, BLOCK_K, SEGMENTS, AFTER, 1, BLOCK_T), odd, PRECISION)
+            if not TRANSPOSED:
+                x_tile = chosen(columns, BLOCK_K, SEGMENTS, kw * DIL_W - PAD_W - FIRST * WIDTH, STRIDE_W, BLOCK_T)
+                acc = dot(w_tile, x_tile.to(x_ptr.dtype.element_ty, bitcast=True), acc, PRECISION)
+            elif (PAD_W - kw * DIL_W) % STRIDE_W == 0:
+                x_tile = chosen(
+                    columns, BLOCK_K, SEGMENTS, (PAD_W - kw * DIL_W) // STRIDE_W - FIRST * WIDTH, 1, BLOCK_T
+                )
+                acc = dot(w_tile, x_tile.to(x_ptr.dtype.element_ty, bitcast=True), acc, PRECISION)
             else:
-                TAP: tl.constexpr = kw * DIL_W - PAD_W - FIRST * WIDTH
-                acc = dot(w_tile, chosen(columns, BLOCK_K, SEGMENTS, TAP, STRIDE_W, BLOCK_T), acc, PRECISION)
+                x_tile = chosen(
+                    columns, BLOCK_K, SEGMENTS, (1 + PAD_W - kw * DIL_W) // STRIDE_W - FIRST * WIDTH, 1, BLOCK_T
+                )
+                odd = dot(w_tile, x_tile.to(x_ptr.dtype.element_ty, bitcast=True), odd, PRECISION)
         jh += 1
         plane_done = jh == taps_h
         jh = tl.where(plane_done, 0, jh)
@@ -254,6 +260,13 @@ def window(problem: Problem, block_t: int) -> tuple[int, int, int]:
     return width, low // width, high // width - low // width + 1
 
 
+def alone(problem: Problem, block_t: int) -> int:
+    """How many vectors an input row has if a segment of outputs is a whole row, else 0."""
+    g = problem.geometry
+    whole = g.out_size[2] <= block_t * phases(problem)
+    return cdiv(g.in_size[2], window(problem, block_t)[0]) if whole else 0
+
+
 def _grid(problem: Problem, tile: ImplicitGemmRowsTile) -> int:
     g = problem.geometry
     steps = g.stride[:2] if g.transposed else (1, 1)
@@ -290,6 +303,7 @@ def _arguments(problem: Problem, tile: ImplicitGemmRowsTile) -> dict[str, object
         WIDTH=width,
         FIRST=first,
         VECTORS=vectors,
+        ALONE=alone(problem, tile.BLOCK_T),
     )
 
 

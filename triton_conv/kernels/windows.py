@@ -8,6 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .common import LAST_IS_FASTEST
+
 
 @triton.jit
 def first_tap(phase, K: tl.constexpr, STRIDE: tl.constexpr, PAD: tl.constexpr, DIL: tl.constexpr):
@@ -18,6 +20,26 @@ def first_tap(phase, K: tl.constexpr, STRIDE: tl.constexpr, PAD: tl.constexpr, D
         k = PERIOD - 1 - i
         k0 = tl.where((phase + PAD - k * DIL) % STRIDE == 0, k, k0)
     return k0
+
+
+@triton.jit
+def load_segments(base, channel, row, lanes, mask_channel, inside):
+    """A vector of columns of every segment: [channels, segments, lanes], where neighbouring threads read neighbouring
+    segments, which lie side by side in memory, and write them into shared memory so. `inside`: [segments, lanes].
+    """
+    if LAST_IS_FASTEST:
+        return tl.load(
+            base + channel[:, None, None] + row[None, :, None] + lanes[None, None, :],
+            mask=mask_channel[:, None, None] & inside[None, :, :],
+            other=0.0,
+        )
+    else:
+        tile = tl.load(
+            base + row[:, None, None] + channel[None, :, None] + lanes[None, None, :],
+            mask=inside[:, None, :] & mask_channel[None, :, None],
+            other=0.0,
+        )
+        return tl.permute(tile, (1, 0, 2))
 
 
 @triton.jit
