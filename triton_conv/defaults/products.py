@@ -6,7 +6,7 @@ from ..kernels.deformable import DeformableTile
 from ..kernels.grouped_packed import GroupedPackedTile
 from ..kernels.implicit_gemm import ImplicitGemmTile
 from ..kernels.implicit_gemm_boxed import ImplicitGemmBoxedTile
-from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile
+from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile, window_values
 from ..kernels.kernel import cdiv
 from ..kernels.transposed_phase import TransposedPhaseTile
 from ..problem import DeformProblem, Problem
@@ -75,8 +75,30 @@ def implicit_gemm_boxed(problem: Problem, target: Target) -> ImplicitGemmBoxedTi
 
 
 def implicit_gemm_rows(problem: Problem, target: Target) -> ImplicitGemmRowsTile:
-    """128 pixels by 64 channels."""
-    return ImplicitGemmRowsTile(BLOCK_M=128, BLOCK_N=64, BLOCK_K=32, BLOCK_T=4, num_warps=warps(target, 2 * THREADS), num_stages=2)
+    """128 pixels of each column phase by 64 channels, or 256 by 128 where there are tiles for every multiprocessor.
+
+    Segments of four outputs, of which a tap's tile is stored eight bytes at a time, or of eight in long rows, where a
+    window reads less beside its own columns. As many channels a step as registers hold of windows beside the sums.
+    """
+    g = problem.geometry
+    phases = g.stride[2] if g.transposed else 1
+    columns = cdiv(g.out_size[2], phases)
+    block_t = 8 if columns >= 64 and (g.transposed or g.stride[2] == 1) else power_of_two(columns, 1, 4)
+    large = target.arch == "sm_90" and g.c_out_group > 64 and cdiv(g.M, 256) * cdiv(g.N, 128) * g.groups >= target.sms
+    threads = 2 * THREADS if large else THREADS
+    # wgmma takes no fewer than 64 rows: output channels, 16 a warp.
+    block_m, block_n = (256, 128) if large else (128 * phases, 64)
+    while block_m > 32 * phases and cdiv(g.M, block_m) * cdiv(g.N, block_n) * g.groups < target.sms * 3 // 4:
+        block_m //= 2
+    for block_k, stages_ in ((64, 2), (32, 2), (16, 2), (16, 1)):
+        tile = ImplicitGemmRowsTile(
+            BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, BLOCK_T=block_t, num_warps=warps(target, threads),
+            num_stages=stages_,
+        )  # fmt: skip
+        held = (block_m * block_n + window_values(problem, tile) // 2) // threads
+        if held <= 200 and block_k < 2 * g.c_in_group and tile.unfit(problem, target) is None:
+            break
+    return tile
 
 
 def grouped_packed(problem: Problem, target: Target) -> GroupedPackedTile:

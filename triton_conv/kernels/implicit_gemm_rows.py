@@ -215,16 +215,16 @@ class ImplicitGemmRowsTile(ProductTile):
         return self.BLOCK_N
 
     def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
-        g = problem.geometry
-        size = problem.itemsize
+        g, size = problem.geometry, problem.itemsize
         segments = self.BLOCK_M // (self.BLOCK_T * phases(problem))
-        width, _, vectors = window(problem, self.BLOCK_T)
-        run = min(problem.x_run(width), width) * size
+        width = window(problem, self.BLOCK_T)[0]
+        run = problem.x_run(width, read(problem, self.BLOCK_T)) * size
         w_run = problem.w_vector(g.c_in_group, g.c_out_group) * size
         operands = [
-            *[Operand(self.BLOCK_K * segments * width * size, run, corner=True)] * vectors,
+            *[Operand(self.BLOCK_K * segments * width * size, run, corner=True)] * vectors_read(problem, self.BLOCK_T),
             *[Operand(self.BLOCK_N * self.BLOCK_K * size, w_run)] * g.kernel[2],
-            *[Operand(self.BLOCK_K * segments * self.BLOCK_T * size, 0)] * g.kernel[2],
+            # Taps take turns in the memory that their tiles pass through.
+            Operand(self.BLOCK_K * segments * self.BLOCK_T * size, 0),
         ]
         sums = self.BLOCK_M * self.BLOCK_N, size
         return staged_bytes(operands, self.rows(), self.num_warps, self.num_stages, sums, target)
@@ -233,6 +233,8 @@ class ImplicitGemmRowsTile(ProductTile):
         written = self.BLOCK_T * phases(problem)
         if self.BLOCK_T > 8:
             return f"a thread holds segments of at most 8 pixels, not {self.BLOCK_T}"
+        if self.BLOCK_N < 16 * self.num_warps:
+            return f"{self.num_warps} warps have no 16 channels of {self.BLOCK_N} each"
         if self.BLOCK_M < 16 * written // self.BLOCK_T:
             return f"{self.BLOCK_M} pixels are no product of 16 columns"
         if self.BLOCK_M < written:
@@ -260,11 +262,38 @@ def window(problem: Problem, block_t: int) -> tuple[int, int, int]:
     return width, low // width, high // width - low // width + 1
 
 
+def read(problem: Problem, block_t: int) -> int:
+    """Input columns from one segment to the next."""
+    g = problem.geometry
+    return block_t * (1 if g.transposed else g.stride[2])
+
+
 def alone(problem: Problem, block_t: int) -> int:
     """How many vectors an input row has if a segment of outputs is a whole row, else 0."""
     g = problem.geometry
     whole = g.out_size[2] <= block_t * phases(problem)
     return cdiv(g.in_size[2], window(problem, block_t)[0]) if whole else 0
+
+
+def vectors_read(problem: Problem, block_t: int) -> int:
+    """Vectors of a window of which a column is read: the compiler drops the others."""
+    g = problem.geometry
+    stride, pad, dilation = g.stride[2], g.pad_before[2], g.dilation[2]
+    width, row = window(problem, block_t)[0], alone(problem, block_t)
+    if g.transposed:
+        offsets = [divmod(phase + pad - k * dilation, stride) for k in range(g.kernel[2]) for phase in range(stride)]
+        columns = {offset + t for offset, rest in offsets if rest == 0 for t in range(block_t)}
+    else:
+        columns = {t * stride + k * dilation - pad for k in range(g.kernel[2]) for t in range(block_t)}
+    found = {column // width for column in columns}
+    return sum(0 <= vector < row for vector in found) if row else len(found)
+
+
+def window_values(problem: Problem, tile: ImplicitGemmRowsTile) -> int:
+    """Numbers of the input that a program holds in registers at a time."""
+    segments = tile.BLOCK_M // (tile.BLOCK_T * phases(problem))
+    width = window(problem, tile.BLOCK_T)[0]
+    return vectors_read(problem, tile.BLOCK_T) * width * segments * tile.BLOCK_K
 
 
 def _grid(problem: Problem, tile: ImplicitGemmRowsTile) -> int:
@@ -281,7 +310,6 @@ def _arguments(problem: Problem, tile: ImplicitGemmRowsTile) -> dict[str, object
     outer, inner, *_ = problem.w_strides
     stride_wn, stride_wk = (inner, outer) if g.transposed else (outer, inner)
     width, first, vectors = window(problem, tile.BLOCK_T)
-    read = tile.BLOCK_T * (1 if g.transposed else g.stride[2])
     arguments = geometry_arguments(problem, tile.BLOCK_M) | tile.sizes()
     for axis, stride, dilation in zip("DH", g.stride, g.dilation, strict=False):
         common = math.gcd(stride, dilation)
@@ -295,7 +323,7 @@ def _arguments(problem: Problem, tile: ImplicitGemmRowsTile) -> dict[str, object
         stride_wk=stride_wk,
         TRANSPOSED=g.transposed,
         K_LAST=stride_wk == 1,
-        X_VECTOR=problem.x_run(width, read),
+        X_VECTOR=problem.x_run(width, read(problem, tile.BLOCK_T)),
         W_VECTOR=problem.w_vector(g.c_in_group, g.c_out_group),
         Y_VECTOR=problem.y_run(tile.BLOCK_T * phases(problem)),
         K_VECTOR=problem.w_vector(g.c_in_group),
@@ -336,5 +364,5 @@ KERNEL = Kernel(
     grid=_grid,
     arguments=_arguments,
     unsuited=_unsuited,
-    safe_tile=ImplicitGemmRowsTile(num_warps=4, num_stages=1, BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, BLOCK_T=2),
+    safe_tile=ImplicitGemmRowsTile(num_warps=4, num_stages=1, BLOCK_M=64, BLOCK_N=64, BLOCK_K=16, BLOCK_T=8),
 )
