@@ -50,10 +50,15 @@ TILES = {
 }
 
 
-@pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("layer", LAYERS, ids=name_of)
-def test_odd_rows(layer, tile):
-    run(layer.function, layer.tensors(torch.bfloat16), NAME, TILES[tile])
+def test_odd_rows(layer):
+    run(layer.function, layer.tensors(torch.bfloat16), NAME, TILES["wide"])
+
+
+@pytest.mark.parametrize("tile", ["small", "segments"])
+@pytest.mark.parametrize("name", ["1d", "stride-3", "whole-row", "asymmetric", "phases", "output-padding"])
+def test_segments_of_one_and_eight(name, tile):
+    run(BY_NAME[name].function, BY_NAME[name].tensors(torch.bfloat16), NAME, TILES[tile])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name_of)
@@ -116,7 +121,7 @@ def test_channels_of_the_next_group_do_not_matter():
 
 
 def test_windows_by_hand():
-    # Outputs 0..3 of stride 2 and padding 1 read columns -1..8: vectors of eight -1, 0 and 1; transposed, phases 0 and 1
+    # Outputs 0..3 of stride 2 and padding 1 read columns -1..8: vectors of eight -1, 0 and 1; transposed, both phases
     # of inputs 0..3 read columns -1..4: vectors of four -1, 0 and 1.
     forward = next(iter(find("dcgan_t2d")))
     gradient = next(part for part in forward.parts() if part.part == INPUT_GRADIENT)
@@ -131,7 +136,10 @@ X, W = (1, 16, 5, 5), (16, 16, 3, 3)
     ("x", "w", "options", "message"),
     [
         (channels_last(random(X, torch.bfloat16)), random(W, torch.bfloat16), {}, "neighbouring pixels are not"),
-        (sliced(random(X, torch.bfloat16)), channels_last(random(W, torch.bfloat16)), {}, "neighbouring pixels are not"),
+        (
+            sliced(random(X, torch.bfloat16)), channels_last(random(W, torch.bfloat16)), {},
+            "neighbouring pixels are not",
+        ),
         (random(X), channels_last(random(W)), {}, "only 16-bit numbers"),
         (random(X, torch.bfloat16), random(W, torch.bfloat16), {}, "second dimension of its weight"),
         (
