@@ -62,13 +62,20 @@ def test_segments_of_one_and_eight(name, tile):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name_of)
-@pytest.mark.parametrize("name", ["stride-2", "phases"])
+@pytest.mark.parametrize("name", ["whole-row", "phases"])
 def test_default_tile(name, dtype):
     layer = BY_NAME[name]
     arguments = layer.tensors(dtype)
     made = tc.plan(getattr(tc, layer.function), **arguments)
     assert made.kernel.name == NAME
     run(layer.function, arguments, NAME, default_tile(NAME, made.problem, KNOWN["sm_90"]))
+
+
+def test_rows_that_are_not_aligned_are_not_preferred():
+    layer = BY_NAME["groups"]
+    made = tc.plan(getattr(tc, layer.function), **layer.tensors(torch.bfloat16))
+    assert NAME not in dispatch.family(made.problem)[0]
+    assert dispatch.plan(made.problem, made.target, NAME).kernel.name == NAME
 
 
 @pytest.mark.slow
