@@ -159,7 +159,9 @@ def family(problem: Problem) -> tuple[tuple[str, ...], str]:
     if isinstance(problem, DeformProblem):
         return ("deformable",), "it samples the input at offsets"
     # Narrow groups share tiles, which boxes of one group cannot.
-    boxed = () if narrow else ("implicit_gemm_boxed",)
+    # Rows that are not aligned are loaded pixel by pixel: by count nothing is won (modulated_t2d's dx, 33 wide).
+    rows = ("implicit_gemm_rows",) if problem.x_run() >= 4 else ()
+    boxed = () if narrow else ("implicit_gemm_boxed", *rows)
     if g.transposed:
         return (*boxed, "transposed_phase"), f"it is transposed: {g.phases} output phases, no inserted zeros"
     if direct:

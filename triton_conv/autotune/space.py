@@ -11,6 +11,7 @@ from ..kernels import KERNELS, Tile
 from ..kernels.depthwise_banded import DepthwiseBandedTile
 from ..kernels.depthwise_banded_weight_gradient import DepthwiseBandedWeightGradientTile
 from ..kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradientTile
+from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile, phases
 from ..kernels.kernel import cdiv, columns_read
 from ..kernels.weight_gradient_rows import WeightGradientRowsTile
 from ..problem import Problem
@@ -33,6 +34,15 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "BLOCK_K": (32, 64, 128),
         "num_warps": (4, 8),
         "num_stages": (2, 3, 4),
+    },
+    # Rows of the product are channels, 16 a warp; a segment of fewer than four pixels is stored in pieces.
+    "implicit_gemm_rows": {
+        "BLOCK_M": (32, 64, 128, 256),
+        "BLOCK_N": (64, 128),
+        "BLOCK_K": (16, 32, 64, 128),
+        "BLOCK_T": (4, 8),
+        "num_warps": (4, 8),
+        "num_stages": (1, 2),
     },
     # A slab wider than 64 channels is a wide group's business; taps come from L1, which stages bypass.
     "grouped_packed": _DOT | {"BLOCK_N": (16, 32, 64), "BLOCK_K": (16, 32, 64), "num_stages": (1, 2)},
@@ -185,6 +195,8 @@ def worthwhile(tile: Tile, problem: Problem) -> bool:
         widths |= {"BLOCK_M": rows, "BLOCK_K": images} if gradient else {"BLOCK_M": images}
     if isinstance(problem, SeparableProblem):
         widths["BLOCK_N"] = max(problem.c_final, 64)
+    if isinstance(tile, ImplicitGemmRowsTile):
+        widths["BLOCK_T"] = max(cdiv(g.out_size[2], phases(problem)), 4)
     if "COLS" in sizes:
         widths |= {"ROWS": g.out_size[1], "COLS": g.out_size[2]}
     if isinstance(tile, DepthwisePatchWeightGradientTile):

@@ -6,6 +6,7 @@ from ..kernels.deformable import DeformableTile
 from ..kernels.grouped_packed import GroupedPackedTile
 from ..kernels.implicit_gemm import ImplicitGemmTile
 from ..kernels.implicit_gemm_boxed import ImplicitGemmBoxedTile
+from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile, window_values
 from ..kernels.kernel import cdiv
 from ..kernels.transposed_phase import TransposedPhaseTile
 from ..problem import DeformProblem, Problem
@@ -71,6 +72,38 @@ def implicit_gemm_boxed(problem: Problem, target: Target) -> ImplicitGemmBoxedTi
         num_warps=warps(target, THREADS if block_m * block_n <= 64 * 128 else 2 * THREADS),
         num_stages=4,
     )
+
+
+def implicit_gemm_rows(problem: Problem, target: Target) -> ImplicitGemmRowsTile:
+    """128 pixels of each column phase by 64 channels, or 256 by 128 where there are tiles for every multiprocessor.
+
+    Segments of four outputs, of which a tap's tile is stored eight bytes at a time, or of eight in long rows, where a
+    window reads less beside its own columns. As many channels a step as registers hold of windows beside the sums.
+    """
+    g = problem.geometry
+    phases = g.stride[2] if g.transposed else 1
+    columns = cdiv(g.out_size[2], phases)
+    block_t = 8 if columns >= 64 and (g.transposed or g.stride[2] == 1) else power_of_two(columns, 1, 4)
+    # Loads of one or two elements have an address each, and pass through registers.
+    narrow = problem.x_run(block_t * (1 if g.transposed else g.stride[2])) < 4
+    hopper = target.arch == "sm_90"
+    large = hopper and not narrow and g.c_out_group > 64 and cdiv(g.M, 256) * cdiv(g.N, 128) * g.groups >= target.sms
+    threads = 2 * THREADS if large else THREADS
+    # wgmma takes no fewer than 64 rows: output channels, 16 a warp. Elsewhere operands pass through registers.
+    block_m, block_n = (256, 128) if large else (128 * phases if hopper else 64, 64)
+    while block_m > 32 * phases and cdiv(g.M, block_m) * cdiv(g.N, block_n) * g.groups < target.sms * 3 // 4:
+        block_m //= 2
+    for block_k, stages_ in ((64 if hopper else 32, 2), (32, 2), (16, 2), (16, 1)):
+        tile = ImplicitGemmRowsTile(
+            BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, BLOCK_T=block_t, num_warps=warps(target, threads),
+            num_stages=stages_,
+        )  # fmt: skip
+        # Two numbers to a register; an address takes two.
+        windows = window_values(problem, tile) * 2 if narrow else window_values(problem, tile) // 2
+        held = (block_m * block_n + windows) // threads
+        if held <= (200 if hopper else 60) and block_k < 2 * g.c_in_group and tile.unfit(problem, target) is None:
+            break
+    return tile
 
 
 def grouped_packed(problem: Problem, target: Target) -> GroupedPackedTile:

@@ -11,17 +11,7 @@ import triton.language as tl
 from ..problem import VECTOR_LIMIT, Problem
 from .common import aligned, below, dot, epilogue, load_pixels, store_pixels, tap_offset, tile_pixels, wide
 from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
-
-
-@triton.jit
-def first_tap(phase, K: tl.constexpr, STRIDE: tl.constexpr, PAD: tl.constexpr, DIL: tl.constexpr):
-    """The smallest k < K for which (phase + PAD - k DIL) is a multiple of STRIDE, or K where there is none."""
-    PERIOD: tl.constexpr = K if K < STRIDE else STRIDE
-    k0 = phase * 0 + K
-    for i in tl.static_range(PERIOD):
-        k = PERIOD - 1 - i
-        k0 = tl.where((phase + PAD - k * DIL) % STRIDE == 0, k, k0)
-    return k0
+from .windows import first_tap
 
 
 @triton.jit

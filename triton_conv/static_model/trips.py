@@ -31,6 +31,13 @@ def _phases(problem: Problem, tile: Any) -> Counts:
     return (cdiv(tile.groups_per_tile(problem) * g.c_in_group, tile.BLOCK_K) * taps,)
 
 
+def _rows(problem: Problem, tile: Any) -> Counts:
+    """Without the taps of a filter row, which are unrolled; of phases of rows the mean."""
+    g = problem.geometry
+    taps = math.prod(g.kernel[:2]) / (math.prod(g.stride[:2]) if g.transposed else 1)
+    return (max(cdiv(g.c_in_group, tile.BLOCK_K), 1) * taps,)
+
+
 def _pixels(block: str) -> Callable[[Problem, Any], Counts]:
     return lambda problem, tile: (max(cdiv(problem.geometry.M, tile.SPLITS * getattr(tile, block)), 1),)
 
@@ -80,6 +87,7 @@ def _scattered(problem: DeformInputGradientProblem, tile: Any) -> Counts:
 _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
     "implicit_gemm": _channels_by_taps,
     "implicit_gemm_boxed": _channels_by_taps,
+    "implicit_gemm_rows": _rows,
     "shuffle_gemm": lambda problem, tile: (
         max(cdiv(problem.geometry.c_in if tile.WHOLE else problem.geometry.c_in_group, tile.BLOCK_K), 1)
         * problem.geometry.taps,
