@@ -94,6 +94,7 @@ def input_gradient(name, dtype):
     return mine, theirs
 
 
+@pytest.mark.usefixtures("exact_products")
 @pytest.mark.parametrize("tile", [None, SMALL], ids=["default", "small"])
 @pytest.mark.parametrize("name", LOCAL)
 def test_rolling_columns(name, tile, monkeypatch):
