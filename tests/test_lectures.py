@@ -388,14 +388,17 @@ def test_other_kernels_do_not_take_them(kernel):
 
 
 def test_costs_know_them():
-    x = torch.empty(1, 3, 12, 12, device=DEVICE)
-    weights = torch.empty(3, 1, 5, 5, device=DEVICE), torch.empty(256, 3, 1, 1, device=DEVICE)
-    (row,) = tc.cost.of(tc.separable_conv2d, x, *weights).layers
-    with tc.set_separable_fusion(None):
-        rows = tc.cost.of(tc.separable_conv2d, x, *weights).layers
-    assert [part.kind for part in rows] == ["depthwise", "pointwise"], "25 taps run as two kernels"
-    assert sum(part.macs for part in rows) == row.macs
+    def rows(channels):
+        weights = (torch.empty(shape, device=DEVICE) for shape in ((channels, 1, 5, 5), (256, channels, 1, 1)))
+        return tc.cost.of(tc.separable_conv2d, torch.empty(1, channels, 12, 12, device=DEVICE), *weights).layers
+
+    (row,) = rows(3)
     assert (row.macs, row.parameters, row.output_shape) == (53_952, 75 + 768, (1, 256, 8, 8))
+    (one,) = rows(64)
+    with tc.set_separable_fusion(None):
+        two = rows(64)
+    assert [part.kind for part in two] == ["depthwise", "pointwise"], "25 taps of 64 channels run as two kernels"
+    assert sum(part.macs for part in two) == one.macs
     x, w = torch.empty(2, 4, 5, 5), torch.empty(3, 3, 6, 4, 3, 3)
     (row,) = tc.cost.of(tc.locally_connected2d, x, w).layers
     assert row.parameters == tc.cost.partial_sharing(4, 3, 3, 6, 3, 3)
