@@ -1,9 +1,9 @@
 """`python -m perf_plots.gpu`: everything that needs a GPU, in one command and within a budget of seconds.
 
-Measured ceilings, tests, tuning, the flagships with their gradients, the lectures' kinds, whole steps and models, the
-scaling sweeps, first calls, torch.compile, layers of networks, figures. Needs Python, torch, triton, numpy, pytest and
-matplotlib, no installation and no network; run from the repository's root. Results are written to --work as they come;
-a second call goes on there where the first stopped. After every stage --out holds all of it in three files:
+Measured ceilings, tests, tuning, portfolios, the flagships with their gradients, the lectures' kinds, whole steps and
+models, the scaling sweeps, first calls, torch.compile, layers of networks, figures. Needs Python, torch, triton, numpy,
+pytest and matplotlib, no installation and no network; run from the repository's root. Results are written to --work as
+they come; a second call goes on there where the first stopped. After every stage --out holds all of it in three files:
 results.tar.gz, summary.txt and overview.png.
 """
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from .run import Run
 
 STAGE_NAMES = (
-    "environment", "ceilings", "tests", "tuning", "benchmark", "gradients", "lectures", "steps", "models", "sweeps",
-    "cold_start", "compiled", "sanitizer", "networks", "network_gradients", "variants", "figures",
+    "environment", "ceilings", "tests", "tuning", "portfolio", "benchmark", "gradients", "lectures", "steps", "models",
+    "sweeps", "cold_start", "compiled", "sanitizer", "networks", "network_gradients", "variants", "figures",
 )  # fmt: skip
 # Those of triton_conv.workloads, which may not be imported yet when they are needed.
 KIND_NAMES = ("grouped", "depthwise", "dilated", "transposed", "deformable", "separable", "shuffle", "local")

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,6 +26,9 @@ from .run import Run
 from .runner import finished, run_case
 from .state import TRIALS, TUNING
 from .store import load, read_ceilings
+
+if TYPE_CHECKING:
+    from triton_conv.autotune.race import Outcome
 
 Report = dict[str, Any]
 
@@ -91,19 +95,37 @@ def _factors(speedup: Callable[[bool], float | None]) -> str:
 
 def tuning(run: Run, deadline: Deadline) -> Report:
     """Tunes flagships, their gradients and the lectures' kinds, the worst first; trials of the same code are kept."""
-    from triton_conv.autotune.lab import DeviceLab
-    from triton_conv.autotune.tune import tune
-
     names = ("benchmark",) if run.rehearse else ("benchmark", "gradients", "lectures")
-    workloads = sorted((workload for name in names for workload in run.cases(name)), key=_standing(run))
-    seconds = min(deadline.left, _REHEARSAL_TUNING) if run.rehearse else deadline.left
-    outcomes = tune(
-        workloads, seconds=seconds, lab=DeviceLab(run.device, run.timer()), folder=run.out / "autotune_configs",
-        journal=run.out / TRIALS, report=run.say,
-    )  # fmt: skip
+    outcomes = _tuned(run, deadline, sorted((each for name in names for each in run.cases(name)), key=_standing(run)))
     found = {outcome.workload: _plain(asdict(outcome)) for outcome in outcomes}
     write_json(run.out / TUNING, {"provenance": provenance(run.device), "outcomes": found})
     return {"tuned": len(found), "trials": sum(outcome.trials for outcome in outcomes)}
+
+
+def portfolio(run: Run, deadline: Deadline) -> Report:
+    """Tries the flagships and their gradients with what won on the others, after all trials that are kept of the same
+    code, those committed for this device among them: what portfolios are judged by.
+    """
+    workloads = run.cases("benchmark") + run.cases("gradients")
+    committed = _COMMITTED / run.results.name / TRIALS
+    outcomes = _tuned(run, deadline, workloads, known=(committed,), portfolio=True)
+    faster = sum(math.isfinite(outcome.interval_us[0]) for outcome in outcomes)
+    run.say(f"{faster} workloads with a final, for a tile of another that is faster")
+    return {"finals": faster, "left": len(workloads) - len(outcomes)}
+
+
+_COMMITTED = Path(__file__).parent / "results"
+
+
+def _tuned(run: Run, deadline: Deadline, workloads: Sequence[Workload], **settings: Any) -> list[Outcome]:
+    from triton_conv.autotune.lab import DeviceLab
+    from triton_conv.autotune.tune import tune
+
+    seconds = min(deadline.left, _REHEARSAL_TUNING) if run.rehearse else deadline.left
+    return tune(
+        workloads, seconds=seconds, lab=DeviceLab(run.device, run.timer()), folder=run.out / "autotune_configs",
+        journal=run.out / TRIALS, report=run.say, **settings,
+    )  # fmt: skip
 
 
 def _standing(run: Run) -> Callable[[Workload], float]:
@@ -231,7 +253,8 @@ STAGES: dict[str, tuple[float, _Stage]] = {
     "environment": (0.005, environment),
     "ceilings": (0.015, measure_ceilings),
     "tests": (0.13, tests),
-    "tuning": (0.18, tuning),
+    "tuning": (0.16, tuning),
+    "portfolio": (0.02, portfolio),
     **{
         name: (share, partial(benchmark, name))
         for name, share in {"benchmark": 0.12, "gradients": 0.14, "lectures": 0.05, "steps": 0.07}.items()

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from triton_conv import configs, dispatch
+from triton_conv.autotune.cover import lacking
 from triton_conv.autotune.lab import Trial
-from triton_conv.autotune.portfolio import Costs, choose, leave_one_out, percentile, summary, won
+from triton_conv.autotune.portfolio import Costs, Judged, choose, leave_one_out, passed_over, percentile, summary, won
 from triton_conv.autotune.replay import Table, read_trials, tables
 from triton_conv.autotune.search import Candidate, Search, cost_of
 from triton_conv.autotune.simulated import Simulation, table
@@ -159,17 +160,33 @@ def recorded_tables(trials: Path) -> dict[str, Table]:
     return {key: found for key, found in corrected(tables(read_trials(trials)), shipped).items() if key in known}
 
 
+def complete(recorded: Mapping[str, Table], target: Target) -> set[str]:
+    """The problems that were tried with every tile of a portfolio of the others: of these nothing is guessed."""
+    costs, problems = won(recorded), known_problems()
+    return {key for key, table in recorded.items() if not lacking(costs, table, problems[key], target)}
+
+
 def portfolio_figures(recorded: Mapping[str, Table], target: Target, radius: float) -> dict[str, Any]:
-    """Portfolios on problems left out, by kernel and over all of them."""
+    """Portfolios on problems left out, by kernel and over all of them; and over those with complete trials, which
+    alone the others' tiles can be judged by. A kernel with a single problem has no others: it is none of these.
+    """
+    whole, judged_whole = complete(recorded, target), list[Judged]()
     problems, every, found, possible = known_problems(), [], {}, list[float]()
     for kernel, costs in won(recorded).items():
-        judged = leave_one_out(costs, {key: default_tile(kernel, problems[key], target) for key in costs}, radius)
+        defaults = {key: default_tile(kernel, problems[key], target) for key in costs}
+        judged = leave_one_out(costs, defaults, radius, passed_over(kernel, problems, target))
         found[kernel] = summary(judged)
         every += judged
+        judged_whole += [one for one in judged if one.problem in whole and len(costs) > 1]
         possible += best_of_others(costs)
     bound = {"judged": len(possible), "geomean": round(math.expm1(statistics.fmean(possible or [0.0])), 4),
              "p95": round(math.expm1(percentile(possible or [0.0], 0.95)), 4)}  # fmt: skip
-    return {"radius": radius, "all": summary(every), "best tile of the portfolio, whoever chose it": bound} | found
+    return {
+        "radius": radius,
+        "all": summary(every),
+        "problems with complete trials": summary(judged_whole),
+        "best tile of the portfolio, whoever chose it": bound,
+    } | found
 
 
 def best_of_others(costs: Costs) -> list[float]:

@@ -251,7 +251,7 @@ def _choose_tile(
     key = problem.describe()
     notes: list[str] = []
     for kernel, tile, source, like in _ladder(suited, problem, target, key):
-        reason = tile.unfit(problem, target) or (_idle(kernel, tile, problem, target) if like else None)
+        reason = tile.unfit(problem, target) or (idle(kernel, tile, problem, target) if like else None)
         if reason is None:
             return kernel, tile, source, [*notes, like] if like else notes
         notes.append(f"passed over {source} of {kernel.name} ({tile}): {reason}")
@@ -279,7 +279,7 @@ def _ladder(suited: list[Kernel], problem: Problem, target: Target, key: str) ->
         yield kernel, kernel.safe_tile, "safe", ""
 
 
-def _idle(kernel: Kernel, tile: Tile, problem: Problem, target: Target) -> str | None:
+def idle(kernel: Kernel, tile: Tile, problem: Problem, target: Target) -> str | None:
     """Why a tile that suits a near problem would leave multiprocessors idle on this one, or None."""
     programs = kernel.grid(problem, tile)
     default = default_tile(kernel.name, problem, target)

@@ -62,6 +62,10 @@ def add_to(commands: Any) -> None:
     _selection(tuning)
     _budget(tuning)
     tuning.add_argument("--preset", choices=PRESETS, default="exhaustive", help="16, 96 or all candidates a workload")
+    tuning.add_argument(
+        "--portfolio", action="store_true",
+        help="try each workload only with the tiles of a portfolio of all the other problems tuned",
+    )  # fmt: skip
     tuning.add_argument("--gpus", metavar="all|N,M", help="every GPU of this machine, or these: a process for each")
     tuning.add_argument("--device", default="cuda", metavar="NAME", help="cuda, cuda:N or simulated:h100[,noise=0.02]")
     tuning.add_argument("--target", choices=target.KNOWN, help="without a GPU: list the candidates that compile for it")
@@ -241,7 +245,9 @@ def _tune(arguments: argparse.Namespace) -> int:
 
 # Candidates of a workload that are listed where none can be measured.
 _LISTED = 16
-_SESSION_ARGUMENTS = ("workload", "model", "op", "gradients", "preset", "device", "gpus", "default_workload")
+_SESSION_ARGUMENTS = (
+    "workload", "model", "op", "gradients", "preset", "device", "gpus", "default_workload", "portfolio"
+)  # fmt: skip
 
 
 def _run(
@@ -252,7 +258,7 @@ def _run(
         seconds = max(0.1, arguments.budget - (time.monotonic() - start))
         outcomes = fleet.tune_all(
             selected, labs, seconds=seconds, folder=folder, device=device, most_trials=PRESETS[arguments.preset],
-            report=say, watch=watch, stopped=lambda: bool(interrupted),
+            portfolio=arguments.portfolio, report=say, watch=watch, stopped=lambda: bool(interrupted),
         )  # fmt: skip
     say(f"winners and trials are in {device}")
     rows = [vars(outcome) | {"gain": outcome.gain} for outcome in outcomes]
@@ -270,7 +276,7 @@ def _resume(arguments: argparse.Namespace) -> int:
     if not sessions:
         raise StoreError(f"store: nothing was tuned in {folder} yet")
     try:
-        session = {"gpus": None} | json.loads(sessions[-1].read_text())
+        session = {"gpus": None, "portfolio": False} | json.loads(sessions[-1].read_text())
         known = {name: session[name] for name in _SESSION_ARGUMENTS}
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"store: {sessions[-1]} is not readable ({error})") from error

@@ -11,7 +11,7 @@ from ..kernels import KERNELS
 from ..problem import Problem
 from ..target import Target
 from .lab import Trial
-from .replay import candidate_of, trial_of
+from .replay import Table, candidate_of, tables, trial_of
 from .search import Candidate
 from .store import write_text
 
@@ -26,22 +26,33 @@ class Journal:
         self._known = [file for file in (*known, path) if file is not None]
         self._rows: list[dict[str, object]] | None = None
 
+    @property
+    def count(self) -> int:
+        """How many trials are known, those written by now among them."""
+        return len(self._good())
+
     def known(self, problem: Problem) -> Iterator[tuple[Candidate, Trial]]:
         """Earlier trials of a problem, by the kernels' code of today on this device."""
-        if self._rows is None:
-            self._rows = [row for path in self._known for row in _read(path)]
-        for row in self._rows:
-            if row["problem"] != problem.describe() or row.get("device", self._device) != self._device:
-                continue
-            if row["kernel"] not in KERNELS or row["kernel_hash"] != kernel_hash(str(row["kernel"])):
-                continue
-            if (candidate := candidate_of(row)) is not None:
+        for row in self._good():
+            if row["problem"] == problem.describe() and (candidate := candidate_of(row)) is not None:
                 yield candidate, trial_of(row)
+
+    def tables(self) -> dict[str, Table]:
+        """All of them by problem, those written by now among them."""
+        return tables(self._good())
+
+    def _good(self) -> list[dict[str, object]]:
+        if self._rows is None:
+            self._rows = [row for path in self._known for row in _read(path) if self._is_ours(row)]
+        return self._rows
+
+    def _is_ours(self, row: dict[str, object]) -> bool:
+        if row.get("device", self._device) != self._device or row["kernel"] not in KERNELS:
+            return False
+        return row["kernel_hash"] == kernel_hash(str(row["kernel"]))
 
     def write(self, workload: str, problem: Problem, candidate: Candidate, trial: Trial) -> None:
         """Appends one trial, in one write: of a process that is killed at most this line is lost."""
-        if self._path is None:
-            return
         row: dict[str, object] = {
             "workload": workload,
             "problem": problem.describe(),
@@ -54,6 +65,9 @@ class Journal:
             row |= {"failure": trial.failure}
         else:
             row |= {"time_us": trial.time_us, "relative_error": trial.relative_error}
+        self._good().append(row)
+        if self._path is None:
+            return
         line = json.dumps(row).encode() + b"\n"
         with self._path.open("ab+") as file:
             if file.tell() and self._cut_off():

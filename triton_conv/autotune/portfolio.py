@@ -8,11 +8,14 @@ never tried on it nothing is known, and nothing is counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..kernels import Tile
+from ..dispatch import idle
+from ..kernels import KERNELS, Tile
 from ..portfolio import MOST_TILES, Portfolio
+from ..problem import Problem
+from ..target import Target
 from .replay import Table
 
 # A tile that was not tried on a problem, or failed there, covers it as badly as one twice as slow.
@@ -22,6 +25,9 @@ _LEAST_GAIN = 0.005
 _RADII = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 # Answers that must have been judged before a portfolio is believed.
 _LEAST_JUDGED = 3
+
+Refused = Callable[[str, Tile], bool]
+"""Whether a plan of a problem would pass over a tile."""
 
 Costs = Mapping[str, Mapping[Tile, float]]
 """By problem and tile, the logarithm of its time over the best time of any kernel."""
@@ -85,12 +91,18 @@ def portfolio(costs: Costs, radius: float, regret: Mapping[str, float] | None = 
     return Portfolio(used, shapes, radius, regret or {})
 
 
-def leave_one_out(costs: Costs, defaults: Mapping[str, Tile], radius: float) -> list[Judged]:
-    """Answers for each problem from a portfolio of the others; `defaults` are the analytic default tiles."""
+def leave_one_out(
+    costs: Costs, defaults: Mapping[str, Tile], radius: float, refused: Refused = lambda problem, tile: False
+) -> list[Judged]:
+    """Answers for each problem from a portfolio of the others; `defaults` are the analytic default tiles, which answer
+    where the portfolio's would be `refused`.
+    """
     found = []
     for problem, row in costs.items():
         made = portfolio({other: costs[other] for other in costs if other != problem}, radius)
         answer = made.nearest(problem)
+        if answer and refused(problem, answer[2]):
+            answer = None
         default = row.get(defaults[problem]) if problem in defaults else None
         found.append(Judged(problem, answer is not None, row.get(answer[2]) if answer else default, default))
     return found
@@ -113,14 +125,26 @@ def summary(judged: Sequence[Judged]) -> dict[str, float]:
     return {name: round(value, 4) for name, value in result.items()}
 
 
-def build(costs: Costs, defaults: Mapping[str, Tile]) -> Portfolio | None:
+def passed_over(kernel: str, problems: Mapping[str, Problem], target: Target) -> Refused:
+    """What a plan does with a portfolio's answer that does not fit the problem or leaves multiprocessors idle."""
+
+    def refused(key: str, tile: Tile) -> bool:
+        problem = problems.get(key)
+        return problem is not None and bool(tile.unfit(problem, target) or idle(KERNELS[kernel], tile, problem, target))
+
+    return refused
+
+
+def build(
+    costs: Costs, defaults: Mapping[str, Tile], refused: Refused = lambda problem, tile: False
+) -> Portfolio | None:
     """The portfolio of a kernel with the radius that is best on problems left out.
 
     None if no radius beats the analytic default there, on enough problems: then that one had better answer.
     """
     best: tuple[float, Portfolio] | None = None
     for radius in _RADII:
-        regret = summary(leave_one_out(costs, defaults, radius))
+        regret = summary(leave_one_out(costs, defaults, radius, refused))
         if regret["judged_answers"] < _LEAST_JUDGED or regret["p95"] > regret["default_p95"]:
             continue
         gain = regret["default_geomean"] - regret["geomean"]

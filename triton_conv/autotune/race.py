@@ -10,10 +10,12 @@ from pathlib import Path
 
 from ..aot import Compiled, WarmJob
 from ..configs import Entry, portfolio_tiles
+from ..defaults import default_tile
 from ..dispatch import forms, plan
 from ..errors import ConfigError
 from ..portfolio import Place, place
 from ..workloads import Workload
+from .cover import Cover
 from .journal import Journal
 from .lab import Bench, Lab, OutOfTimeError, Trial, first_line
 from .measure import DeviceLostError, Timing
@@ -49,19 +51,31 @@ class Outcome:
 
 
 class Race:
-    """The trials of one workload, its final, and its winner."""
+    """The trials of one workload, its final, and its winner.
+
+    It begins with what won on other problems; where `portfolio`, it tries nothing else.
+    """
 
     def __init__(
-        self, workload: Workload, lab: Lab, folder: Path, journal: Journal, most_trials: float, per_round: int = ROUND
+        self,
+        workload: Workload,
+        lab: Lab,
+        folder: Path,
+        journal: Journal,
+        cover: Cover,
+        most_trials: float,
+        per_round: int = ROUND,
+        portfolio: bool = False,
     ) -> None:
-        self._per_round = per_round
-        self._modelled = lab.compiles and known(lab.target)
+        self._per_round, self._cover, self.portfolio = per_round, cover, portfolio
+        self._modelled = lab.compiles and known(lab.target) and not portfolio
+        self._best_before = math.inf
         self._compiled: dict[Candidate, str] = {}
         self.workload, self._lab = workload, lab
         self._folder, self._journal, self._most_trials = folder, journal, most_trials
         self._bench: Bench | None = None
         self._search: Search | None = None
-        self._error = ""
+        self.error = ""
         self._failures: Counter[str] = Counter()
         self._errors: dict[Candidate, float] = {}
         self._trials = 0
@@ -77,15 +91,20 @@ class Race:
         except DeviceLostError:
             raise
         except (RuntimeError, MemoryError, ValueError) as error:
-            self._error = f"cannot be set up here: {first_line(error)}"
+            self.error = f"cannot be set up here: {first_line(error)}"
             return False
         problem, target = self._bench.problem, self._lab.target
-        seeds = [Candidate(k.name, tile) for k in forms(problem, target)[0] for tile in portfolio_tiles(k.name, target)]
+        seeds = self._cover.of(problem)
+        seeds += [
+            Candidate(k.name, tile) for k in forms(problem, target)[0] for tile in portfolio_tiles(k.name, target)
+        ]
         wider = WIDER if self._modelled else 1
         self._search = Search(
             problem, target, self._bench.spaces(), seeds, wider * self._per_round, wider * OPENING
         )  # fmt: skip
-        for candidate, trial in self._journal.known(problem):
+        # The store's winners too, where nothing but what others won is tried: a tile of theirs must beat them.
+        earlier = self._cover.table(problem).items() if self.portfolio else self._journal.known(problem)
+        for candidate, trial in earlier:
             if candidate.tile.unfit(problem, target):
                 # Measured before the kernel declared what rules it out.
                 continue
@@ -96,7 +115,18 @@ class Race:
             else:
                 self._errors[candidate] = trial.relative_error
                 self._search.known(candidate, trial.time_us)
+        self._best_before = self.best_us
         return True
+
+    @property
+    def started(self) -> bool:
+        """Whether operands are there, or it is known that they cannot be."""
+        return self._search is not None or bool(self.error)
+
+    @property
+    def lacking(self) -> list[Candidate]:
+        """What a portfolio of the other problems is still to be tried with on this one."""
+        return [] if self.error else self._cover.untried(self.workload.problem())
 
     def planned_job(self) -> WarmJob:
         """The compilation of what a call of the workload launches now."""
@@ -113,6 +143,10 @@ class Race:
 
     def round(self, others: Sequence[tuple[Place, Candidate]] = ()) -> list[Candidate]:
         """The next candidates, none that would pass the most trials of a workload; `others` lead other races."""
+        if self.portfolio:
+            found = [] if self._trials >= self._most_trials else self.lacking
+            self.pending = len(found)
+            return found
         assert self._search is not None and self._bench is not None
         here = place(self._bench.problem.describe())
         near = sorted((other for other in others if other[0].kind == here.kind), key=lambda o: here.distance(o[0]))
@@ -123,9 +157,9 @@ class Race:
         return found
 
     def job(self, candidate: Candidate) -> WarmJob:
-        assert self._bench is not None
         make = ModelledWarmJob if self._modelled else WarmJob
-        return make(candidate.kernel, self._bench.problem, candidate.tile, self._lab.target)
+        problem = self._bench.problem if self._bench else self.workload.problem()
+        return make(candidate.kernel, problem, candidate.tile, self._lab.target)
 
     def compiled(self, candidate: Candidate, made: Compiled) -> list[tuple[Candidate, str]]:
         """What to try now that a candidate is compiled, with its error or without one: itself; or, where the static
@@ -194,8 +228,10 @@ class Race:
 
     def finish(self, seconds: float = math.inf) -> Outcome | None:
         """The final between the default and the fastest, and the outcome; None if there was no time for a trial."""
-        if self._error:
-            return Outcome(self.workload.title, "", error=self._error)
+        if self.error:
+            return Outcome(self.workload.title, "", error=self.error)
+        if self.portfolio and self.best_us >= self._best_before:
+            return None if self.lacking else self._unchanged()
         if self._search is None or self._bench is None or self._trials == 0:
             return None
         times, default = self._search.times, self._search.defaults[0]
@@ -232,6 +268,22 @@ class Race:
         except (ConfigError, OSError) as error:
             return replace(outcome, error=f"not stored: {error}")
         return outcome
+
+    def _unchanged(self) -> Outcome | None:
+        """The outcome where none of the others' tiles is faster than what was known: no final is held."""
+        problem, target = self.workload.problem(), self._lab.target
+        table = self._cover.table(problem)
+        times = {candidate: trial.time_us for candidate, trial in table.items() if not trial.failure}
+        if not times:
+            return None
+        best = min(times, key=lambda candidate: times[candidate])
+        first = forms(problem, target)[0][0].name
+        default = Candidate(first, default_tile(first, problem, target))
+        failures = Counter(trial.failure for trial in table.values() if trial.failure)
+        return Outcome(
+            self.workload.title, best.kernel, str(best.tile), times[best],
+            default_time_us=times.get(default, math.nan), trials=len(table), failures=dict(failures),
+        )  # fmt: skip
 
 
 def _compilation_failure(error: str) -> str:

@@ -59,9 +59,17 @@ class Search:
     ) -> None:
         self._per_round, self._opens_with = per_round, opening
         self._problem, self._target = problem, target
-        self._spaces = spaces or {
-            kernel.name: candidates(kernel.name, problem, target) for kernel in forms(problem, target)[0]
-        }
+        self._spaces = (
+            dict(spaces)
+            if spaces
+            else {kernel.name: candidates(kernel.name, problem, target) for kernel in forms(problem, target)[0]}
+        )
+        if not spaces:
+            # What won elsewhere may be no value of the space, a rule's own tile for instance.
+            for seed in seeds:
+                tiles = self._spaces.get(seed.kernel)
+                if tiles and seed.tile not in tiles and seed.tile.unfit(problem, target) is None:
+                    self._spaces[seed.kernel] = [*tiles, seed.tile]
         self._seeds = [seed for seed in seeds if seed.tile in self._spaces.get(seed.kernel, ())]
         self.defaults = [Candidate(name, tiles[0]) for name, tiles in self._spaces.items() if tiles]
         self.times: dict[Candidate, float] = {}

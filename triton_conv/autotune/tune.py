@@ -20,6 +20,7 @@ from typing import Any
 from .. import ops
 from ..aot import Compiled, Pool, WarmJob
 from ..workloads import Workload
+from .cover import Cover
 from .journal import Journal
 from .lab import Lab, OutOfTimeError
 from .race import Outcome, Race
@@ -48,6 +49,7 @@ def tune(
     known: Sequence[Path] = (),
     compilers: int | None = None,
     most_trials: float = math.inf,
+    portfolio: bool = False,
     report: Report = print,
     watch: Watch = lambda race, candidate: None,
     stopped: Callable[[], bool] = lambda: False,
@@ -56,14 +58,16 @@ def tune(
 
     On a GPU every core compiles, or `compilers` of them, round by round, while this process tries what is ready. Each
     trial is a line of the file `journal`; those in the files `known` are not repeated either. `watch` is called after
-    each trial; the search ends early when `stopped` says so.
+    each trial; the search ends early when `stopped` says so. With `portfolio` each workload is tried with the tiles
+    that a portfolio of the other problems has, and no others: what judging portfolios takes.
     """
     stop = lab.now() + seconds
     trials = Journal(journal, lab.target, known)
     cores = compilers or max(1, len(os.sched_getaffinity(0)) - _OWN_CORES)
     # No core that could compile waits for the trials of a round.
     per_round = max(ROUND, -(-cores // max(len(workloads), 1))) if lab.compiles else ROUND
-    races = [Race(workload, lab, folder, trials, most_trials, per_round) for workload in workloads]
+    cover = Cover(lab.target, trials)
+    races = [Race(each, lab, folder, trials, cover, most_trials, per_round, portfolio) for each in workloads]
     pool = Pool(cores, _SECONDS_PER_COMPILE) if lab.compiles else _NoPool()
     spent = dict.fromkeys(("setting up", "trying", "waiting for the compiler"), 0.0)
     try:
@@ -76,6 +80,9 @@ def tune(
         if (outcome := race.finish(max(0.0, stop - lab.now()))) is not None:
             outcomes.append(outcome)
             report(describe(outcome))
+    if portfolio:
+        done = sum(not race.lacking for race in races)
+        report(f"{done} of {len(races)} workloads tried with every tile of a portfolio of the others")
     if left := len(races) - len(outcomes):
         report(f"out of time: {left} workloads not tuned")
     ops.forget_plans()
@@ -106,16 +113,35 @@ def _run(
             pool.submit((index, candidate), races[index].job(candidate), (*turn, rounds[index], position, index))
         rounds[index] += 1
 
+    def begin(index: int) -> None:
+        # A race starts with a launch of the planned tile, which need not wait for the compiler then.
+        pool.submit((index, None), races[index].planned_job(), (-1, 0, 0, 0, index))
+
+    def deal_anew() -> bool:
+        """Where only portfolios' tiles are tried: what all the trials so far make of them; whether that is anything."""
+        for index, race in enumerate(races):
+            if race.portfolio:
+                deal(index)
+                if race.pending and not race.started:
+                    begin(index)
+        return pool.waiting > 0
+
+    def start_race(index: int, seconds: float) -> None:
+        began = lab.now()
+        if races[index].start(seconds) and not races[index].portfolio:
+            deal(index)
+        spent["setting up"] += lab.now() - began
+
     ready: deque[tuple[int, Candidate, str]] = deque()
-    # A race starts with a launch of the planned tile, which need not wait for the compiler then.
     for index, race in enumerate(races):
-        pool.submit((index, None), race.planned_job(), (-1, 0, 0, 0, index))
-    while (ready or pool.waiting) and not stopped():
+        if not race.portfolio:
+            begin(index)
+    while (ready or pool.waiting or deal_anew()) and not stopped():
         # A candidate that hangs until the time is up takes its process along, and the finals need one.
         left = stop - sum(race.final_seconds for race in races) - reserve - lab.now()
         if left < 0:
             return
-        start = began = lab.now()
+        start = lab.now()
         if not ready:
             try:
                 (index, candidate), compiled = pool.take(min(left, _SLICE))
@@ -126,22 +152,24 @@ def _run(
             if candidate is not None:
                 ready.extend((index, *each) for each in races[index].compiled(candidate, compiled))
                 continue
-            start = lab.now()
             try:
-                if races[index].start(left - (lab.now() - began)):
-                    deal(index)
+                start_race(index, left - (lab.now() - start))
             except OutOfTimeError:
                 return
-            spent["setting up"] += lab.now() - start
             continue
         index, candidate, error = ready.popleft()
         race = races[index]
         try:
+            if not race.started:  # what it plans was the last to compile
+                start_race(index, left)
+                left -= lab.now() - start
+            if race.error:
+                continue
             race.trial(candidate, error, left)
         except OutOfTimeError:
             return
         watch(race, candidate)
-        if race.pending == 0:
+        if race.pending == 0 and not race.portfolio:
             deal(index)
         spent["trying"] += lab.now() - start
 
@@ -171,8 +199,10 @@ def describe(outcome: Outcome) -> str:
     """One line."""
     if outcome.error:
         return f"{outcome.workload}: {outcome.error}"
+    low, high = outcome.interval_us
+    interval = "" if math.isnan(low) else f" [{low:.1f}, {high:.1f}]"
     failures = "".join(f", {count} {kind}" for kind, count in sorted(outcome.failures.items()))
     return (
-        f"{outcome.workload}: {outcome.time_us:.1f} us [{outcome.interval_us[0]:.1f}, {outcome.interval_us[1]:.1f}], "
+        f"{outcome.workload}: {outcome.time_us:.1f} us{interval}, "
         f"{outcome.gain:.2f}x the default, {outcome.trials} tiles tried{failures}; {outcome.kernel} {outcome.tile}"
     )

@@ -20,7 +20,7 @@ from . import journal, store
 from .console import OUT, say, write_json
 from .console import Table as Grid
 from .lab import Trial
-from .portfolio import build, won
+from .portfolio import build, passed_over, won
 from .replay import Table, read_trials, tables
 from .search import Candidate
 
@@ -163,7 +163,7 @@ def add_portfolios(folder: Path, target: Target, recorded: dict[str, Table]) -> 
     mine = {file.kernel: file for file in every if file.target.config_folder == target.config_folder}
     for kernel, costs in won(fitting(corrected(recorded, mine), problems, target)).items():
         defaults = {key: default_tile(kernel, problems[key], target) for key in costs if key in problems}
-        made = build(costs, defaults)
+        made = build(costs, defaults, passed_over(kernel, problems, target))
         report[kernel] = dict(made.regret) | {"radius": made.radius} if made else "the analytic default answers"
         if made and kernel in mine:
             mine[kernel].portfolio = made
