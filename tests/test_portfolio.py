@@ -48,11 +48,14 @@ def test_distances_count_doublings():
     assert here.distance(place(KEY.replace("c512-512", "c256-1024"))) == pytest.approx(math.sqrt(2))
     for other in (("bfloat16", "float16"), ("NHWC", "NCHW"), ("g1 ", "g1 t0x0 "), ("NHWC", "NHWC dw")):
         assert here.distance(place(KEY.replace(*other))) == math.inf
-    # A tile for aligned channels spills where each has an address of its own; rows of pixels likewise.
+    # A tile for aligned channels spills where each has an address of its own; rows of pixels likewise. One that was
+    # found where nothing is aligned serves where something is.
     for other in (("c512-512", "c512-511"), ("c512-512", "c508-512")):
         assert here.distance(place(KEY.replace(*other))) == math.inf
+        assert place(KEY.replace(*other)).distance(here) < 0.02
     narrow, odd = KEY.replace("NHWC", "NCHW").replace("65x65", "64x64"), KEY.replace("NHWC", "NCHW")
     assert place(narrow).distance(place(odd)) == math.inf
+    assert place(odd).distance(place(narrow)) < 0.02
     # An epilogue is no other kind.
     assert here.distance(place(KEY.replace("NHWC", "NHWC+bias+relu"))) == 0
 

@@ -42,14 +42,21 @@ _DESCRIPTION = re.compile(
 
 @dataclass(frozen=True)
 class Place:
-    """Where a problem lies: `kind` must be the same for two problems to be compared, `numbers` may differ."""
+    """Where a problem lies: `kind` must be the same for two problems to be compared, `numbers` may differ.
+
+    `aligned` is how many numbers lie side by side at an aligned place: 1 to 8.
+    """
 
     kind: str
     numbers: tuple[float, ...]
+    aligned: int = 8
 
     def distance(self, other: Place) -> float:
-        """Weighted doublings between two problems; infinite between two kinds."""
-        if self.kind != other.kind:
+        """Weighted doublings from a problem that a tile was found on to one that it may serve; infinite between two
+        kinds, and to a problem that is less aligned: with 61 channels each has an address of its own, and a tile of
+        aligned ones spilled 3320 bytes.
+        """
+        if self.kind != other.kind or self.aligned > other.aligned:
             return math.inf
         squares = ((w * (a - b)) ** 2 for w, a, b in zip(WEIGHTS.values(), self.numbers, other.numbers, strict=True))
         return math.sqrt(sum(squares))
@@ -74,12 +81,9 @@ def place(description: str) -> Place:
     )  # fmt: skip
     # What there is beside the sizes changes what a tile must hold; whether offsets have a mask too does not.
     rest = "".join(word for word in re.sub(r"og\d+\S*", "og", match["rest"]).split())
-    # How many numbers lie side by side at an aligned place. With 61 channels each has an address of its own: a tile of
-    # aligned ones spilled 3320 bytes.
     last = (numbers[1], numbers[2]) if match["layout"] == "NHWC" else (width,)
-    vector = f"by {math.gcd(8, *last)}"
-    kind = " ".join((match["dtype"], match["layout"], vector, "transposed" if match["transposed"] else "forward", rest))
-    return Place(kind.strip(), tuple(math.log2(max(number, 1)) for number in numbers))
+    kind = " ".join((match["dtype"], match["layout"], "transposed" if match["transposed"] else "forward", rest))
+    return Place(kind.strip(), tuple(math.log2(max(number, 1)) for number in numbers), math.gcd(8, *last))
 
 
 @dataclass(frozen=True)

@@ -149,8 +149,9 @@ class Race:
             return found
         assert self._search is not None and self._bench is not None
         here = place(self._bench.problem.describe())
-        near = sorted((other for other in others if other[0].kind == here.kind), key=lambda o: here.distance(o[0]))
-        self._search.suggest([candidate for _, candidate in near])
+        far = {number: where.distance(here) for number, (where, _) in enumerate(others)}
+        near = sorted((number for number in far if far[number] < math.inf), key=lambda number: far[number])
+        self._search.suggest([others[number][1] for number in near])
         found = [] if self._trials >= self._most_trials else self._search.round()
         self.pending = len(found)
         self._compiled.clear()
