@@ -194,3 +194,25 @@ def test_a_faster_tile_of_another_gets_a_final_and_no_other_does(tmp_path):
     assert stays.interval_us[0] != stays.interval_us[0], "it was not run again"
     stored = {key: e.tile for _, f in upkeep.files(tmp_path) for key, e in f.entries.items()}
     assert str(stored[near.problem().describe()]) == winner.tile
+
+
+def test_every_tuning_begins_with_what_won_elsewhere(store):
+    """After the defaults, and before what the count of work speaks for."""
+    before = len(trials(store))
+    costs, _ = told(store)
+    near = replace(FLAGSHIP, name="near", input=(9, 512, 65, 65))
+    problem = near.problem()
+    names = [kernel.name for kernel in forms(problem, TARGET)[0]]
+    defaults = [Candidate(name, default_tile(name, problem, TARGET)) for name in names]
+    expected = [Candidate(n, tile) for n in names for tile in cover.of_others(costs.get(n, {}), problem.describe())]
+    expected = [c for c in dict.fromkeys([*defaults, *expected]) if c.tile.unfit(problem, TARGET) is None]
+    assert len(expected) > len(defaults)
+    tune(
+        [near], seconds=1000.0, lab=SimulatedLab(Simulation.parse(DEVICE)), folder=store,
+        journal=store / PART / "trials.jsonl", most_trials=16,
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (store / PART / "trials.jsonl").read_text().splitlines()][before:]
+    assert [(row["kernel"], row["tile"]) for row in rows[: len(expected)]] == [
+        (candidate.kernel, candidate.tile.asdict()) for candidate in expected
+    ]
+    assert len(rows) == 16

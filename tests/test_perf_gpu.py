@@ -80,7 +80,7 @@ def test_a_rehearsal_and_again(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(stages, "_REHEARSAL_TUNING", 2.0)
     out, bundle = tmp_path / "work", tmp_path / "out"
     timed, kinds = ("benchmark", "gradients", "lectures", "steps", "variants"), ("grouped", "deformable", "local")
-    names = ("environment", "ceilings", "tests", "tuning", *timed)
+    names = ("environment", "ceilings", "tests", "tuning", "portfolio", *timed)
     arguments = ["--rehearse", f"--work={out}", f"--out={bundle}"]
     assert gpu.main([*arguments, f"--only={','.join([*names, *kinds])}"]) == 0, capfd.readouterr()
     printed = capfd.readouterr().out.splitlines()
@@ -111,7 +111,7 @@ def test_a_rehearsal_and_again(tmp_path, monkeypatch, capfd):
         f"0 cases run, {len(work.cases(name))} kept, 0 left for want of time" for name in timed
     ]
     assert "already run for this code" in printed
-    assert gpu.main([*arguments, "--only=tuning,grouped"]) == 0
+    assert gpu.main([*arguments, "--only=tuning,portfolio,grouped"]) == 0
     trials = [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()]
     tried = [(trial["workload"], trial["kernel"], *trial["tile"].items()) for trial in trials]
     assert len(tried) == len(set(tried)) > 0, "nothing is tried twice"
