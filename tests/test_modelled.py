@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -87,7 +88,8 @@ def opened(monkeypatch, lab):
 
     monkeypatch.setattr(race, "portfolio_tiles", lambda kernel, target: [])
     lab.open = lambda workload, seconds: Bench()
-    made = race.Race(WORKLOAD, lab, None, Journal(), math.inf)
+    nothing_won = SimpleNamespace(of=lambda problem: [])
+    made = race.Race(WORKLOAD, lab, None, Journal(), nothing_won, math.inf)
     assert made.start()
     return made
 
