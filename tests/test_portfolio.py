@@ -118,6 +118,27 @@ def test_what_is_left_out_is_answered_by_the_others():
     assert found["default_geomean"] == pytest.approx(math.expm1(0.7 / 3), abs=1e-4)
 
 
+def test_where_a_plan_passes_the_answer_over_the_default_answers():
+    """As `dispatch.plan` does with a tile that does not fit, or leaves multiprocessors idle."""
+    small, problem = replace(FLAGSHIP, input=(1, 512, 65, 65)).problem(), FLAGSHIP.problem()
+    problems = {p.describe(): p for p in (small, problem)}
+    huge, wide = (
+        replace(A, BLOCK_M=1024, BLOCK_N=1024, num_stages=8),
+        replace(A, BLOCK_M=256, BLOCK_N=256, num_warps=16),
+    )
+    refused = building.passed_over(KERNEL, problems, TARGET)
+    assert [refused(small.describe(), tile) for tile in (A, wide, huge)] == [False, True, True]
+    assert [refused(problem.describe(), tile) for tile in (A, wide, huge)] == [False, False, True]
+    assert not refused(key(64), huge), "of a problem that nobody knows nothing is known"
+    costs = {KEY: {wide: 0.0, C: 0.1}, small.describe(): {C: 0.2, wide: 0.7, A: 0.0}}
+    plain, guarded = (
+        {j.problem: j for j in building.leave_one_out(costs, dict.fromkeys(costs, C), 3.0, *rule)}[small.describe()]
+        for rule in ((), (refused,))
+    )
+    assert (plain.answered, plain.regret) == (True, 0.7)
+    assert (guarded.answered, guarded.regret) == (False, 0.2)
+
+
 def test_an_answer_that_was_not_tried_is_not_counted():
     costs = {key(64): {A: 0.0}, key(128): {B: 0.0}}
     judged = building.leave_one_out(costs, {key(64): A, key(128): B}, 3.0)

@@ -9,7 +9,10 @@ import pytest
 from perf_plots import shared_memory, tuner
 from triton_conv import workloads
 from triton_conv.aot import Job, compile_all
+from triton_conv.autotune.lab import Trial
+from triton_conv.autotune.search import Candidate
 from triton_conv.autotune.simulated import Simulation, table
+from triton_conv.kernels import KERNELS
 from triton_conv.target import KNOWN
 
 PROBLEM, TARGET = workloads.find("narrow_groups_8")[0].problem(), KNOWN["sm_90"]
@@ -35,6 +38,27 @@ def test_ours_is_better_than_chance(times):
     for count in ("16", "32"):
         assert figures["ours"][count]["geomean"] <= figures["random"][count]["geomean"]
     assert figures["ours"]["32"]["geomean"] < 0.05
+
+
+def test_portfolios_are_judged_on_problems_that_the_others_tiles_were_tried_on():
+    a = KERNELS["implicit_gemm"].safe_tile
+    b = replace(a, num_warps=8)
+    layers = workloads.find("dilated_d4,dilated_d12,dilated_d36")
+    first, second, third = (layer.problem().describe() for layer in layers)
+
+    def recorded(**times):
+        return {Candidate("implicit_gemm", {"a": a, "b": b}[name]): Trial(time, 1e-3) for name, time in times.items()}
+
+    # The second has not been tried with what won on the first.
+    found = {first: recorded(a=1.0, b=2.0), second: recorded(b=1.0), third: recorded(a=1.5, b=1.0)}
+    assert tuner.complete(found, TARGET) == {first, third}
+    judged = tuner.portfolio_figures(found, TARGET, 8.0)
+    assert judged["all"]["asked"] == 3
+    assert judged["problems with complete trials"]["asked"] == 2
+    found[second] |= recorded(a=1.1)
+    assert tuner.complete(found, TARGET) == {first, second, third}
+    # A kernel that won on one problem alone has no others that could answer.
+    assert tuner.portfolio_figures({first: recorded(a=1.0)}, TARGET, 8.0)["problems with complete trials"]["asked"] == 0
 
 
 def test_look_ups_are_measured():
