@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from triton_conv.configs import kernel_hash
 from triton_conv.workloads import Workload
 
 from . import children
@@ -41,12 +42,16 @@ _PLANTED = "a write past the end"
 
 @dataclass(frozen=True)
 class Finding:
-    """What a tool said of a unit: how many launches it watched, and its first lines if it complained."""
+    """What a tool said of a unit: how many launches it watched, and its first lines if it complained.
+
+    `kernel_hash` is that of the kernel's code: another one is watched anew.
+    """
 
     unit: str
     tool: str
     launches: int
     complaint: str = ""
+    kernel_hash: str = ""
 
 
 def units() -> dict[str, tuple[Workload, str]]:
@@ -79,11 +84,13 @@ def run(folder: Path, about: Mapping[str, Any], deadline: Deadline, rehearse: bo
     if not rehearse and shutil.which(_TOOL) is None:
         raise FileNotFoundError(f"{_TOOL} is not installed: it is part of the CUDA toolkit")
     before = load_json(folder / SANITIZER)
-    same = all(before.get("provenance", {}).get(name) == about.get(name) for name in ("device", "source"))
-    found = [Finding(**row) for row in before.get("findings", [])] if same else []
+    same = all(before.get("provenance", {}).get(name) == about.get(name) for name in ("device", "triton"))
     titles = list(units())[:2] if rehearse else list(units())
+    hashes = {title: kernel_hash(title.rpartition("/")[2]) for title in titles}
+    rows = [Finding(**row) for row in before.get("findings", [])] if same else []
+    found = [finding for finding in rows if finding.kernel_hash == hashes.get(finding.unit)]
     tools = TOOLS[:1] if rehearse else TOOLS
-    planted = before.get("planted", "") if same else "" if rehearse else _planted(deadline)
+    planted = (same and before.get("planted")) or ("" if rehearse else _planted(deadline))
     for tool in tools:
         known = {finding.unit for finding in found if finding.tool == tool}
         todo = [title for title in titles if title not in known]
@@ -91,7 +98,7 @@ def run(folder: Path, about: Mapping[str, Any], deadline: Deadline, rehearse: bo
         watch = functools.partial(_watch, tool, deadline, rehearse)
         with concurrent.futures.ThreadPoolExecutor(count) as threads:
             parts = threads.map(watch, [todo[i::count] for i in range(count)])
-            found += [finding for part in parts for finding in part]
+            found += [replace(each, kernel_hash=hashes[each.unit]) for part in parts for each in part]
         content = {"measured": not rehearse, "provenance": dict(about), "planted": planted}
         write_json(folder / SANITIZER, content | {"findings": [asdict(each) for each in found]})
     total = len(titles) * len(tools)

@@ -12,7 +12,7 @@ from triton_conv.kernels import KERNELS
 
 pytest.importorskip("matplotlib")
 
-ABOUT = {"device": "a card", "source": "abc"}
+ABOUT = {"device": "a card", "triton": "3.6"}
 # As its lines look: three of an illegal access, the same once more, and a process that ends by itself.
 OUTPUT = """\
 ========= COMPUTE-SANITIZER
@@ -52,7 +52,10 @@ def test_a_rehearsal_and_what_is_kept(tmp_path):
     assert not content["measured"] and all(row["launches"] >= 1 for row in content["findings"])
     # What the same code was watched for is not watched again: there would be no time for it.
     assert sanitizer.run(tmp_path, ABOUT, Deadline(0.0), rehearse=True) == (2, 0, 0)
-    assert sanitizer.run(tmp_path, ABOUT | {"source": "new"}, Deadline(0.0), rehearse=True) == (2, 2, 0)
+    assert sanitizer.run(tmp_path, ABOUT | {"triton": "9.9"}, Deadline(0.0), rehearse=True) == (2, 2, 0)
+    content["findings"][0]["kernel_hash"] = "another"
+    (tmp_path / SANITIZER).write_text(json.dumps(content))
+    assert sanitizer.run(tmp_path, ABOUT, Deadline(0.0), rehearse=True) == (2, 1, 0)
 
 
 def test_a_blind_sanitizer_is_told_from_a_clean_form(tmp_path, monkeypatch):
