@@ -121,8 +121,10 @@ def weight_gradient_rows(problem: WeightGradientProblem, target: Target) -> Weig
     # Taps a stride apart are elements of one vector.
     taps = power_of_two(g.kernel[2], 1, min(max(4, 2 * power_of_two(g.stride[2], 1, 8)), 16))
     columns = 128 if target.arch == "sm_90" else 64
-    # wgmma takes no fewer than 64 rows.
-    block_m = power_of_two(g.c_out_group, 64, columns)
+    # wgmma takes no fewer than 64 rows. Rows of the result that are not aligned have an address for each element, of
+    # which those of 128 rows spill 576 bytes.
+    unaligned = g.c_in_group % 8 > 0
+    block_m = power_of_two(g.c_out_group, 64, 64 if unaligned else columns)
     block_n = power_of_two(g.c_in_group, 1, max(columns // taps, 1))
     while block_n * taps < 16:
         block_n *= 2
@@ -134,7 +136,7 @@ def weight_gradient_rows(problem: WeightGradientProblem, target: Target) -> Weig
         BLOCK_K=64 if target.arch == "sm_90" else 32,
         TAPS=taps,
         SPLITS=_splits_of_waves(programs, 64, problem, target),
-        num_warps=warps(target, THREADS if block_m * block_n * taps <= 64 * 128 else 2 * THREADS),
+        num_warps=warps(target, THREADS if block_m * block_n * taps <= 64 * 128 and not unaligned else 2 * THREADS),
         num_stages=3 if target.arch == "sm_90" else 2,
     )
 
