@@ -1,6 +1,7 @@
 """The kernels of deformable gradients with tiles smaller and larger than the problem."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from triton_conv.problem import DeformInputGradientProblem
 from triton_conv.reference import deform_conv2d as defined
 from triton_conv.reference import tolerance
 from triton_conv.target import KNOWN
+from triton_conv.workloads import FLAGSHIPS, INPUT_GRADIENT
 
 _SIZES = [(16, 16, 16), (64, 32, 16), (128, 16, 32)]
 INPUT_TILES = [DeformableInputGradientTile(BLOCK_M=m, BLOCK_N=n, BLOCK_K=k) for m, n, k in _SIZES]
@@ -88,3 +90,13 @@ def test_safe_tiles(kernel, dtype):
 def test_default_tiles_of_a_gpu(kernel):
     arguments = tensors(3, torch.bfloat16, layout=channels_last)
     run_forced(arguments, kernel, default_tile(kernel, planned(arguments, kernel).problem, KNOWN["sm_90"]))
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "gfx942"])
+@pytest.mark.parametrize("fixed_point", [False, True])
+def test_shared_memory_holds_sums_in_the_dtype_of_the_atomics(arch, fixed_point):
+    layer = next(workload for workload in FLAGSHIPS if workload.name == "dcnv2")
+    problem = replace(replace(layer, part=INPUT_GRADIENT).problem(), fixed_point=fixed_point)
+    tile = DeformableInputGradientTile(BLOCK_M=64, BLOCK_N=32, BLOCK_K=32)
+    # Triton 3.7.1 takes 8192 and 16384 bytes on gfx942, where a store of bfloat16 would take 4096.
+    assert tile.shared_bytes(problem, KNOWN[arch]) >= 64 * 32 * (8 if fixed_point else 4)

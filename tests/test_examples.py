@@ -110,6 +110,38 @@ def test_a_network_is_torchs_and_learns(name):
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in ours.parameters())
 
 
+# The whole networks, each with one input.
+LARGER = {
+    "mobilenet": (lambda: examples.mobilenet(10, layers=LAYERS), (3, 64, 64)),
+    "shufflenet": (lambda: examples.shufflenet(10, layers=LAYERS), (3, 64, 64)),
+    "segmentation": (lambda: examples.SegmentationHead(layers=LAYERS), (256, 33, 33)),
+    "autoencoder": (lambda: examples.autoencoder(layers=LAYERS), (1, 28, 28)),
+    "dcgan": (lambda: examples.dcgan_generator(layers=LAYERS), (100, 1, 1)),
+    "deformable": (lambda: examples.DeformableClassifier(layers=LAYERS), (1, 28, 28)),
+    "video": (lambda: examples.video_classifier(layers=LAYERS), (3, 8, 32, 32)),
+    "audio": (lambda: examples.AudioStack(layers=LAYERS), (1, 4000)),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", LARGER)
+def test_a_larger_network_learns(name):
+    build, shape = LARGER[name]
+    torch.manual_seed(2)
+    network = build().to(DEVICE)
+    batch = random((16, *shape), seed=name)
+    optimizer = torch.optim.SGD(network.parameters(), 0.02, momentum=0.9)
+    losses = []
+    launches.clear()
+    for _ in range(10):
+        loss = loss_of(network(batch), name, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(launches.values()) >= 30 and losses[-1] < losses[0]
+
+
 @pytest.mark.parametrize(
     ("network", "shape", "out"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -185,7 +186,9 @@ class DeformableInputGradientTile(Tile):
         factors = [Operand(size * self.BLOCK_K * problem.itemsize) for size in (self.BLOCK_M, self.BLOCK_N)]
         # The product changes its layout for the gather and, in the dtype of the atomics, for the scatter.
         sums = self.BLOCK_M * self.BLOCK_N, 8 if problem.operand("dx_ptr") == torch.int64 else problem.accumulator_bytes
-        return staged_bytes(factors, self.BLOCK_M, self.num_warps, self.num_stages, sums, target)
+        staged = staged_bytes(factors, self.BLOCK_M, self.num_warps, self.num_stages, sums, target)
+        # Atomics are of the sums' own dtype, also where stores are turned in a narrower one.
+        return max(staged, math.prod(sums))
 
     def accumulator_values(self) -> int:
         # Beside the product two tiles of corners are alive.
