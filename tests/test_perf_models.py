@@ -164,7 +164,7 @@ def test_a_rehearsal_of_a_model_is_kept_out_of_the_results():
     made = ModelRecord(model_bench.units(True)[0], False, provenance.provenance(CPU), error="none")
     with pytest.raises(ResultError, match="rehearsal"):
         model_record.write(made, COMMITTED / DEVICE)
-    assert not (COMMITTED / DEVICE / model_record.FOLDER).exists()
+    assert not (COMMITTED / DEVICE / model_record.FOLDER / f"{made.unit.title}.json").exists()
 
 
 def test_figures_and_table_of_models(results, tmp_path, monkeypatch):

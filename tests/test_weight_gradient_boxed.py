@@ -132,7 +132,7 @@ def plan_of(x_shape, w_shape, layout=channels_last, dtype=torch.bfloat16, **opti
 )
 def test_refused_problems(made, message):
     made = made()
-    assert made.kernel.name == "weight_gradient"
+    assert made.kernel.name in ("weight_gradient", "weight_gradient_rows")
     with pytest.raises(PlanError, match=message):
         dispatch.plan(made.problem, made.target, NAME)
 
