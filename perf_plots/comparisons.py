@@ -17,6 +17,7 @@ from typing import Any
 from triton_conv import comparisons, configs
 from triton_conv.comparisons import Comparison, Signature, Times
 from triton_conv.target import Target
+from triton_conv.workloads import LECTURE_KINDS
 
 from .record import COMMITTED, Record, write_json
 from .store import DeviceResults, load
@@ -39,6 +40,9 @@ def compare(results: DeviceResults) -> tuple[dict[Signature, Comparison], list[M
     parts: dict[Signature, dict[str, Times]] = {}
     for record in results.records:
         if not record.measured or record.ours_us is None or record.plan is None:
+            continue
+        # A separable convolution is no depthwise one, though it begins with one; a step is the sum of its parts.
+        if record.workload.kind in LECTURE_KINDS or record.workload.part not in comparisons.PARTS:
             continue
         known, torch_us = _torchs(record)
         if not known:

@@ -16,7 +16,7 @@ from triton_conv import comparisons, configs, ops, policy
 from triton_conv.comparisons import PARTS, Comparison, Signature, Times, alike, judge
 from triton_conv.errors import BackendWarning, CaptureError, ConfigError, ConfigWarning
 from triton_conv.target import INTERPRETER, KNOWN
-from triton_conv.workloads import FLAGSHIPS, WEIGHT_GRADIENT
+from triton_conv.workloads import FLAGSHIPS, KINDS, STEP, WEIGHT_GRADIENT
 
 pytestmark = pytest.mark.usefixtures("exact_products")
 
@@ -167,7 +167,11 @@ def test_the_committed_results_become_the_file_that_is_read(home, capsys):
         target = perf_plots.comparisons.target_of(results)
         assert comparisons.path(home, target).parent.name == results.name
         stored = comparisons.entries(target)
-        for record in results.records:
+        plain = [record for record in results.records if record.workload.kind in KINDS]
+        assert len(plain) < len(results.records), "a separable convolution must not speak for a depthwise one"
+        assert set(stored) == {Signature.of(record.workload.layer.problem()) for record in plain}
+        assert {part for found in stored.values() for part in found.parts} == set(PARTS), "a step is no part"
+        for record in (record for record in plain if record.workload.part != STEP):
             found = stored.get(Signature.of(record.workload.layer.problem()))
             theirs = record.contestants.get("cudnn")
             if record.ours_us is None or theirs is None or not theirs.samples_us:
