@@ -97,7 +97,7 @@ class Compilers:
         self._process.wait()
 
 
-class _Driver:
+class Driver:
     """Stands for Triton's driver: all that a compilation asks of it."""
 
     def __init__(self, vendor: str, arch: str, warp_size: int) -> None:
@@ -123,7 +123,7 @@ def serve(target: str) -> None:
     import triton
 
     _end_with_parent()
-    triton.runtime.driver.set_active(_Driver(*ast.literal_eval(target)))
+    triton.runtime.driver.set_active(Driver(*ast.literal_eval(target)))
     channel = os.dup(1)
     # Whatever a compiler prints must not reach the pipe.
     os.dup2(2, 1)

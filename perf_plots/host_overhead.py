@@ -13,12 +13,13 @@ import statistics
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
 import triton
+
+from .compilers import Driver
 
 _BATCHES, _CALLS = 100, 100
 GOAL_US, MODULE_GOAL_US = 25.0, 35.0
@@ -39,8 +40,8 @@ def _nothing(*arguments: object) -> None:
     """Stands for the launch."""
 
 
-class _NoDriver:
-    """Triton's driver of an H100, whose launches end where the GPU's own driver would be called."""
+class _NoDriver(Driver):
+    """An H100's, whose launches end where the GPU's own driver would be called."""
 
     utils = SimpleNamespace(
         load_binary=lambda *arguments: (1, 1, 32, 0, 1024),
@@ -51,23 +52,12 @@ class _NoDriver:
     def launcher_cls(source: object, metadata: object) -> Callable[..., None]:
         return _nothing
 
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, index: int) -> int:
-        return 0
-
-    def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", 90, 32)
-
 
 def _without_a_gpu() -> None:
     """Has CPU tensors planned and compiled for an H100."""
     import triton_conv.target
 
-    triton.runtime.driver.set_active(_NoDriver())
+    triton.runtime.driver.set_active(_NoDriver("nvidia", "sm_90", 32))
     triton_conv.target.of_device = lambda device: triton_conv.target.KNOWN["sm_90"]
     triton_conv.set_first_use_check(False)
 

@@ -58,12 +58,15 @@ def units() -> dict[str, tuple[Workload, str]]:
     """By title, the workloads with every kernel of their kind, whether or not it can run them."""
     from triton_conv.dispatch import family
 
-    found = {}
-    for workload in (*flagships(), *gradients(), *lectures()):
-        small = _small(workload)
-        for kernel in family(small.problem())[0]:
-            found[f"{workload.title}/{kernel}"] = (small, kernel)
-    return found
+    return {
+        f"{title}/{kernel}": (workload, kernel)
+        for title, workload in _workloads().items()
+        for kernel in family(workload.problem())[0]
+    }
+
+
+def _workloads() -> dict[str, Workload]:
+    return {workload.title: _small(workload) for workload in (*flagships(), *gradients(), *lectures())}
 
 
 def _small(workload: Workload) -> Workload:
@@ -85,7 +88,7 @@ def run(folder: Path, about: Mapping[str, Any], deadline: Deadline, rehearse: bo
         raise FileNotFoundError(f"{_TOOL} is not installed: it is part of the CUDA toolkit")
     before = load_json(folder / SANITIZER)
     same = all(before.get("provenance", {}).get(name) == about.get(name) for name in ("device", "triton"))
-    titles = list(units())[:2] if rehearse else list(units())
+    titles = list(units())[: 2 if rehearse else None]
     hashes = {title: kernel_hash(title.rpartition("/")[2]) for title in titles}
     rows = [Finding(**row) for row in before.get("findings", [])] if same else []
     found = [finding for finding in rows if finding.kernel_hash == hashes.get(finding.unit)]
@@ -209,9 +212,10 @@ def main(arguments: list[str] | None = None) -> int:
         torch.cuda.synchronize()
         print(f"{_END}1", flush=True)
         return 0
-    known = units()
+    known = _workloads()
     for title in options.units.split(","):
-        workload, kernel = known[title]
+        name, _, kernel = title.rpartition("/")
+        workload = known[name]
         print(f"{_BEGIN}{title}", flush=True)
         launches = _launch(workload.shrunk() if options.rehearse else workload, kernel, device)
         print(f"{_END}{launches}", flush=True)

@@ -81,11 +81,11 @@ def test_another_tile_of_the_same_values(stub):
     assert [call[3] for call in function.compiled] == [4, 8] and len(function.reused) == 1
 
 
-def test_plain_values_are_compiled_every_time(stub):
-    kernel, function, _ = stub
-    for _ in range(2):
-        launch(kernel, 3, kernel.safe_tile, {"a": 1}, *tensors())
-    assert len(function.compiled) == 2 and not function.reused
+def test_other_values_are_compiled_for_themselves(stub):
+    kernel, function, values = stub
+    for each in (values, Arguments({"a": 2, "b": "zeros"}), values):
+        launch(kernel, 3, kernel.safe_tile, each, *tensors())
+    assert [call[2]["a"] for call in function.compiled] == [1, 2] and len(function.reused) == 1
 
 
 def test_pointers_come_first():

@@ -193,3 +193,23 @@ def test_a_measured_tile_decides(time_us, tmp_path, monkeypatch):
 def test_the_interpreter_decides_by_the_same_count():
     (workload,) = workloads.find("separable_56")
     assert ops_fused.unfused(dispatch.plan(workload.shrunk().problem(), INTERPRETER))
+
+
+@pytest.mark.usefixtures("one_kernel")
+def test_costs_know_them():
+    def rows(channels):
+        weights = (torch.empty(shape, device=DEVICE) for shape in ((channels, 1, 5, 5), (256, channels, 1, 1)))
+        return tc.cost.of(tc.separable_conv2d, torch.empty(1, channels, 12, 12, device=DEVICE), *weights).layers
+
+    (row,) = rows(3)
+    assert (row.macs, row.parameters, row.output_shape) == (53_952, 75 + 768, (1, 256, 8, 8))
+    (one,) = rows(64)
+    with tc.set_separable_fusion(None):
+        two = rows(64)
+    assert [part.kind for part in two] == ["depthwise", "pointwise"], "25 taps of 64 channels run as two kernels"
+    assert sum(part.macs for part in two) == one.macs
+    x, w = torch.empty(2, 4, 5, 5), torch.empty(3, 3, 6, 4, 3, 3)
+    (row,) = tc.cost.of(tc.locally_connected2d, x, w).layers
+    assert row.parameters == tc.cost.partial_sharing(4, 3, 3, 6, 3, 3)
+    assert (row.kind, row.macs, row.output_shape) == ("locally connected", 2 * w.numel(), (2, 6, 3, 3))
+    assert row.least_bytes == 4 * (x.numel() + w.numel() + 2 * 6 * 9)

@@ -18,6 +18,7 @@ ROOT = Path(tc.__file__).parent
 # A module imports only what stands before it.
 LAYERS = (
     "errors",
+    "settings",
     "target",
     "geometry",
     "deform_geometry",

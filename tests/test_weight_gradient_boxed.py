@@ -104,12 +104,12 @@ def test_boxes_of_the_flagships_waste_little(workload):
     assert covered <= 1.07 * math.prod(sizes)
 
 
-def plan_of(x_shape, w_shape, layout=channels_last, dtype=torch.bfloat16, **options):
+def plan_of(x_shape, w_shape, layout=channels_last, dtype=torch.bfloat16, y_layout=None, **options):
     options = {"groups": x_shape[1] // w_shape[1]} | options
     x = layout(torch.empty(x_shape, device=DEVICE, dtype=dtype))
     w = torch.empty(w_shape, dtype=torch.float64, device=DEVICE)
     y = reference(f"conv{x.dim() - 2}d", {"input": x, "weight": w, **options})
-    return ops.plan_conv_weight_gradient(x, layout(y.to(dtype)), *flat(options, w_shape))
+    return ops.plan_conv_weight_gradient(x, (y_layout or layout)(y.to(dtype)), *flat(options, w_shape))
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import DEVICE, channels_last, name_of, random
+from helpers import channels_last, name_of, random
 from test_depthwise_patch_weight_gradient import run
 from test_gradient_tiles import flat
+from test_weight_gradient_boxed import plan_of as planned
 
 from triton_conv import dispatch, ops
 from triton_conv.autotune.space import candidates
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
 from triton_conv.kernels.weight_gradient_rows import KERNEL, WeightGradientRowsTile, vector, y_vector
-from triton_conv.reference import reference
 from triton_conv.target import KNOWN
 from triton_conv.workloads import WEIGHT_GRADIENT, find
 
@@ -132,12 +132,8 @@ def test_the_flagships_it_is_for(name):
     assert 20 <= len(candidates(NAME, problem, KNOWN["sm_90"])) <= 200
 
 
-def plan_of(x_shape, w_shape, layout=dense, y_layout=dense, dtype=torch.bfloat16, **options):
-    options = {"groups": x_shape[1] // w_shape[1]} | options
-    x = layout(torch.empty(x_shape, device=DEVICE, dtype=dtype))
-    w = torch.empty(w_shape, dtype=torch.float64, device=DEVICE)
-    y = reference(f"conv{x.dim() - 2}d", {"input": x, "weight": w, **options})
-    return ops.plan_conv_weight_gradient(x, y_layout(y.to(dtype)), *flat(options, w_shape))
+def plan_of(*shapes, layout=dense, y_layout=dense, **options):
+    return planned(*shapes, layout=layout, y_layout=y_layout, **options)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from . import configs, verdicts
 from .defaults import default_tile
 from .errors import PlanError
-from .kernels import KERNELS, Kernel, Tile, launch
+from .kernels import KERNELS, Arguments, Kernel, Tile, launch
 from .kernels.pack_weight import pack_weight
 from .problem import (
     DeformInputGradientProblem,
@@ -89,7 +89,7 @@ class Plan:
     reason: str
     notes: tuple[str, ...]
     grid: int
-    values: dict[str, Any]
+    values: Arguments
     out_shape: tuple[int, ...]
     out_strides: tuple[int, ...]
     checked: str = ""
@@ -161,9 +161,9 @@ def family(problem: Problem) -> tuple[tuple[str, ...], str]:
         return names, "it is a sum over pixels"
     if isinstance(problem, DeformProblem):
         return ("deformable",), "it samples the input at offsets"
-    # Narrow groups share tiles, which boxes of one group cannot.
     # Rows that are not aligned are loaded pixel by pixel: by count nothing is won (modulated_t2d's dx, 33 wide).
     rows = ("implicit_gemm_rows",) if problem.x_run() >= 4 else ()
+    # Narrow groups share tiles, which boxes and rows of one group cannot.
     boxed = () if narrow else ("implicit_gemm_boxed", *rows)
     if g.transposed:
         return (*boxed, "transposed_phase"), f"it is transposed: {g.phases} output phases, no inserted zeros"

@@ -16,7 +16,6 @@ import traceback
 import warnings
 import weakref
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -32,6 +31,7 @@ from .kernels import Tile, launch
 from .layout import dense_strides, five
 from .problem import Problem, WeightGradientProblem
 from .reference import activated, explicit_padding, reference, relative_error, tolerance
+from .settings import Setting
 from .verdicts import Form, Verdict
 
 SWITCH = "TRITON_CONV_FIRST_USE"
@@ -50,7 +50,7 @@ _enabled = True
 _settled: weakref.WeakKeyDictionary[Plan, Plan] = weakref.WeakKeyDictionary()
 
 
-class set_first_use_check:
+class set_first_use_check(Setting):
     """Whether a form's first use on an architecture is checked: True (the default) or False.
 
     Takes effect at once; as a context manager, until its end. `TRITON_CONV_FIRST_USE=0` in the environment switches it
@@ -60,18 +60,7 @@ class set_first_use_check:
     """
 
     def __init__(self, enabled: bool) -> None:
-        global _enabled
-        self._before = _enabled
-        _enabled = bool(enabled)
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        global _enabled
-        _enabled = self._before
+        super().__init__(globals(), "_enabled", bool(enabled))
 
 
 def settle(made: Plan, device: torch.device) -> Plan:

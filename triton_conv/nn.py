@@ -78,8 +78,9 @@ class Routed(nn.Module):
         return self.backend or policy.current_backend()
 
     def _call(self, input: Tensor, weight: Tensor, where: str) -> routing.Call | None:
-        """What is remembered of a call; not by a graph, whose sizes are symbols."""
-        return None if torch.compiler.is_compiling() else routing.Call(self, input, weight, where)
+        """What is remembered of a call that measurements decide; not by a graph, whose sizes are symbols."""
+        asked = where == policy.AUTO and not torch.compiler.is_compiling()
+        return routing.Call(self, input, weight) if asked else None
 
     def extra_repr(self) -> str:
         activation = "" if self.activation is None else f"activation={self.activation}, "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from .geometry import ConvGeometry, TensorMeta, check_bias, check_tensors
 from .layout import channels_last_like, dense_strides, five
 from .ops import cached, meta
 from .problem_lectures import SeparableProblem, ShuffleProblem
+from .settings import Setting
 
 ops.library.define(
     "shuffle_conv(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
@@ -219,7 +219,7 @@ def _plan_separable_conv(
 _fusion: bool | None = None
 
 
-class set_separable_fusion:
+class set_separable_fusion(Setting):
     """Sets whether a separable convolution is one kernel (True), two (False), or what is faster (None, the default).
 
     Takes effect at once; as a context manager, until its end.
@@ -232,20 +232,9 @@ class set_separable_fusion:
     """
 
     def __init__(self, fused: bool | None) -> None:
-        global _fusion
         if fused not in (True, False, None):
             raise ArgumentValueError(f"fused: expected True, False or None, got {fused!r}")
-        self._before = _fusion
-        _fusion = fused
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        global _fusion
-        _fusion = self._before
+        super().__init__(globals(), "_fusion", fused)
 
 
 def unfused(made: Plan) -> str | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from .errors import (
     TritonConvError,
 )
 from .geometry import TensorMeta
+from .settings import Setting
 
 AUTO, OURS, TORCH = BACKENDS = ("auto", "triton", "torch")
 
@@ -55,7 +55,7 @@ class Choice:
         return self.backend == OURS
 
 
-class set_backend:
+class set_backend(Setting):
     """Sets the backend of every layer that has none of its own: "auto" (the default), "triton" or "torch".
 
     Takes effect at once; as a context manager, until its end.
@@ -69,18 +69,7 @@ class set_backend:
     """
 
     def __init__(self, backend: str) -> None:
-        global _backend
-        self._before = _backend
-        _backend = check_backend(backend)
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        global _backend
-        _backend = self._before
+        super().__init__(globals(), "_backend", check_backend(backend))
 
 
 def check_backend(backend: str) -> str:

@@ -29,7 +29,7 @@ from . import (
     weight_gradient_boxed,
     weight_gradient_rows,
 )
-from .kernel import Kernel, Tile, launch, launches
+from .kernel import Arguments, Kernel, Tile, launch, launches
 
 KERNELS: dict[str, Kernel] = {
     module.KERNEL.name: module.KERNEL
@@ -61,4 +61,4 @@ KERNELS: dict[str, Kernel] = {
     )
 }
 
-__all__ = ["KERNELS", "Kernel", "Tile", "common", "launch", "launches"]
+__all__ = ["KERNELS", "Arguments", "Kernel", "Tile", "common", "launch", "launches"]

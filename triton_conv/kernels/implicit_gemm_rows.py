@@ -13,7 +13,7 @@ from ..target import Target
 from .common import aligned, below, dot, epilogue, narrow, tile_pixels, wide
 from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
 from .staging import Operand, staged_bytes
-from .windows import chosen, columns_of, first_tap, load_segments
+from .windows import chosen, elements, first_tap, load_segments
 
 # Elements of 16 bits that a thread loads at once.
 _VECTOR = 8
@@ -143,7 +143,7 @@ def implicit_gemm_rows_kernel(
                 inside = (at >= 0) & (at < w_in // X_VECTOR) & mask_row[:, None]
                 tile = load_segments(x_base + (FIRST + i) * WIDTH, x_channel, x_row, lanes, mask_c, inside)
                 # As integers: the compiler (Triton 3.6) fails on a product whose operand is a reshaped tile itself.
-                columns = columns + columns_of(tile.to(tl.int16, bitcast=True), BLOCK_K, SEGMENTS, WIDTH)
+                columns = columns + elements(tile.to(tl.int16, bitcast=True), BLOCK_K, SEGMENTS, WIDTH)
 
         mask_k = below(channel, c_in_group, K_VECTOR)
         w_row = w_base + aligned((kd0 + jd * PERIOD_D) * stride_wd + (kh0 + jh * PERIOD_H) * stride_wh, W_VECTOR)

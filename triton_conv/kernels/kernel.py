@@ -197,7 +197,7 @@ class Kernel:
             dtypes["dw_ptr"] = problem.accumulator
         return tuple(dtypes.values())
 
-    def values(self, problem: Problem, tile: Tile) -> dict[str, object]:
+    def values(self, problem: Problem, tile: Tile) -> Arguments:
         """Every parameter that is not a pointer, by name; computed once a plan."""
         known = self.arguments(problem, tile)
         return Arguments((name, known[name]) for name in self.parameters if name not in self.pointers)
@@ -217,7 +217,7 @@ launches: Counter[str] = Counter()
 """Launches by kernel name since import, or since a caller cleared it."""
 
 
-def launch(kernel: Kernel, grid: int, tile: Tile, values: dict[str, Any], *tensors: torch.Tensor | None) -> None:
+def launch(kernel: Kernel, grid: int, tile: Tile, values: Arguments, *tensors: torch.Tensor | None) -> None:
     """Launches on the current device, the tensors': allocates nothing, decides nothing. Tensors in the order of
     `kernel.pointers`.
     """
@@ -229,12 +229,10 @@ def launch(kernel: Kernel, grid: int, tile: Tile, values: dict[str, Any], *tenso
         _launch(kernel, grid, tile, values, *tensors)
 
 
-def _launch(kernel: Kernel, grid: int, tile: Tile, values: dict[str, Any], *tensors: torch.Tensor | None) -> None:
+def _launch(kernel: Kernel, grid: int, tile: Tile, values: Arguments, *tensors: torch.Tensor | None) -> None:
     """Triton looks at each of some fifty arguments in every call to find what it compiled before: 19 of 32 us. Only the
     tensors can differ between calls with the same values, and of them only what is in this key.
     """
-    if not isinstance(values, Arguments):
-        values = Arguments(values)
     key = (
         tile.num_warps,
         tile.num_stages,
@@ -250,7 +248,7 @@ def _launch(kernel: Kernel, grid: int, tile: Tile, values: dict[str, Any], *tens
 
 
 def _launch_with_scratch(
-    kernel: Kernel, grid: int, tile: Tile, values: dict[str, Any], *tensors: torch.Tensor | None
+    kernel: Kernel, grid: int, tile: Tile, values: Arguments, *tensors: torch.Tensor | None
 ) -> None:
     triton.set_allocator(_scratch)
     _launch(kernel, grid, tile, values, *tensors)

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from .common import load_pixels, within
+from .windows import elements, side_by_side
 
 
 @triton.constexpr_function
@@ -40,30 +41,6 @@ def place_read(tap, output, first, taps, STRIDE, PAD, DIL, VECTOR):
 
 
 @triton.jit
-def elements(vectors, ROWS: tl.constexpr, COLS: tl.constexpr, VECTOR: tl.constexpr):
-    """The elements of [ROWS, COLS, VECTOR] vectors, a tensor [ROWS, COLS] each: a thread's registers, renamed."""
-    if VECTOR == 1:
-        return (tl.reshape(vectors, (ROWS, COLS)),)
-    elif VECTOR == 2:
-        even, odd = tl.split(vectors)
-        return (even, odd)
-    elif VECTOR == 4:
-        even, odd = tl.split(tl.reshape(vectors, (ROWS, COLS, 2, 2)))
-        e0, e2 = tl.split(even)
-        e1, e3 = tl.split(odd)
-        return (e0, e1, e2, e3)
-    else:
-        even, odd = tl.split(tl.reshape(vectors, (ROWS, COLS, 2, 2, 2)))
-        even0, even2 = tl.split(even)
-        odd1, odd3 = tl.split(odd)
-        e0, e4 = tl.split(even0)
-        e2, e6 = tl.split(even2)
-        e1, e5 = tl.split(odd1)
-        e3, e7 = tl.split(odd3)
-        return (e0, e1, e2, e3, e4, e5, e6, e7)
-
-
-@triton.jit
 def load_elements(
     x_base, channel_offset, mask_c, row, inside, w, w_in, SHIFT: tl.constexpr, VECTOR: tl.constexpr,
     ONE_VECTOR: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
@@ -81,17 +58,6 @@ def load_elements(
             other=0.0,
         )
         return elements(vectors, ROWS, COLS, VECTOR)
-
-
-@triton.jit
-def side_by_side(parts, FIRST: tl.constexpr, STEP: tl.constexpr, COUNT: tl.constexpr):
-    """COUNT tensors of a tuple, every STEP-th from FIRST on, along new last dimensions of two."""
-    if COUNT == 1:
-        return parts[FIRST]
-    else:
-        return tl.join(
-            side_by_side(parts, FIRST, 2 * STEP, COUNT // 2), side_by_side(parts, FIRST + STEP, 2 * STEP, COUNT // 2)
-        )
 
 
 @triton.jit

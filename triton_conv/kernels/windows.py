@@ -43,54 +43,41 @@ def load_segments(base, channel, row, lanes, mask_channel, inside):
 
 
 @triton.jit
-def halves(tile, A: tl.constexpr, B: tl.constexpr, WIDTH: tl.constexpr):
-    """The even and the odd columns of an [A, B, WIDTH] tile: each thread parts what it has loaded itself."""
-    even, odd = tl.split(tl.reshape(tile, (A, B, WIDTH // 2, 2)))
-    return even, odd
-
-
-@triton.jit
-def columns_of(tile, A: tl.constexpr, B: tl.constexpr, WIDTH: tl.constexpr):
-    """The columns of an [A, B, WIDTH] tile as a tuple of [A, B] tiles, for a width of at most eight."""
-    if WIDTH == 1:
-        return (tl.reshape(tile, (A, B)),)
-    elif WIDTH == 2:
-        c0, c1 = tl.split(tile)
-        return (c0, c1)
-    elif WIDTH == 4:
-        even, odd = halves(tile, A, B, 4)
-        c0, c2 = tl.split(even)
-        c1, c3 = tl.split(odd)
-        return (c0, c1, c2, c3)
+def elements(vectors, ROWS: tl.constexpr, COLS: tl.constexpr, VECTOR: tl.constexpr):
+    """The elements of [ROWS, COLS, VECTOR] vectors, a tensor [ROWS, COLS] each: a thread's registers, renamed."""
+    if VECTOR == 1:
+        return (tl.reshape(vectors, (ROWS, COLS)),)
+    elif VECTOR == 2:
+        even, odd = tl.split(vectors)
+        return (even, odd)
+    elif VECTOR == 4:
+        even, odd = tl.split(tl.reshape(vectors, (ROWS, COLS, 2, 2)))
+        e0, e2 = tl.split(even)
+        e1, e3 = tl.split(odd)
+        return (e0, e1, e2, e3)
     else:
-        even, odd = halves(tile, A, B, 8)
-        c04, c26 = halves(even, A, B, 4)
-        c15, c37 = halves(odd, A, B, 4)
-        c0, c4 = tl.split(c04)
-        c2, c6 = tl.split(c26)
-        c1, c5 = tl.split(c15)
-        c3, c7 = tl.split(c37)
-        return (c0, c1, c2, c3, c4, c5, c6, c7)
+        even, odd = tl.split(tl.reshape(vectors, (ROWS, COLS, 2, 2, 2)))
+        even0, even2 = tl.split(even)
+        odd1, odd3 = tl.split(odd)
+        e0, e4 = tl.split(even0)
+        e2, e6 = tl.split(even2)
+        e1, e5 = tl.split(odd1)
+        e3, e7 = tl.split(odd3)
+        return (e0, e1, e2, e3, e4, e5, e6, e7)
 
 
 @triton.jit
-def quartet(columns, A: tl.constexpr, B: tl.constexpr, AT: tl.constexpr, STEP: tl.constexpr):
-    """Four columns from AT on, STEP apart, side by side: [A, B, 4]."""
-    even = tl.join(columns[AT], columns[AT + 2 * STEP])
-    odd = tl.join(columns[AT + STEP], columns[AT + 3 * STEP])
-    return tl.reshape(tl.join(even, odd), (A, B, 4))
+def side_by_side(parts, FIRST: tl.constexpr, STEP: tl.constexpr, COUNT: tl.constexpr):
+    """COUNT tensors of a tuple, every STEP-th from FIRST on, along new last dimensions of two."""
+    if COUNT == 1:
+        return parts[FIRST]
+    else:
+        return tl.join(
+            side_by_side(parts, FIRST, 2 * STEP, COUNT // 2), side_by_side(parts, FIRST + STEP, 2 * STEP, COUNT // 2)
+        )
 
 
 @triton.jit
 def chosen(columns, A: tl.constexpr, B: tl.constexpr, AT: tl.constexpr, STEP: tl.constexpr, COUNT: tl.constexpr):
-    """Every STEP-th column from AT on, COUNT of them (at most eight) side by side, as an [A, B COUNT] tile."""
-    if COUNT == 1:
-        return columns[AT]
-    elif COUNT == 2:
-        return tl.reshape(tl.join(columns[AT], columns[AT + STEP]), (A, 2 * B))
-    elif COUNT == 4:
-        return tl.reshape(quartet(columns, A, B, AT, STEP), (A, 4 * B))
-    else:
-        even = quartet(columns, A, B, AT, 2 * STEP)
-        odd = quartet(columns, A, B, AT + STEP, 2 * STEP)
-        return tl.reshape(tl.join(even, odd), (A, 8 * B))
+    """Every STEP-th column from AT on, COUNT of them side by side, as an [A, B COUNT] tile."""
+    return tl.reshape(side_by_side(columns, AT, STEP, COUNT), (A, B * COUNT))
