@@ -16,7 +16,7 @@ from triton_conv.workloads import (
     Workload,
 )
 
-from . import cold_start, computed, layers, measured, model_figures, parts, roofline, sweeps
+from . import cold_start, computed, layers, measured, model_figures, parts, predictions, roofline, sweeps
 from .cases import KIND_TITLES, flagships, gradients, lectures, steps
 from .evidence import EVIDENCE, EvidenceError, read_evidence
 from .floors import DATASHEET
@@ -24,6 +24,7 @@ from .page import Drawing, write_page
 from .record import COMPUTED, MEASURED, REHEARSED, Record
 from .store import DeviceResults, load
 from .table import computed_table, measured_table
+from .trial_demands import H100
 
 Say = Callable[[str], None]
 GRADIENTS = "gradients"
@@ -96,6 +97,9 @@ class _Device:
             self._add(paths, f"Whole models, {name}", parts=(part,))
         if self._device.cold_start:
             self._add(cold_start.figure(self._device, self._out / "cold_start"), "Cold start")
+        if self._device.name == H100.name:
+            paths = predictions.figure(self._out / "predictions")
+            self._add(paths, "Static model: predicted against measured, every tile that was tried")
         return self._drawn
 
     def _add(self, paths: list[Path], title: str, kind: str = "", parts: tuple[str, ...] = ()) -> None:

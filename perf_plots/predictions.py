@@ -1,9 +1,10 @@
 """The static model against the measurements: how wrong it is, where, and whether it ranks tiles.
 
-    python -m perf_plots.predictions            the error over all trials, a figure, and the page of predicted shares
+    python -m perf_plots.predictions            the error over all trials, and the page of predicted shares
     python -m perf_plots.predictions --fit      the constants that fit the trials best, and the error on cases left out
 
-Predictions are computed, never measured, and say so; times are those of the device's journal of trials.
+Predictions are computed, never measured, and say so; times are those of the device's journal of trials. The figure is
+drawn by `python -m perf_plots`.
 """
 
 from __future__ import annotations
@@ -25,10 +26,9 @@ from triton_conv.workloads import FLAGSHIPS
 from . import prediction_page
 from .model_fit import fit
 from .style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, Mark, Sheet, duration, log_ticks, paint
-from .trial_demands import DEMANDS, H100, Counted, read
+from .trial_demands import DEMANDS, Counted, read
 
 PAGE = Path(__file__).parent / "predictions.md"
-FIGURE = Path(__file__).parent / "figures" / H100.name / "predictions"
 # The host of an H100 now and then adds milliseconds to a trial that is run but once.
 _HICCUP_US, _HICCUP = 1000.0, 8.0
 # A case is ranked if so many of its tiles were tried.
@@ -207,8 +207,9 @@ def lines(judged: Sequence[Judged]) -> list[str]:
     return told
 
 
-def figure(judged: Sequence[Judged], stem: Path) -> list[Path]:
-    """Predicted against measured times of every trial, by what is said to bind them."""
+def figure(stem: Path, judged: Sequence[Judged] | None = None) -> list[Path]:
+    """Predicted against measured times of trials, by what is said to bind them; of all committed ones by default."""
+    judged = judge(read(), MACHINES["sm_90"]) if judged is None else judged
     sound = [one for one in judged if not one.hiccup]
     error = Error.of(sound)
     title = f"{len(sound)} tiles: median error {error.typical:.2f}x, geometric mean {error.mean:.2f}x"
@@ -231,7 +232,8 @@ def figure(judged: Sequence[Judged], stem: Path) -> list[Path]:
         own = [one for one in sound if one.binds in terms]
         x, y = [one.trial.time_us for one in own], [one.predicted_us for one in own]
         style = paint(mark) | {"markeredgewidth": 0.2}
-        axes.plot(x, y, linestyle="none", marker="o", markersize=mark.size, alpha=0.7, **style)
+        # Thousands of dots take less room as pixels.
+        axes.plot(x, y, linestyle="none", marker="o", markersize=mark.size, alpha=0.7, rasterized=True, **style)
         marks.append(replace(mark, size=7.0))
     log_ticks(axes, duration)
     log_ticks(axes, duration, "y")
@@ -248,12 +250,11 @@ def figure(judged: Sequence[Judged], stem: Path) -> list[Path]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the error; draws and writes, or fits."""
+    """Prints the error; writes the page, or fits."""
     parser = argparse.ArgumentParser(prog="python -m perf_plots.predictions", description=__doc__.partition("\n")[0])
     parser.add_argument("--fit", action="store_true", help="fit the constants, and judge them on cases left out")
     parser.add_argument("--demands", type=Path, default=DEMANDS)
     parser.add_argument("--page", type=Path, default=PAGE)
-    parser.add_argument("--figure", type=Path, default=FIGURE, metavar="STEM")
     parser.add_argument("--processes", type=int, metavar="N", help="compiler processes")
     options = parser.parse_args(arguments)
     trials, machine = read(options.demands), MACHINES["sm_90"]
@@ -264,9 +265,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     told = lines(judge(trials, machine))
     print(*told, sep="\n")
-    figure(judge(trials, machine), options.figure)
     prediction_page.write(options.page, told, options.processes)
-    print(f"{options.page} and {options.figure}.svg written")
+    print(f"{options.page} written")
     return 0
 
 

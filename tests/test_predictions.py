@@ -103,7 +103,7 @@ def test_a_fit_finds_the_constants_that_times_were_made_with():
 
 def test_the_figure_says_what_it_is(tmp_path):
     trials = [counted(10.0 * 2**i, line=i, l2_bytes=1e8 * 2**i) for i in range(6)]
-    paths = predictions.figure(predictions.judge(trials, MACHINE), tmp_path / "predictions")
+    paths = predictions.figure(tmp_path / "predictions", predictions.judge(trials, MACHINE))
     text = paths[0].read_text()
     assert [path.suffix for path in paths] == [".svg", ".png"]
     assert "COMPUTED and MEASURED" in text
