@@ -45,6 +45,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run in --out has done")
     parser.add_argument(
+        "--committed", action="store_true",
+        help="begin with what is committed of this device: measured is what is missing, or has other code or tiles now",
+    )  # fmt: skip
+    parser.add_argument(
         "--rehearse", action="store_true",
         help="walk every stage without a GPU: tiny cases, Triton's interpreter, made-up times, a temporary folder",
     )  # fmt: skip
@@ -95,7 +99,9 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"argument {name}: {folder} cannot be made a folder: {error.strerror}")
     # Plans see the tiles that this run tunes.
     os.environ["TRITON_CONV_HOME"] = str(work)
+    from .record import COMMITTED
     from .run import Run
+    from .state import TRIALS, adopt
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A log that is followed, or cut off, holds whole lines.
@@ -103,6 +109,9 @@ def main(arguments: list[str] | None = None) -> int:
     kinds = tuple(name for name in KIND_NAMES if name in only)
     device = torch.device("cpu") if options.rehearse else torch.device("cuda", 0)
     run = Run(work, device, options.rehearse, kinds=kinds)
+    if options.committed:
+        count = adopt(COMMITTED / run.results.name, run.results, work / TRIALS)
+        print(f"{count} committed files of {run.results.name} to begin with")
     if not options.base:
         return _run(run, budget, stages, options)
     code = _run(run, Budget(0.5 * budget.end.left), stages, options)

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +20,7 @@ from .baselines import COMPILED
 from .budget import Deadline
 from .children import work_off
 from .provenance import output, provenance
-from .record import CEILINGS, Contestant, refuse_rehearsal, write, write_json
+from .record import CEILINGS, COMMITTED, Contestant, refuse_rehearsal, write, write_json
 from .run import Run
 from .runner import finished, run_case
 from .state import TRIALS, TUNING
@@ -107,14 +106,11 @@ def portfolio(run: Run, deadline: Deadline) -> Report:
     code, those committed for this device among them: what portfolios are judged by.
     """
     workloads = run.cases("benchmark") + run.cases("gradients")
-    committed = _COMMITTED / run.results.name / TRIALS
+    committed = COMMITTED / run.results.name / TRIALS
     outcomes = _tuned(run, deadline, workloads, known=(committed,), portfolio=True)
     faster = sum(math.isfinite(outcome.interval_us[0]) for outcome in outcomes)
     run.say(f"{faster} workloads with a final, for a tile of another that is faster")
     return {"finals": faster, "left": len(workloads) - len(outcomes)}
-
-
-_COMMITTED = Path(__file__).parent / "results"
 
 
 def _tuned(run: Run, deadline: Deadline, workloads: Sequence[Workload], **settings: Any) -> list[Outcome]:

@@ -36,6 +36,17 @@ def save_stage(out: Path, stage: str, report: dict[str, Any]) -> None:
     write_json(out / STATE, load_state(out) | {stage: report})
 
 
+def adopt(committed: Path, results: Path, trials: Path) -> int:
+    """Begins a run with a device's committed results and trials, where it has none yet of that name; how many files."""
+    pairs = [(path, results / path.relative_to(committed)) for path in sorted(committed.rglob("*.json"))]
+    new = [
+        (path, place) for path, place in [*pairs, (committed / TRIALS, trials)] if path.exists() and not place.exists()
+    ]
+    for path, place in new:
+        write_bytes(place, path.read_bytes())
+    return len(new)
+
+
 def bundle(out: Path, folder: Path, summary: list[str]) -> None:
     """Writes the summary, and one archive of everything else, into `folder`, each atomically."""
     write_bytes(folder / SUMMARY, ("\n".join(summary) + "\n").encode())

@@ -376,3 +376,24 @@ def test_a_case_seen_before_is_not_run_again(bench, small):
     assert runner.finished(small, bench) is not None
     other = next(workload for workload in small.variants(("float16",)))
     assert runner.finished(other, bench) is None
+
+
+def test_what_is_committed_is_not_measured_again(bench, small, tmp_path, monkeypatch, capsys):
+    """Nor does it replace what the run has measured itself."""
+    committed, work = tmp_path / "committed", tmp_path / "work"
+    own = replace(bench, folder=committed / "rehearsal")
+    record = runner.run_case(small, own)
+    (committed / "rehearsal" / state.TRIALS).write_text("")
+    (committed / "rehearsal" / "README.md").write_text("in words\n")
+    monkeypatch.setattr("perf_plots.record.COMMITTED", committed)
+    monkeypatch.setenv("TRITON_CONV_HOME", str(work))
+    monkeypatch.setitem(stages.STAGES, "figures", (1.0, lambda run, deadline: {}))
+    arguments = ["--rehearse", "--committed", f"--work={work}", "--budget=60", "--only=figures"]
+    assert gpu.main(arguments) == 0
+    assert "2 committed files of rehearsal to begin with" in capsys.readouterr().out
+    found = runner.finished(small, replace(bench, folder=work / "results" / "rehearsal"))
+    assert found is not None and found.ours_us == record.ours_us
+    assert not list(work.rglob("README.md"))
+    (committed / "rehearsal" / state.TRIALS).write_text("{}\n")
+    assert gpu.main(arguments) == 0
+    assert (work / state.TRIALS).read_text() == ""
