@@ -8,6 +8,7 @@ from ..kernels.implicit_gemm import ImplicitGemmTile
 from ..kernels.implicit_gemm_boxed import ImplicitGemmBoxedTile
 from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile, window_values
 from ..kernels.kernel import cdiv
+from ..kernels.strided_boxed import StridedBoxedTile
 from ..kernels.transposed_phase import TransposedPhaseTile
 from ..problem import DeformProblem, Problem
 from ..target import Target
@@ -109,6 +110,11 @@ def implicit_gemm_rows(problem: Problem, target: Target) -> ImplicitGemmRowsTile
         if held <= (200 if hopper else 60) and block_k < 2 * g.c_in_group and tile.unfit(problem, target) is None:
             break
     return tile
+
+
+def strided_boxed(problem: Problem, target: Target) -> StridedBoxedTile:
+    """The tile of `implicit_gemm_boxed`."""
+    return StridedBoxedTile(**implicit_gemm_boxed(problem, target).asdict())
 
 
 def grouped_packed(problem: Problem, target: Target) -> GroupedPackedTile:

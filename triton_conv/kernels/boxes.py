@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import triton
 import triton.language as tl
@@ -45,11 +46,17 @@ def load_box(descriptor, n, d, h, w, channel, RANK: tl.constexpr, BLOCK_K: tl.co
 
 
 def box(problem: Problem, pixels: int) -> dict[str, int]:
-    """Images, depth, height and width of the box of so many pixels of which the fewest lie outside; the widest."""
+    """The box of so many pixels that covers a problem's output."""
     g = problem.geometry
-    sizes = max(g.batch, 1), *g.out_size
+    return covering_box((g.batch, *g.out_size), pixels)
+
+
+def covering_box(sizes: Sequence[int], pixels: int) -> dict[str, int]:
+    """Images, depth, height and width of the box of so many pixels of which the fewest lie outside of so many images
+    of such a depth, height and width; the widest.
+    """
     powers = [1 << i for i in range(pixels.bit_length())]
-    ranges = [[p for p in powers if p < 2 * size] for size in sizes]
+    ranges = [[p for p in powers if p < 2 * max(size, 1)] for size in sizes]
     found: list[tuple[int, ...]] = [
         (n, d, h, pixels // (n * d * h)) for n, d, h in itertools.product(*ranges[:3]) if n * d * h <= pixels
     ]

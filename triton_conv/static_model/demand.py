@@ -10,6 +10,7 @@ from ..aot import Compiled, Job, compile_binary
 from ..kernels import KERNELS, Tile
 from ..kernels.implicit_gemm_boxed import ImplicitGemmBoxedTile
 from ..kernels.kernel import cdiv
+from ..kernels.strided_boxed import StridedBoxedTile
 from ..kernels.weight_gradient_boxed import WeightGradientBoxedTile
 from ..kernels.weight_gradient_rows import WeightGradientRowsTile
 from ..problem import Problem, WeightGradientProblem
@@ -106,7 +107,7 @@ def _waits(loop: Loop, counts: Counts, times: float = 1.0) -> tuple[float, float
 
 def _box_bytes(problem: Problem, tile: Tile) -> float:
     """Bytes that bulk copies bring a trip, which the code does not tell."""
-    if isinstance(tile, ImplicitGemmBoxedTile):
+    if isinstance(tile, (ImplicitGemmBoxedTile, StridedBoxedTile)):
         return float(tile.BLOCK_M * tile.BLOCK_K * problem.itemsize)
     if isinstance(tile, WeightGradientBoxedTile):
         return float(tile.BLOCK_N * tile.BLOCK_K * problem.itemsize)
