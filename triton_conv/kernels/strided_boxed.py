@@ -10,7 +10,7 @@ import triton.language as tl
 
 from ..geometry import ConvGeometry
 from ..problem import Problem
-from .boxes import boxes, covering_box, load_box, unboxable
+from .boxes import boxes, covering_box, load_box, tap_phase, unboxable
 from .common import aligned, below, dot, epilogue, store_pixels, wide
 from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
 
@@ -21,23 +21,13 @@ _CHUNK_BYTES = 1 << 24
 
 
 @triton.jit
-def phase_number(j, STRIDE: tl.constexpr, PAD: tl.constexpr, DIL: tl.constexpr, PERIOD: tl.constexpr):
-    """The j-th phase of an axis: every STRIDE-th element from there on, which tap j meets, and every PERIOD-th after it.
-
-    With a divisor common to STRIDE and DIL there are phases that no tap meets; they come after the others.
+def output_phase(
+    j, size_in, size_out, STRIDE: tl.constexpr, PAD: tl.constexpr, DIL: tl.constexpr, PERIOD: tl.constexpr
+):  # fmt: skip
+    """The j-th phase of an axis of a transposed convolution's output: the one that tap j meets, and every PERIOD-th
+    after it; those that no tap meets, where STRIDE and DIL have a common divisor, come last.
     """
-    UP: tl.constexpr = (PAD + STRIDE - 1) // STRIDE * STRIDE
-    return (j % PERIOD * DIL + j // PERIOD + (UP - PAD)) % STRIDE
-
-
-@triton.jit
-def tap_shift(k, phase, STRIDE: tl.constexpr, PAD: tl.constexpr, DIL: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """Along one axis: output t of its phase reads, with tap `k`, element t + shift of the input's phase."""
-    if TRANSPOSED:
-        return (phase + PAD - k * DIL) // STRIDE
-    else:
-        UP: tl.constexpr = (PAD + STRIDE - 1) // STRIDE
-        return (k * DIL + (UP * STRIDE - PAD)) // STRIDE - UP
+    return (tap_phase(j % PERIOD, size_in, size_out, STRIDE, PAD, DIL)[0] + j // PERIOD) % STRIDE
 
 
 @triton.jit
@@ -79,6 +69,7 @@ def strided_boxed_kernel(
     The phases with the most taps come first, so that the shortest programs are the last; the input of a chunk stays in
     L2 between them. Dumoulin and Visin, arXiv:1603.07285, section 4; Shi et al., arXiv:1609.07009 for the phases.
     """
+    SIGN: tl.constexpr = -1 if TRANSPOSED else 1
     OUT_D: tl.constexpr = STRIDE_D if TRANSPOSED else 1
     OUT_H: tl.constexpr = STRIDE_H if TRANSPOSED else 1
     OUT_W: tl.constexpr = STRIDE_W if TRANSPOSED else 1
@@ -101,9 +92,9 @@ def strided_boxed_kernel(
     kd0 = phase // (OUT_W * OUT_H)
     kh0 = phase // OUT_W % OUT_H
     kw0 = phase % OUT_W
-    d_phase = phase_number(kd0, OUT_D, PAD_D, DIL_D, PERIOD_D)
-    h_phase = phase_number(kh0, OUT_H, PAD_H, DIL_H, PERIOD_H)
-    w_phase = phase_number(kw0, OUT_W, PAD_W, DIL_W, PERIOD_W)
+    d_phase = output_phase(kd0, d_in, d_out, OUT_D, PAD_D, DIL_D, PERIOD_D)
+    h_phase = output_phase(kh0, h_in, h_out, OUT_H, PAD_H, DIL_H, PERIOD_H)
+    w_phase = output_phase(kw0, w_in, w_out, OUT_W, PAD_W, DIL_W, PERIOD_W)
     # Taps of an output's phase are PERIOD apart; all of them are one phase's where only the input has phases.
     STEP_D: tl.constexpr = PERIOD_D if TRANSPOSED else 1
     STEP_H: tl.constexpr = PERIOD_H if TRANSPOSED else 1
@@ -121,9 +112,9 @@ def strided_boxed_kernel(
     stride_xd, stride_xh, stride_xw = wide(stride_xd), wide(stride_xh), wide(stride_xw)
     x_boxes = ()
     for j in tl.static_range(PHASES_D * PHASES_H * PHASES_W):
-        from_d = phase_number(j // (PHASES_H * PHASES_W), IN_D, PAD_D, DIL_D, PERIOD_D)
-        from_h = phase_number(j // PHASES_W % PHASES_H, IN_H, PAD_H, DIL_H, PERIOD_H)
-        from_w = phase_number(j % PHASES_W, IN_W, PAD_W, DIL_W, PERIOD_W)
+        from_d = tap_phase(j // (PHASES_H * PHASES_W), d_in, d_out, IN_D, PAD_D, DIL_D)[0]
+        from_h = tap_phase(j // PHASES_W % PHASES_H, h_in, h_out, IN_H, PAD_H, DIL_H)[0]
+        from_w = tap_phase(j % PHASES_W, w_in, w_out, IN_W, PAD_W, DIL_W)[0]
         x_boxes += (
             boxes(
                 x_first + from_d * stride_xd + from_h * stride_xh + from_w * stride_xw, batch,
@@ -149,9 +140,9 @@ def strided_boxed_kernel(
         phase_of_tap = (kd % PERIOD_D * PHASES_H + kh % PERIOD_H) * PHASES_W + kw % PERIOD_W
         x_tile = load_box(
             chosen(x_boxes, phase_of_tap, PHASES_D * PHASES_H * PHASES_W), x_n,
-            d + tap_shift(kd, d_phase, STRIDE_D, PAD_D, DIL_D, TRANSPOSED),
-            h + tap_shift(kh, h_phase, STRIDE_H, PAD_H, DIL_H, TRANSPOSED),
-            w + tap_shift(kw, w_phase, STRIDE_W, PAD_W, DIL_W, TRANSPOSED),
+            d + SIGN * tap_phase(kd, d_in, d_out, STRIDE_D, PAD_D, DIL_D)[1],
+            h + SIGN * tap_phase(kh, h_in, h_out, STRIDE_H, PAD_H, DIL_H)[1],
+            w + SIGN * tap_phase(kw, w_in, w_out, STRIDE_W, PAD_W, DIL_W)[1],
             channel, RANK, BLOCK_M, BLOCK_K,
         )  # fmt: skip
         mask_k = below(channel + offs_k, c_in_group, X_VECTOR)
