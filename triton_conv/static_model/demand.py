@@ -130,6 +130,8 @@ def launch(kernel: str, problem: Problem, tile: Tile, target: Target, compiled: 
     programs = KERNELS[kernel].grid(problem, tile)
     counts = matched(loop, trips(kernel, problem, tile))
     slots = total(loop, counts)
+    if isinstance(tile, StridedBoxedTile) and tile.TOGETHER:
+        slots += loop.innermost().storing * (problem.geometry.phases - counts[0])
     resident = max(1, round(compiled.occupancy * target.threads_per_sm / (warps * target.warp_size)))
     each = warps * cdiv(programs, target.sms)
     waves = cdiv(programs, target.sms * resident)

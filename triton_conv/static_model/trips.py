@@ -32,9 +32,9 @@ def _phases(problem: Problem, tile: Any) -> Counts:
 
 
 def _strided(problem: Problem, tile: Any) -> Counts:
-    """The mean over the phases of an output; one without a tap takes a step."""
+    """Of the phases of an output all together, or their mean; one without a tap, which is rare, counts for nothing."""
     g = problem.geometry
-    return (max(cdiv(g.c_in_group, tile.BLOCK_K) * g.taps / g.phases, 1.0),)
+    return (max(cdiv(g.c_in_group, tile.BLOCK_K) * g.taps / (1 if tile.TOGETHER else g.phases), 1),)
 
 
 def _rows(problem: Problem, tile: Any) -> Counts:
