@@ -37,7 +37,7 @@ _BOXES: dict[str, Sequence[int | bool]] = {
 SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
     "implicit_gemm": _DOT | {"FLAT_K": (False, True)},
     "implicit_gemm_boxed": _BOXES,
-    "strided_boxed": _BOXES,
+    "strided_boxed": _BOXES | {"TOGETHER": (False, True)},
     # Rows of the product are channels, 16 a warp; a segment of fewer than four pixels is stored in pieces.
     "implicit_gemm_rows": {
         "BLOCK_M": (32, 64, 128, 256),

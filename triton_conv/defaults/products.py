@@ -113,8 +113,20 @@ def implicit_gemm_rows(problem: Problem, target: Target) -> ImplicitGemmRowsTile
 
 
 def strided_boxed(problem: Problem, target: Target) -> StridedBoxedTile:
-    """The tile of `implicit_gemm_boxed`."""
-    return StridedBoxedTile(**implicit_gemm_boxed(problem, target).asdict())
+    """As `implicit_gemm_boxed`. Phases of an output together where their boxes alone fill the machine: of decoder_t2d's
+    128 programs each takes as long as any other, makes one descriptor, and copies the next phase's input while it
+    stores the last one's output.
+    """
+    g, tile = problem.geometry, implicit_gemm_boxed(problem, target)
+    boxes = cdiv(cdiv(g.M, g.phases), tile.BLOCK_M) * cdiv(g.c_out_group, tile.BLOCK_N) * g.groups
+    return StridedBoxedTile(
+        TOGETHER=g.phases > 1 and boxes >= target.sms * 3 // 4,
+        BLOCK_M=tile.BLOCK_M,
+        BLOCK_N=tile.BLOCK_N,
+        BLOCK_K=tile.BLOCK_K if g.transposed or g.c_in_group % tile.BLOCK_K == 0 else 32,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
 
 
 def grouped_packed(problem: Problem, target: Target) -> GroupedPackedTile:

@@ -9,37 +9,46 @@ import triton
 import triton.language as tl
 
 from ..problem import INT32_LIMIT, Problem
+from ..target import Target
 from .boxes import boxes, covering_box, load_box, tap_phase, unboxable
 from .common import aligned, below, dot, epilogue, store_pixels, wide
 from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
 
 
 @triton.jit
-def first_taps(phase, OUT_H: tl.constexpr, OUT_W: tl.constexpr):
-    """The first tap of each axis that meets a phase of the output, which the phases are numbered by."""
-    return phase // (OUT_W * OUT_H), phase // OUT_W % OUT_H, phase % OUT_W
+def first_taps(
+    phase, OUT_H: tl.constexpr, OUT_W: tl.constexpr, MET_D: tl.constexpr, MET_H: tl.constexpr, MET_W: tl.constexpr
+):
+    """The first tap of each axis that meets a phase of the output, which phases are numbered by; and whether any does:
+    the first MET of an axis are met.
+    """
+    kd = phase // (OUT_W * OUT_H)
+    kh = phase // OUT_W % OUT_H
+    kw = phase % OUT_W
+    return kd, kh, kw, (kd < MET_D) & (kh < MET_H) & (kw < MET_W)
 
 
 @triton.jit
-def output_phase(
-    j, size_in, size_out, STRIDE: tl.constexpr, PAD: tl.constexpr, DIL: tl.constexpr, PERIOD: tl.constexpr
+def output_pixel(
+    t, first, size_in, size_out, OUT: tl.constexpr, PAD: tl.constexpr, DIL: tl.constexpr, PERIOD: tl.constexpr
 ):  # fmt: skip
-    """The j-th phase of an axis of a transposed convolution's output: the one that tap j meets, and every PERIOD-th
-    after it; those that no tap meets, where STRIDE and DIL have a common divisor, come last.
+    """Element t of the phase of an output's axis that tap `first` meets, and every PERIOD-th after it. The phases that
+    no tap meets, where stride and dilation have a common divisor, come after the others.
     """
-    return (tap_phase(j % PERIOD, size_in, size_out, STRIDE, PAD, DIL)[0] + j // PERIOD) % STRIDE
+    return (tap_phase(first % PERIOD, size_in, size_out, OUT, PAD, DIL)[0] + first // PERIOD) % OUT + t * OUT
 
 
 @triton.jit
 def store_box(
-    acc, b_ptr, y_ptr, n, d, h, w, batch, d_out, h_out, w_out, channel, offs_n, mask_n,
-    stride_yn, stride_yd, stride_yh, stride_yw, stride_b,
+    acc, b_ptr, y_ptr, n, d, h, w, sizes, strides, stride_b, channel, offs_n, mask_n,
     OUT_D: tl.constexpr, OUT_H: tl.constexpr, OUT_W: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
-    INDEX_INT64: tl.constexpr, Y_VECTOR: tl.constexpr,
-    BOX_D: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr, BLOCK_M: tl.constexpr,
+    INDEX_INT64: tl.constexpr, Y_VECTOR: tl.constexpr, BOX_D: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
+    BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Writes the sums, [channels, pixels], of a box whose first pixel is (n, d, h, w) and whose pixels are OUT apart."""
+    """Stores the sums, [channels, pixels], of a box: its first pixel is (n, d, h, w), and they are OUT apart."""
     result = epilogue(tl.trans(acc), b_ptr, stride_b, channel + offs_n, mask_n, HAS_BIAS, ACTIVATION)
+    batch, d_out, h_out, w_out = sizes
+    stride_yn, stride_yd, stride_yh, stride_yw = strides
     offs_m = tl.arange(0, BLOCK_M)
     at_w = offs_m % BOX_W * OUT_W
     at_h = offs_m // BOX_W % BOX_H * OUT_H
@@ -93,10 +102,13 @@ def strided_boxed_kernel(
     OUT_D: tl.constexpr = STRIDE_D // IN_D
     OUT_H: tl.constexpr = STRIDE_H // IN_H
     OUT_W: tl.constexpr = STRIDE_W // IN_W
-    # From one tap of an output's phase to the next.
+    # From one tap of an output's phase to the next, and how many phases of an axis any tap meets.
     STEP_D: tl.constexpr = PERIOD_D if TRANSPOSED else 1
     STEP_H: tl.constexpr = PERIOD_H if TRANSPOSED else 1
     STEP_W: tl.constexpr = PERIOD_W if TRANSPOSED else 1
+    MET_D: tl.constexpr = min(KD, STEP_D)
+    MET_H: tl.constexpr = min(KH, STEP_H)
+    MET_W: tl.constexpr = min(KW, STEP_W)
     tiles_n = tl.cdiv(c_out_group, BLOCK_N)
     in_row, rows = tl.cdiv(tl.cdiv(w_out, OUT_W), BOX_W), tl.cdiv(tl.cdiv(h_out, OUT_H), BOX_H)
     planes, images = tl.cdiv(tl.cdiv(d_out, OUT_D), BOX_D), tl.cdiv(batch, BOX_N)
@@ -126,19 +138,19 @@ def strided_boxed_kernel(
     mask_n = below(offs_n, c_out_group, Y_VECTOR)
 
     acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=ACC_DTYPE)
-    kd, kh, kw = first_taps(phase, OUT_H, OUT_W)
+    first_d, first_h, first_w, met = first_taps(phase, OUT_H, OUT_W, MET_D, MET_H, MET_W)
+    kd, kh, kw = first_d, first_h, first_w
     channel = 0
-    PHASES_MET: tl.constexpr = min(KD, STEP_D) * min(KH, STEP_H) * min(KW, STEP_W)
     blocks = tl.maximum(tl.cdiv(c_in_group, BLOCK_K), 1)
     if TOGETHER:
-        steps = blocks * (KD * KH * KW) + (OUT_D * OUT_H * OUT_W - PHASES_MET)
+        steps = blocks * (KD * KH * KW) + (OUT_D * OUT_H * OUT_W - MET_D * MET_H * MET_W)
     else:
         taps = tl.cdiv(KD - kd, STEP_D) * tl.cdiv(KH - kh, STEP_H) * tl.cdiv(KW - kw, STEP_W)
-        steps = tl.where((kd < min(KD, STEP_D)) & (kh < min(KH, STEP_H)) & (kw < min(KW, STEP_W)), blocks * taps, 1)
+        steps = tl.where(met, blocks * taps, 1)
+    sizes = (batch, d_out, h_out, w_out)
+    strides = (stride_yn, stride_yd, stride_yh, stride_yw)
     # At least one step: a loop that may not run costs every wgmma its overlap.
     for _ in range(tl.maximum(steps, 1)):
-        first_d, first_h, first_w = first_taps(phase, OUT_H, OUT_W)
-        met = (first_d < min(KD, STEP_D)) & (first_h < min(KH, STEP_H)) & (first_w < min(KW, STEP_W))
         x_channel = channel
         if not TRANSPOSED:
             x_channel += tap_phase(kd, d_in, d_out, STRIDE_D, PAD_D, DIL_D)[0] * stride_xd
@@ -186,30 +198,27 @@ def strided_boxed_kernel(
             if done:
                 store_box(
                     acc, b_ptr, y_ptr, n,
-                    d * OUT_D + output_phase(first_d, d_in, d_out, OUT_D, PAD_D, DIL_D, PERIOD_D),
-                    h * OUT_H + output_phase(first_h, h_in, h_out, OUT_H, PAD_H, DIL_H, PERIOD_H),
-                    w * OUT_W + output_phase(first_w, w_in, w_out, OUT_W, PAD_W, DIL_W, PERIOD_W),
-                    batch, d_out, h_out, w_out, group * c_out_group, offs_n, mask_n,
-                    stride_yn, stride_yd, stride_yh, stride_yw, stride_b, OUT_D, OUT_H, OUT_W,
+                    output_pixel(d, first_d, d_in, d_out, OUT_D, PAD_D, DIL_D, PERIOD_D),
+                    output_pixel(h, first_h, h_in, h_out, OUT_H, PAD_H, DIL_H, PERIOD_H),
+                    output_pixel(w, first_w, w_in, w_out, OUT_W, PAD_W, DIL_W, PERIOD_W),
+                    sizes, strides, stride_b, group * c_out_group, offs_n, mask_n, OUT_D, OUT_H, OUT_W,
                     HAS_BIAS, ACTIVATION, INDEX_INT64, Y_VECTOR, BOX_D, BOX_H, BOX_W, BLOCK_M,
                 )  # fmt: skip
                 acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=ACC_DTYPE)
-            # Apart from the store, which waits for the sums: copies need these numbers before.
+            # Apart from the store, which waits for the sums: copies need the next phase before.
             phase += done.to(tl.int32)
-            first_d, first_h, first_w = first_taps(phase, OUT_H, OUT_W)
+            first_d, first_h, first_w, met = first_taps(phase, OUT_H, OUT_W, MET_D, MET_H, MET_W)
             kd = tl.where(done, first_d, kd)
             kh = tl.where(done, first_h, kh)
             kw = tl.where(done, first_w, kw)
             channel = tl.where(done, 0, channel)
     if not TOGETHER:
-        first_d, first_h, first_w = first_taps(phase, OUT_H, OUT_W)
         store_box(
             acc, b_ptr, y_ptr, n,
-            d * OUT_D + output_phase(first_d, d_in, d_out, OUT_D, PAD_D, DIL_D, PERIOD_D),
-            h * OUT_H + output_phase(first_h, h_in, h_out, OUT_H, PAD_H, DIL_H, PERIOD_H),
-            w * OUT_W + output_phase(first_w, w_in, w_out, OUT_W, PAD_W, DIL_W, PERIOD_W),
-            batch, d_out, h_out, w_out, group * c_out_group, offs_n, mask_n,
-            stride_yn, stride_yd, stride_yh, stride_yw, stride_b, OUT_D, OUT_H, OUT_W,
+            output_pixel(d, first_d, d_in, d_out, OUT_D, PAD_D, DIL_D, PERIOD_D),
+            output_pixel(h, first_h, h_in, h_out, OUT_H, PAD_H, DIL_H, PERIOD_H),
+            output_pixel(w, first_w, w_in, w_out, OUT_W, PAD_W, DIL_W, PERIOD_W),
+            sizes, strides, stride_b, group * c_out_group, offs_n, mask_n, OUT_D, OUT_H, OUT_W,
             HAS_BIAS, ACTIVATION, INDEX_INT64, Y_VECTOR, BOX_D, BOX_H, BOX_W, BLOCK_M,
         )  # fmt: skip
 
@@ -228,12 +237,17 @@ class StridedBoxedTile(ProductTile):
     def rows(self) -> int:
         return self.BLOCK_N
 
+    def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
+        # Sums that are stored while copies are under way turn beside their buffers, a part of a warp's at a time.
+        turned = min(4096 * self.num_warps, self.BLOCK_M * self.BLOCK_N * self.stored_bytes(problem))
+        return super().shared_bytes(problem, target) + (turned if self.TOGETHER else 0)
+
     def mismatch(self, problem: Problem) -> str | None:
         g = problem.geometry
         if self.TOGETHER and g.phases == 1:
             return "its output has one phase"
         if not g.transposed and g.c_in_group % self.BLOCK_K:
-            return f"{g.c_in_group} channels are no whole steps of {self.BLOCK_K}: other pixels begin beyond"
+            return f"{g.c_in_group} channels are no whole steps of {self.BLOCK_K}"
         return None
 
 
@@ -291,6 +305,8 @@ def _unsuited(problem: Problem) -> str | None:
 def _uneven(problem: Problem) -> str | None:
     """Why the phases of a forward convolution's input are not one descriptor, or None."""
     g = problem.geometry
+    if g.c_in_group % 32:
+        return f"{g.c_in_group} channels are no whole steps of 32, and other pixels lie beyond"
     for size, stride, taps, pad, dilation in zip(g.in_size, g.stride, g.kernel, g.pad_before, g.dilation, strict=True):
         lengths = {cdiv(size - (k * dilation - pad) % stride, stride) for k in range(taps)}
         if len(lengths) > 1 or 0 in lengths:
