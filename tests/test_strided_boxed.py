@@ -1,5 +1,6 @@
 """Strides in boxes: phases of the input and of the output, odd boxes and borders, empty phases, operands, refusals."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -106,6 +107,35 @@ def test_what_lies_around_the_operands_is_not_read(layer):
     arguments = layer.tensors(torch.bfloat16)
     arguments |= {name: inside_nan(arguments[name]) for name in ("input", "weight")}
     run(layer.function, arguments, NAME, replace(SMALL, TOGETHER="transpose" in layer.function))
+
+
+def launched(layer, tile, arguments):
+    """The output of a forced tile, which begins a storage that goes on behind it; all of it was NaN."""
+    made = tc.plan(getattr(tc, layer.function), **arguments)
+    made = dispatch.plan(made.problem, made.target, NAME, tile)
+    size = math.prod(made.out_shape)
+    storage = torch.full((2 * size,), float("nan"), dtype=torch.bfloat16, device=arguments["input"].device)
+    output = storage.as_strided(made.out_shape, made.out_strides)
+    made.launch(arguments["input"], made.arranged(arguments["weight"]), arguments.get("bias"), output)
+    return output, storage[size:]
+
+
+@pytest.mark.parametrize("layer", [FORWARD[0], TRANSPOSED[0], TRANSPOSED[1]], ids=["1d", "transposed-1d", "2d"])
+def test_nothing_is_stored_beyond_the_output(layer):
+    output, behind = launched(layer, WIDE, layer.tensors(torch.bfloat16))
+    assert output.isfinite().all()
+    assert behind.isnan().all()
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["apart", "together"])
+def test_what_no_tap_meets_is_the_bias_whatever_the_input(together):
+    layer = TRANSPOSED[3]
+    arguments = layer.tensors(torch.bfloat16)
+    arguments["input"].fill_(float("inf"))
+    output, _ = launched(layer, replace(SMALL, TOGETHER=together), arguments)
+    unmet = output[:, :, 1::2]
+    assert torch.equal(unmet, arguments["bias"][:, None, None].expand_as(unmet))
+    assert not output[:, :, ::2].isfinite().all()
 
 
 def plan_of(x_shape, w_shape, function="conv2d", dtype=torch.bfloat16, x=channels_last, w=channels_last, **options):
