@@ -15,9 +15,10 @@ import triton_conv as tc
 from triton_conv import dispatch
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
+from triton_conv.kernels import KERNELS
 from triton_conv.kernels.strided_boxed import StridedBoxedTile
 from triton_conv.target import KNOWN
-from triton_conv.workloads import find
+from triton_conv.workloads import Workload, find
 
 NAME = "strided_boxed"
 
@@ -175,6 +176,21 @@ def test_tiles_of_other_problems(tile, message):
     made = plan_of(X, W, stride=2)
     with pytest.raises(PlanError, match=message):
         dispatch.plan(made.problem, made.target, NAME, tile)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "stride"), [(NAME, 514, 2), ("implicit_gemm_boxed", 257, 1), ("weight_gradient_boxed", 257, 1)]
+)
+def test_boxes_of_many_images_are_indexed_wide(name, size, stride):
+    # Nothing but 1 divides 257: a box is of a pixel or two of each of 128 images.
+    layer = Workload(
+        "large", "dilated", "conv2d", (128, 512, size, size), (64, 512, 1, 1), {"stride": stride}, channels_last=True
+    )
+    part = layer.parts()[2 if name == "weight_gradient_boxed" else 0]
+    large, small = (made.problem() for made in (part, replace(part, input=(128, 512, 32, 32))))
+    for problem, wide in ((large, True), (small, False)):
+        values = KERNELS[name].values(problem, default_tile(name, problem, KNOWN["sm_90"]))
+        assert values["INDEX_INT64"] == wide
 
 
 def test_devices_and_measurements():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import triton
 import triton.language as tl
@@ -81,6 +81,11 @@ def covering_box(sizes: Sequence[int], pixels: int) -> dict[str, int]:
 
     best = min(found, key=taken)
     return dict(zip(("BOX_N", "BOX_D", "BOX_H", "BOX_W"), best, strict=True))
+
+
+def pixels_spanned(problem: Problem, sides: Mapping[str, int]) -> int:
+    """Pixels from the first to the last of a box: of every image that it takes a part of, all."""
+    return sides["BOX_N"] * problem.geometry.out_pixels
 
 
 def unboxable(problem: Problem) -> str | None:

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from ..problem import INT32_LIMIT, Problem
 from ..target import Target
-from .boxes import boxes, covering_box, load_box, tap_phase, unboxable
+from .boxes import boxes, covering_box, load_box, pixels_spanned, tap_phase, unboxable
 from .common import aligned, below, dot, epilogue, store_pixels, wide
 from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
 
@@ -269,11 +269,12 @@ def _arguments(problem: Problem, tile: StridedBoxedTile) -> dict[str, object]:
     g = problem.geometry
     outer, inner, *_ = problem.w_strides
     stride_wn, stride_wk = (inner, outer) if g.transposed else (outer, inner)
+    sides = covering_box(_phase_size(problem), tile.BLOCK_M)
     periods = {f"PERIOD_{axis}": s // math.gcd(s, d) for axis, s, d in zip("DHW", g.stride, g.dilation, strict=True)}
     return (
-        geometry_arguments(problem, tile.BLOCK_M)
+        geometry_arguments(problem, pixels_spanned(problem, sides))
         | tile.sizes()
-        | covering_box(_phase_size(problem), tile.BLOCK_M)
+        | sides
         | periods
         | dict(
             c_in_group=g.c_in_group,
@@ -311,8 +312,8 @@ def _uneven(problem: Problem) -> str | None:
         lengths = {cdiv(size - (k * dilation - pad) % stride, stride) for k in range(taps)}
         if len(lengths) > 1 or 0 in lengths:
             return f"phases of an input of {size} pixels, {stride} apart, are not of one length"
-    last = sum((stride - 1) * step for stride, step in zip(g.stride, problem.x_strides[2:], strict=True)) + g.c_in
-    return None if last <= INT32_LIMIT else "phases of its input begin too far apart"
+    reach = sum(stride * step for stride, step in zip(g.stride, problem.x_strides[2:], strict=True)) + g.c_in
+    return None if reach <= INT32_LIMIT else "phases of its input lie too far apart"
 
 
 KERNEL = Kernel(

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem, WeightGradientProblem
-from .boxes import box, boxes, load_box, tap_phase, unboxable
+from .boxes import box, boxes, load_box, pixels_spanned, tap_phase, unboxable
 from .common import aligned, below, dot, wide
 from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
 
@@ -143,7 +143,8 @@ def _arguments(problem: Problem, tile: WeightGradientBoxedTile) -> dict[str, obj
         X_VECTOR=problem.x_vector(g.c_in_group),
         Y_VECTOR=problem.y_vector(g.c_out_group),
     )
-    return geometry_arguments(problem, tile.BLOCK_K) | tile.sizes() | channels | box(problem, tile.BLOCK_K)
+    sides = box(problem, tile.BLOCK_K)
+    return geometry_arguments(problem, pixels_spanned(problem, sides)) | tile.sizes() | channels | sides
 
 
 def _unsuited(problem: Problem) -> str | None:
