@@ -131,6 +131,7 @@ def launch(kernel: str, problem: Problem, tile: Tile, target: Target, compiled: 
     counts = matched(loop, trips(kernel, problem, tile))
     slots = total(loop, counts)
     if isinstance(tile, StridedBoxedTile) and tile.TOGETHER:
+        # It stores once a phase, not in every trip.
         slots += loop.innermost().storing * (problem.geometry.phases - counts[0])
     resident = max(1, round(compiled.occupancy * target.threads_per_sm / (warps * target.warp_size)))
     each = warps * cdiv(programs, target.sms)

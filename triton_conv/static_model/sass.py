@@ -2,8 +2,7 @@
 
 Read from the text of NVIDIA's `nvdisasm`, which Triton ships. Loops are what a branch backwards spans; a branch
 forwards is taken for not taken, so that both sides of a condition count; where results are stored behind one, a loop
-says how much that is of it. Code after the kernel's last exit, such as a
-division's slow path, is left out.
+says how much that is of it. Code after the kernel's last exit, such as a division's slow path, is left out.
 """
 
 from __future__ import annotations

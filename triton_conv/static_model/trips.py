@@ -32,7 +32,7 @@ def _phases(problem: Problem, tile: Any) -> Counts:
 
 
 def _strided(problem: Problem, tile: Any) -> Counts:
-    """Of the phases of an output all together, or their mean; one without a tap, which is rare, counts for nothing."""
+    """Of all phases of an output together, or their mean; one without a tap counts for nothing."""
     g = problem.geometry
     return (max(cdiv(g.c_in_group, tile.BLOCK_K) * g.taps / (1 if tile.TOGETHER else g.phases), 1),)
 
