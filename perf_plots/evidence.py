@@ -33,7 +33,7 @@ _FIELDS = {
 # Bytes a second that L2 gives at most: 5120 a clock, as NVIDIA states of the A100, at 1.755 GHz. On an H100 the tiles
 # of dilated_d12 were measured at 6.4 TB/s.
 _L2_BANDWIDTH = 9.0e12
-_PIXELS_BY_CHANNELS = ("implicit_gemm", "implicit_gemm_boxed", "transposed_phase")
+_PIXELS_BY_CHANNELS = ("implicit_gemm", "implicit_gemm_boxed", "strided_boxed", "transposed_phase")
 _CHANNELS_BY_CHANNELS = ("weight_gradient", "weight_gradient_boxed")
 
 

@@ -51,6 +51,7 @@ def test_a_forced_form_runs_or_names_the_predicate(name, part):
         ("implicit_gemm", "vocoder_t1d_s8-bfloat16-nchw", FORWARD, "it is transposed"),
         ("implicit_gemm", "narrow_groups_4-bfloat16-nhwc-dw", WEIGHT_GRADIENT, "it is a weight gradient"),
         ("implicit_gemm_boxed", "vocoder_t1d_s8-bfloat16-nchw", FORWARD, "the stride is (1, 1, 8), not 1"),
+        ("strided_boxed", "narrow_groups_4-bfloat16-nhwc", FORWARD, "its stride is 1"),
         ("grouped_packed", "dilated_1d-bfloat16-nchw", FORWARD, "there are no groups to pack"),
         ("transposed_phase", "causal_dw1d-bfloat16-nchw-dx", INPUT_GRADIENT, "it is not transposed"),
         ("depthwise_banded", "convnext_dw7-bfloat16-nhwc-dx", INPUT_GRADIENT, "neighbouring pixels are not contiguous"),

@@ -65,6 +65,23 @@ def test_loops_and_pipes_of_a_listing():
     assert whole.once().fma == 1
 
 
+def test_a_store_that_a_loop_skips_in_most_trips():
+    code = """
+.L_x_0:
+        /*0000*/                   FFMA R9, R4, R5, R9 ;
+        /*0010*/               @P0 BRA `(.L_x_1) ;
+        /*0020*/                   IADD3 R2, R2, R3, RZ ;
+        /*0030*/                   STG.E.64 desc[UR4][R2.64], R6 ;
+.L_x_1:
+        /*0040*/               @P1 BRA `(.L_x_0) ;
+        /*0050*/                   EXIT ;
+"""
+    (loop,) = parse(code).inner
+    assert (loop.own.issued, loop.own.stored) == (5, 8)
+    assert (loop.storing.issued, loop.storing.stored) == (2, 8)
+    assert parse(LISTING).innermost().storing.issued == 0
+
+
 def test_products_and_clocks_of_a_listing():
     outer = parse(LISTING).inner[0].own
     assert outer.products == 64 * 64 * 16 / 4 + 64 * 16 * 16 / 4

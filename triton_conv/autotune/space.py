@@ -26,15 +26,18 @@ _DOT: dict[str, Sequence[int | bool]] = {
     "num_stages": (1, 2, 3, 4),
 }
 
+_BOXES: dict[str, Sequence[int | bool]] = {
+    "BLOCK_M": (64, 128, 256),
+    "BLOCK_N": (64, 128, 256),
+    "BLOCK_K": (32, 64, 128),
+    "num_warps": (4, 8),
+    "num_stages": (2, 3, 4),
+}
+
 SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
     "implicit_gemm": _DOT | {"FLAT_K": (False, True)},
-    "implicit_gemm_boxed": {
-        "BLOCK_M": (64, 128, 256),
-        "BLOCK_N": (64, 128, 256),
-        "BLOCK_K": (32, 64, 128),
-        "num_warps": (4, 8),
-        "num_stages": (2, 3, 4),
-    },
+    "implicit_gemm_boxed": _BOXES,
+    "strided_boxed": _BOXES | {"TOGETHER": (False, True)},
     # Rows of the product are channels, 16 a warp; a segment of fewer than four pixels is stored in pieces.
     "implicit_gemm_rows": {
         "BLOCK_M": (32, 64, 128, 256),

@@ -24,6 +24,7 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
         products.implicit_gemm,
         products.implicit_gemm_boxed,
         products.implicit_gemm_rows,
+        products.strided_boxed,
         products.grouped_packed,
         depthwise.depthwise,
         depthwise.depthwise_patch,

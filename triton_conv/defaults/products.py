@@ -8,6 +8,7 @@ from ..kernels.implicit_gemm import ImplicitGemmTile
 from ..kernels.implicit_gemm_boxed import ImplicitGemmBoxedTile
 from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile, window_values
 from ..kernels.kernel import cdiv
+from ..kernels.strided_boxed import StridedBoxedTile
 from ..kernels.transposed_phase import TransposedPhaseTile
 from ..problem import DeformProblem, Problem
 from ..target import Target
@@ -109,6 +110,23 @@ def implicit_gemm_rows(problem: Problem, target: Target) -> ImplicitGemmRowsTile
         if held <= (200 if hopper else 60) and block_k < 2 * g.c_in_group and tile.unfit(problem, target) is None:
             break
     return tile
+
+
+def strided_boxed(problem: Problem, target: Target) -> StridedBoxedTile:
+    """As `implicit_gemm_boxed`. Phases of an output together where their boxes alone fill the machine: of decoder_t2d's
+    128 programs each takes as long as any other, makes one descriptor, and copies the next phase's input while it
+    stores the last one's output.
+    """
+    g, tile = problem.geometry, implicit_gemm_boxed(problem, target)
+    boxes = cdiv(cdiv(g.M, g.phases), tile.BLOCK_M) * cdiv(g.c_out_group, tile.BLOCK_N) * g.groups
+    return StridedBoxedTile(
+        TOGETHER=g.phases > 1 and boxes >= target.sms * 3 // 4,
+        BLOCK_M=tile.BLOCK_M,
+        BLOCK_N=tile.BLOCK_N,
+        BLOCK_K=tile.BLOCK_K if g.transposed or g.c_in_group % tile.BLOCK_K == 0 else 32,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
 
 
 def grouped_packed(problem: Problem, target: Target) -> GroupedPackedTile:

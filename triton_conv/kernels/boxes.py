@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping, Sequence
 
 import triton
 import triton.language as tl
@@ -44,12 +45,33 @@ def load_box(descriptor, n, d, h, w, channel, RANK: tl.constexpr, BLOCK_K: tl.co
     return tl.reshape(box, (BLOCK_K, BLOCK_C))
 
 
+@triton.jit
+def tap_phase(k, size_in, size_out, STRIDE: tl.constexpr, PAD: tl.constexpr, DIL: tl.constexpr):
+    """What tap `k` reads along one axis: every STRIDE-th element from `phase` on, output j reading the (j + shift)-th.
+
+    (phase, shift, length): of these elements the last that an output reads is number length - 1. Elements beyond would
+    meet gradients of outputs that do not exist, whose zero times infinity is NaN.
+    """
+    UP: tl.constexpr = (PAD + STRIDE - 1) // STRIDE
+    position = k * DIL + (UP * STRIDE - PAD)
+    phase = position % STRIDE
+    shift = position // STRIDE - UP
+    # A descriptor has at least one element: a tap that lies in the padding for every output reads one, times zero.
+    return phase, shift, tl.maximum(tl.minimum(tl.cdiv(size_in - phase, STRIDE), size_out + shift), 1)
+
+
 def box(problem: Problem, pixels: int) -> dict[str, int]:
-    """Images, depth, height and width of the box of so many pixels of which the fewest lie outside; the widest."""
+    """The box of so many pixels that covers a problem's output."""
     g = problem.geometry
-    sizes = max(g.batch, 1), *g.out_size
+    return covering_box((g.batch, *g.out_size), pixels)
+
+
+def covering_box(sizes: Sequence[int], pixels: int) -> dict[str, int]:
+    """Images, depth, height and width of the box of so many pixels of which the fewest lie outside of so many images
+    of such a depth, height and width; the widest.
+    """
     powers = [1 << i for i in range(pixels.bit_length())]
-    ranges = [[p for p in powers if p < 2 * size] for size in sizes]
+    ranges = [[p for p in powers if p < 2 * max(size, 1)] for size in sizes]
     found: list[tuple[int, ...]] = [
         (n, d, h, pixels // (n * d * h)) for n, d, h in itertools.product(*ranges[:3]) if n * d * h <= pixels
     ]
@@ -59,6 +81,11 @@ def box(problem: Problem, pixels: int) -> dict[str, int]:
 
     best = min(found, key=taken)
     return dict(zip(("BOX_N", "BOX_D", "BOX_H", "BOX_W"), best, strict=True))
+
+
+def pixels_spanned(problem: Problem, sides: Mapping[str, int]) -> int:
+    """Pixels from the first to the last of a box: of every image that it takes a part of, all."""
+    return sides["BOX_N"] * problem.geometry.out_pixels
 
 
 def unboxable(problem: Problem) -> str | None:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem
-from .boxes import box, boxes, load_box, unboxable
+from .boxes import box, boxes, load_box, pixels_spanned, unboxable
 from .common import aligned, below, dot, epilogue, store_pixels, wide
 from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
 
@@ -133,10 +133,11 @@ def _arguments(problem: Problem, tile: ImplicitGemmBoxedTile) -> dict[str, objec
     g = problem.geometry
     outer, inner, *_ = problem.w_strides
     stride_wn, stride_wk = (inner, outer) if g.transposed else (outer, inner)
+    sides = box(problem, tile.BLOCK_M)
     return (
-        geometry_arguments(problem, tile.BLOCK_M)
+        geometry_arguments(problem, pixels_spanned(problem, sides))
         | tile.sizes()
-        | box(problem, tile.BLOCK_M)
+        | sides
         | dict(
             c_in_group=g.c_in_group,
             c_out_group=g.c_out_group,

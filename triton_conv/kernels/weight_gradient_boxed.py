@@ -9,24 +9,9 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem, WeightGradientProblem
-from .boxes import box, boxes, load_box, unboxable
+from .boxes import box, boxes, load_box, pixels_spanned, tap_phase, unboxable
 from .common import aligned, below, dot, wide
 from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
-
-
-@triton.jit
-def tap_phase(k, size_in, size_out, STRIDE: tl.constexpr, PAD: tl.constexpr, DIL: tl.constexpr):
-    """What tap `k` reads along one axis: every STRIDE-th element from `phase` on, output j reading the (j + shift)-th.
-
-    (phase, shift, length): of these elements the last that an output reads is number length - 1. Elements beyond would
-    meet gradients of outputs that do not exist, whose zero times infinity is NaN.
-    """
-    UP: tl.constexpr = (PAD + STRIDE - 1) // STRIDE
-    position = k * DIL + (UP * STRIDE - PAD)
-    phase = position % STRIDE
-    shift = position // STRIDE - UP
-    # A descriptor has at least one element: a tap that lies in the padding for every output reads one, times zero.
-    return phase, shift, tl.maximum(tl.minimum(tl.cdiv(size_in - phase, STRIDE), size_out + shift), 1)
 
 
 @triton.jit
@@ -158,7 +143,8 @@ def _arguments(problem: Problem, tile: WeightGradientBoxedTile) -> dict[str, obj
         X_VECTOR=problem.x_vector(g.c_in_group),
         Y_VECTOR=problem.y_vector(g.c_out_group),
     )
-    return geometry_arguments(problem, tile.BLOCK_K) | tile.sizes() | channels | box(problem, tile.BLOCK_K)
+    sides = box(problem, tile.BLOCK_K)
+    return geometry_arguments(problem, pixels_spanned(problem, sides)) | tile.sizes() | channels | sides
 
 
 def _unsuited(problem: Problem) -> str | None:

@@ -10,6 +10,7 @@ from ..aot import Compiled, Job, compile_binary
 from ..kernels import KERNELS, Tile
 from ..kernels.implicit_gemm_boxed import ImplicitGemmBoxedTile
 from ..kernels.kernel import cdiv
+from ..kernels.strided_boxed import StridedBoxedTile
 from ..kernels.weight_gradient_boxed import WeightGradientBoxedTile
 from ..kernels.weight_gradient_rows import WeightGradientRowsTile
 from ..problem import Problem, WeightGradientProblem
@@ -106,7 +107,7 @@ def _waits(loop: Loop, counts: Counts, times: float = 1.0) -> tuple[float, float
 
 def _box_bytes(problem: Problem, tile: Tile) -> float:
     """Bytes that bulk copies bring a trip, which the code does not tell."""
-    if isinstance(tile, ImplicitGemmBoxedTile):
+    if isinstance(tile, (ImplicitGemmBoxedTile, StridedBoxedTile)):
         return float(tile.BLOCK_M * tile.BLOCK_K * problem.itemsize)
     if isinstance(tile, WeightGradientBoxedTile):
         return float(tile.BLOCK_N * tile.BLOCK_K * problem.itemsize)
@@ -129,6 +130,9 @@ def launch(kernel: str, problem: Problem, tile: Tile, target: Target, compiled: 
     programs = KERNELS[kernel].grid(problem, tile)
     counts = matched(loop, trips(kernel, problem, tile))
     slots = total(loop, counts)
+    if isinstance(tile, StridedBoxedTile) and tile.TOGETHER:
+        # It stores once a phase, not in every trip.
+        slots += loop.innermost().storing * (problem.geometry.phases - counts[0])
     resident = max(1, round(compiled.occupancy * target.threads_per_sm / (warps * target.warp_size)))
     each = warps * cdiv(programs, target.sms)
     waves = cdiv(programs, target.sms * resident)

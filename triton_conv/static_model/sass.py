@@ -1,8 +1,8 @@
 """What a kernel's machine code is made of: its loops, and what the instructions of each occupy.
 
 Read from the text of NVIDIA's `nvdisasm`, which Triton ships. Loops are what a branch backwards spans; a branch
-forwards is taken for not taken, so that both sides of a condition count. Code after the kernel's last exit, such as a
-division's slow path, is left out.
+forwards is taken for not taken, so that both sides of a condition count; where results are stored behind one, a loop
+says how much that is of it. Code after the kernel's last exit, such as a division's slow path, is left out.
 """
 
 from __future__ import annotations
@@ -88,10 +88,15 @@ _FIELDS = tuple(entry.name for entry in fields(Slots))
 
 @dataclass(frozen=True)
 class Loop:
-    """A stretch of code run again and again, or the whole kernel: what is its own, and the loops inside it."""
+    """A stretch of code run again and again, or the whole kernel: what is its own, and the loops inside it.
+
+    `storing` is the part of `own` that a condition guards and that stores: a loop over several results does not in
+    every trip.
+    """
 
     own: Slots = field(default_factory=Slots)
     inner: tuple[Loop, ...] = ()
+    storing: Slots = field(default_factory=Slots)
 
     @property
     def depth(self) -> int:
@@ -139,13 +144,16 @@ def parse(text: str) -> Loop:
     # Behind the last exit stands what is jumped to when a copy is waited for; it jumps back.
     code = code[: end or None]
     loops: dict[int, int] = {}
+    skips: list[tuple[int, int]] = []
     for index, instruction in enumerate(code):
         target = _TARGET.match(instruction)
         start = labels.get(target[1], index) if target else index
         if start < index:
             # Several branches to one place are one loop.
             loops[start] = max(loops.get(start, 0), index)
-    return _nested(code, 0, len(code), sorted(loops.items()))
+        elif any(skipped.startswith("STG") for skipped in code[index:start]):
+            skips.append((index + 1, start))
+    return _nested(code, 0, len(code), sorted(loops.items()), skips)
 
 
 def _spins(instruction: str, labels: dict[str, int], index: int) -> bool:
@@ -153,7 +161,9 @@ def _spins(instruction: str, labels: dict[str, int], index: int) -> bool:
     return target is not None and labels.get(target[1]) == index
 
 
-def _nested(code: list[str], start: int, end: int, loops: list[tuple[int, int]]) -> Loop:
+def _nested(
+    code: list[str], start: int, end: int, loops: list[tuple[int, int]], skips: list[tuple[int, int]]
+) -> Loop:  # fmt: skip
     own, inner, position = Slots(), [], start
     outermost = [
         (a, z) for a, z in loops
@@ -162,10 +172,11 @@ def _nested(code: list[str], start: int, end: int, loops: list[tuple[int, int]])
     for a, z in outermost:
         own += _count(code[position:a])
         inner.append(
-            _nested(code, a, z + 1, [loop for loop in loops if a <= loop[0] and loop[1] <= z and loop[0] != a])
+            _nested(code, a, z + 1, [loop for loop in loops if a <= loop[0] and loop[1] <= z and loop[0] != a], skips)
         )
         position = z + 1
-    return Loop(own + _count(code[position:end]), tuple(inner))
+    storing = max(((a, z) for a, z in skips if start <= a and z <= end), key=lambda s: s[1] - s[0], default=(0, 0))
+    return Loop(own + _count(code[position:end]), tuple(inner), _count(code[slice(*storing)]))
 
 
 def _count(code: list[str]) -> Slots:

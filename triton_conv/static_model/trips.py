@@ -31,6 +31,12 @@ def _phases(problem: Problem, tile: Any) -> Counts:
     return (cdiv(tile.groups_per_tile(problem) * g.c_in_group, tile.BLOCK_K) * taps,)
 
 
+def _strided(problem: Problem, tile: Any) -> Counts:
+    """Of all phases of an output together, or their mean; one without a tap counts for nothing."""
+    g = problem.geometry
+    return (max(cdiv(g.c_in_group, tile.BLOCK_K) * g.taps / (1 if tile.TOGETHER else g.phases), 1),)
+
+
 def _rows(problem: Problem, tile: Any) -> Counts:
     """Without the taps of a filter row, which are unrolled; of phases of rows the mean."""
     g = problem.geometry
@@ -88,6 +94,7 @@ _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
     "implicit_gemm": _channels_by_taps,
     "implicit_gemm_boxed": _channels_by_taps,
     "implicit_gemm_rows": _rows,
+    "strided_boxed": _strided,
     "shuffle_gemm": lambda problem, tile: (
         max(cdiv(problem.geometry.c_in if tile.WHOLE else problem.geometry.c_in_group, tile.BLOCK_K), 1)
         * problem.geometry.taps,
