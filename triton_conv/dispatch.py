@@ -58,8 +58,8 @@ _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
     LocalWeightGradientProblem: ("every pixel has its own filter", ("locally_connected_weight_gradient",)),
 }
 # These serve where a measurement says so: on an H100 rows of pixels won one of seven layers, by 1.34 (dcgan_t2d's dx),
-# and lost others by up to 2.8 that counting had given to them.
-_MEASURED = ("implicit_gemm_rows",)
+# and lost others by up to 2.8 that counting had given to them. Boxes in turns have not been timed yet.
+_MEASURED = ("implicit_gemm_rows", "implicit_gemm_persistent")
 # Of these problems there is one kernel each, whatever their sizes.
 _ALONE = (
     ShuffleProblem, SeparableProblem, LocalProblem, LocalInputGradientProblem, LocalWeightGradientProblem,
@@ -164,7 +164,7 @@ def family(problem: Problem) -> tuple[tuple[str, ...], str]:
     # Rows that are not aligned are loaded pixel by pixel: by count nothing is won (modulated_t2d's dx, 33 wide).
     rows = ("implicit_gemm_rows",) if problem.x_run() >= 4 else ()
     # Narrow groups share tiles, which boxes and rows of one group cannot.
-    boxed = () if narrow else ("implicit_gemm_boxed", *rows)
+    boxed = () if narrow else ("implicit_gemm_boxed", "implicit_gemm_persistent", *rows)
     if g.transposed:
         return (*boxed, "transposed_phase"), f"it is transposed: {g.phases} output phases, no inserted zeros"
     if direct:

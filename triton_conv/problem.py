@@ -73,6 +73,11 @@ class Problem:
         return self.geometry.least_bytes(self.itemsize)
 
     @property
+    def most_partial_bytes(self) -> int:
+        """What sums of parts of the result may take, so that they are little beside the tensors that come and go."""
+        return max(self.least_bytes // 4, _POOLED_BYTES)
+
+    @property
     def accumulator(self) -> torch.dtype:
         """Dtype of sums: float32, or float64 for float64."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32

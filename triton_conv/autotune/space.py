@@ -35,6 +35,16 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "num_warps": (4, 8),
         "num_stages": (2, 3, 4),
     },
+    # One program a multiprocessor of an H100, or two: the memory of either has room for no more stages.
+    "implicit_gemm_persistent": {
+        "BLOCK_M": (64, 128, 256),
+        "BLOCK_N": (64, 128, 256),
+        "BLOCK_K": (64, 128),
+        "PROGRAMS": (132, 264),
+        "SPLIT": (False, True),
+        "num_warps": (4, 8),
+        "num_stages": (2, 3, 4),
+    },
     # Rows of the product are channels, 16 a warp; a segment of fewer than four pixels is stored in pieces.
     "implicit_gemm_rows": {
         "BLOCK_M": (32, 64, 128, 256),

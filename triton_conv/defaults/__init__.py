@@ -23,6 +23,7 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
     for rule in (
         products.implicit_gemm,
         products.implicit_gemm_boxed,
+        products.implicit_gemm_persistent,
         products.implicit_gemm_rows,
         products.grouped_packed,
         depthwise.depthwise,

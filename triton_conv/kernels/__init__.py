@@ -17,6 +17,7 @@ from . import (
     grouped_packed_weight_gradient,
     implicit_gemm,
     implicit_gemm_boxed,
+    implicit_gemm_persistent,
     implicit_gemm_rows,
     locally_connected,
     locally_connected_input_gradient,
@@ -36,6 +37,7 @@ KERNELS: dict[str, Kernel] = {
     for module in (
         implicit_gemm,
         implicit_gemm_boxed,
+        implicit_gemm_persistent,
         implicit_gemm_rows,
         grouped_packed,
         depthwise,

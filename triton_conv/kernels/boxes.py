@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator, Sequence
 
 import triton
 import triton.language as tl
@@ -44,21 +45,31 @@ def load_box(descriptor, n, d, h, w, channel, RANK: tl.constexpr, BLOCK_K: tl.co
     return tl.reshape(box, (BLOCK_K, BLOCK_C))
 
 
+def box_shapes(problem: Problem, pixels: int) -> Iterator[tuple[int, int, int, int]]:
+    """Images, depth, height and width of the boxes of so many pixels, powers of two: no side but the last twice as long
+    as needed.
+    """
+    g = problem.geometry
+    powers = [1 << i for i in range(pixels.bit_length())]
+    ranges = [[p for p in powers if p < 2 * size] for size in (max(g.batch, 1), *g.out_size[:2])]
+    for n, d, h in itertools.product(*ranges):
+        if n * d * h <= pixels:
+            yield n, d, h, pixels // (n * d * h)
+
+
+def named_sides(shape: Sequence[int]) -> dict[str, int]:
+    """The sides of a box as kernels call them."""
+    return dict(zip(("BOX_N", "BOX_D", "BOX_H", "BOX_W"), shape, strict=True))
+
+
 def box(problem: Problem, pixels: int) -> dict[str, int]:
     """Images, depth, height and width of the box of so many pixels of which the fewest lie outside; the widest."""
-    g = problem.geometry
-    sizes = max(g.batch, 1), *g.out_size
-    powers = [1 << i for i in range(pixels.bit_length())]
-    ranges = [[p for p in powers if p < 2 * size] for size in sizes]
-    found: list[tuple[int, ...]] = [
-        (n, d, h, pixels // (n * d * h)) for n, d, h in itertools.product(*ranges[:3]) if n * d * h <= pixels
-    ]
+    sizes = max(problem.geometry.batch, 1), *problem.geometry.out_size
 
     def taken(shape: tuple[int, ...]) -> tuple[int, int]:
         return math.prod(cdiv(size, side) * side for size, side in zip(sizes, shape, strict=True)), -shape[3]
 
-    best = min(found, key=taken)
-    return dict(zip(("BOX_N", "BOX_D", "BOX_H", "BOX_W"), best, strict=True))
+    return named_sides(min(box_shapes(problem, pixels), key=taken))
 
 
 def unboxable(problem: Problem) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..kernels import KERNELS, Tile
 from ..kernels.boxes import box
+from ..kernels.implicit_gemm_persistent import groups
 from ..kernels.kernel import cdiv
 from ..problem import DeformInputGradientProblem, DeformProblem, Problem
 
@@ -36,6 +37,12 @@ def _rows(problem: Problem, tile: Any) -> Counts:
     g = problem.geometry
     taps = math.prod(g.kernel[:2]) / (math.prod(g.stride[:2]) if g.transposed else 1)
     return (max(cdiv(g.c_in_group, tile.BLOCK_K), 1) * taps,)
+
+
+def _turns(problem: Problem, tile: Any) -> Counts:
+    """Of the programs that have most to do: a part of a tile is that part of a turn."""
+    longest = max(groups(problem, tile), key=lambda group: group.longest(tile.SPLIT))
+    return (longest.longest(tile.SPLIT) / longest.steps, longest.steps)
 
 
 def _pixels(block: str) -> Callable[[Problem, Any], Counts]:
@@ -87,6 +94,7 @@ def _scattered(problem: DeformInputGradientProblem, tile: Any) -> Counts:
 _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
     "implicit_gemm": _channels_by_taps,
     "implicit_gemm_boxed": _channels_by_taps,
+    "implicit_gemm_persistent": _turns,
     "implicit_gemm_rows": _rows,
     "shuffle_gemm": lambda problem, tile: (
         max(cdiv(problem.geometry.c_in if tile.WHOLE else problem.geometry.c_in_group, tile.BLOCK_K), 1)
