@@ -42,7 +42,7 @@ class Problem:
     """What `w_strides` are the strides of: the weight as it is "stored"; a copy "packed" with its second dimension
     innermost; or the weight "flipped", a view that starts at its last tap and has negative strides."""
     aligned: bool = True
-    """Whether the input begins at a multiple of 16 bytes."""
+    """Whether input and weight begin at a multiple of 16 bytes."""
 
     @property
     def repeatable(self) -> bool:

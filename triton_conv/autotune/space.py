@@ -11,6 +11,7 @@ from ..kernels import KERNELS, Tile
 from ..kernels.depthwise_banded import DepthwiseBandedTile
 from ..kernels.depthwise_banded_weight_gradient import DepthwiseBandedWeightGradientTile
 from ..kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradientTile
+from ..kernels.implicit_gemm_persistent import ImplicitGemmPersistentTile, partial_sums
 from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile, phases
 from ..kernels.kernel import cdiv, columns_read
 from ..kernels.weight_gradient_rows import WeightGradientRowsTile
@@ -205,6 +206,8 @@ def worthwhile(tile: Tile, problem: Problem) -> bool:
         widths |= {"BLOCK_M": rows, "BLOCK_K": images} if gradient else {"BLOCK_M": images}
     if isinstance(problem, SeparableProblem):
         widths["BLOCK_N"] = max(problem.c_final, 64)
+    if isinstance(tile, ImplicitGemmPersistentTile) and tile.SPLIT and not partial_sums(problem, tile):
+        return False
     if isinstance(tile, ImplicitGemmRowsTile):
         widths["BLOCK_T"] = max(cdiv(g.out_size[2], phases(problem)), 4)
     if "COLS" in sizes:

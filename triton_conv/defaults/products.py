@@ -82,16 +82,15 @@ _JOIN_STEPS = 12
 
 
 def implicit_gemm_persistent(problem: Problem, target: Target) -> ImplicitGemmPersistentTile:
-    """256 x 128 to a multiprocessor, of L2's bytes 43 products each; what the last turn leaves is split where that saves
-    more than the second launch costs.
-    """
+    """256 x 128, of L2's bytes 43 products each; tiles are split where that saves more than the second launch costs."""
     g = problem.geometry
     tile = ImplicitGemmPersistentTile(
         BLOCK_M=power_of_two(g.M, 64, 256),
         # wgmma takes no fewer than 64 rows: output channels.
         BLOCK_N=power_of_two(g.c_out, 64, 128),
         BLOCK_K=64 if g.c_in > 32 else 32,
-        PROGRAMS=target.sms,
+        # Upright boxes and turned ones have programs of their own.
+        PROGRAMS=max(target.sms, 2),
         num_warps=warps(target, 2 * THREADS),
         num_stages=3,
     )

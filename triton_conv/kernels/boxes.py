@@ -66,7 +66,7 @@ def box(problem: Problem, pixels: int) -> dict[str, int]:
     """Images, depth, height and width of the box of so many pixels of which the fewest lie outside; the widest."""
     sizes = max(problem.geometry.batch, 1), *problem.geometry.out_size
 
-    def taken(shape: tuple[int, ...]) -> tuple[int, int]:
+    def taken(shape: Sequence[int]) -> tuple[int, int]:
         return math.prod(cdiv(size, side) * side for size, side in zip(sizes, shape, strict=True)), -shape[3]
 
     return named_sides(min(box_shapes(problem, pixels), key=taken))
@@ -82,7 +82,7 @@ def unboxable(problem: Problem) -> str | None:
     if problem.itemsize != 2:
         return "only 16-bit numbers are multiplied with channels innermost"
     if not problem.aligned:
-        return "the input does not begin at a multiple of 16 bytes"
+        return "the input or the weight does not begin at a multiple of 16 bytes"
     for name, strides, channels in (("input", problem.x_strides, g.c_in), ("output", problem.y_strides, g.c_out)):
         n, c, *spatial = (*strides[:2], *strides[5 - g.rank :])
         if c != 1 or channels < 16:

@@ -1,4 +1,4 @@
-"""Implicit GEMM of stride 1, channels-last, rank 1 to 3: all of it in boxes, shared out evenly, no tap in the padding."""
+"""Implicit GEMM of stride 1, channels-last, rank 1 to 3: all of it in boxes, in turns, no tap in the padding."""
 
 from __future__ import annotations
 
@@ -85,23 +85,22 @@ def implicit_gemm_persistent_kernel(
             tile = tl.where(split, turn * programs + pid // parts, tile)
         pid_n, n, d, u, v = corner(tile, tiles_n, first, rows, columns, planes, BOX_N, BOX_D, BOX_H, BOX_W)
         h, w = oriented(turned, u, v)
-        kd_first, kd_count = taps_inside(d, BOX_D, d_in, KD, PAD_D, DIL_D, TRANSPOSED)
-        kh_first, kh_count = taps_inside(h, side_h, h_in, KH, PAD_H, DIL_H, TRANSPOSED)
-        kw_first, kw_count = taps_inside(w, side_w, w_in, KW, PAD_W, DIL_W, TRANSPOSED)
+        kd_first, kd_count = taps_inside(d, tl.minimum(d + BOX_D, d_out), d_in, KD, PAD_D, DIL_D, TRANSPOSED)
+        kh_first, kh_count = taps_inside(h, tl.minimum(h + side_h, h_out), h_in, KH, PAD_H, DIL_H, TRANSPOSED)
+        kw_first, kw_count = taps_inside(w, tl.minimum(w + side_w, w_out), w_in, KW, PAD_W, DIL_W, TRANSPOSED)
         taps = kd_count * kh_count * kw_count
-        # At least one step, of zeros where there is no channel: a loop that may not run costs every wgmma its overlap.
         steps = tl.maximum(tl.cdiv(c_in, BLOCK_K), 1) * taps
         step = 0
         if SPLIT:
             share = tl.where(split, tl.cdiv(steps, parts), steps)
             step = tl.where(split, pid % parts * share, 0)
-            # A part behind the last channel reads nothing but zeros.
-            steps = tl.maximum(tl.minimum(share, steps - step), 1)
+            steps = tl.minimum(share, steps - step)
         channel = step // taps * BLOCK_K
         kd = step // kw_count // kh_count % kd_count
         kh = step // kw_count % kh_count
         kw = step % kw_count
         acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=ACC_DTYPE)
+        # At least one step, of zeros behind the last channel: a loop that may not run costs every wgmma its overlap.
         for _ in range(tl.maximum(steps, 1)):
             dd = SIGN * ((kd_first + kd) * DIL_D - PAD_D)
             dh = SIGN * ((kh_first + kh) * DIL_H - PAD_H)
@@ -146,7 +145,7 @@ def join_parts_kernel(
     BOX_N: tl.constexpr, BOX_D: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr, Y_VECTOR: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """y[m, n] = activation(sum over parts s of partial[s, m, n] + b[n]) of the tiles that were split, in one order,
+    """y[m, n] = activation(sum over s of partial[s, m, n] + b[n]) of the tiles that were split, in one order of s,
     whatever order the programs ran in.
 
     partial: a tile a program, [BLOCK_M, BLOCK_N] in float32. Grid: one axis of tiles x blocks of ROWS of their pixels.
@@ -192,8 +191,8 @@ def join_parts_kernel(
 
 @dataclass(frozen=True)
 class ImplicitGemmPersistentTile(ProductTile):
-    """BLOCK_M output pixels by BLOCK_N output channels, BLOCK_K channels of a tap a step; PROGRAMS of them, and SPLIT as
-    the kernel explains.
+    """BLOCK_M output pixels by BLOCK_N output channels, BLOCK_K channels of a tap a step; PROGRAMS, and SPLIT as the
+    kernel explains.
     """
 
     whole: ClassVar[frozenset[str]] = frozenset({"num_stages", "PROGRAMS"})
@@ -239,11 +238,16 @@ class Group:
         """Tiles after the last whole turn."""
         return self.tiles % self.programs if self.programs else 0
 
+    @property
+    def parts(self) -> int:
+        """As many parts as each of them can be split into."""
+        return self.programs // self.rest if self.rest else 1
+
     def longest(self, split: bool) -> float:
         """Steps of a program that has most."""
         if not self.tiles:
             return 0.0
-        last = 1 / (self.programs // self.rest) if split and self.rest else math.ceil(self.rest / self.programs)
+        last = bool(self.rest) / (self.parts if split else 1)
         return self.steps * (self.tiles // self.programs + last)
 
 
@@ -271,8 +275,8 @@ def groups(problem: Problem, tile: ImplicitGemmPersistentTile) -> tuple[Group, G
 
 def partial_sums(problem: Problem, tile: ImplicitGemmPersistentTile) -> int:
     """Numbers that the programs leave for the second launch."""
-    left = any(group.rest for group in groups(problem, tile))
-    return tile.PROGRAMS * tile.accumulator_values() if tile.SPLIT and left else 0
+    splits = tile.SPLIT and any(group.parts > 1 for group in groups(problem, tile))
+    return tile.PROGRAMS * tile.accumulator_values() if splits else 0
 
 
 # Pixels of a tile that a program joins, and how many parts at once: 32 numbers a thread of 256 at 128 channels.

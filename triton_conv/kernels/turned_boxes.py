@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 
 import triton
 import triton.language as tl
@@ -46,18 +45,19 @@ def corner(
 
 
 @triton.jit
-def taps_inside(at, side, size_in, K: tl.constexpr, PAD: tl.constexpr, DIL: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """The taps along one axis with which outputs `at` to `at + side - 1` read the input: (first, how many).
+def taps_inside(at, end, size_in, K: tl.constexpr, PAD: tl.constexpr, DIL: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """The taps along one axis with which outputs `at` to `end - 1` read the input: (first, how many).
 
-    Where it is none it says one: what it reads is zero.
+    Where there is none it is one of those that read zeros.
     """
     if TRANSPOSED:
         # Output j reads input j + PAD - k * DIL, else j + k * DIL - PAD.
         first = tl.cdiv(tl.maximum(at + PAD - (size_in - 1), 0), DIL)
-        last = (at + side - 1 + PAD) // DIL
+        last = (end - 1 + PAD) // DIL
     else:
-        first = tl.cdiv(tl.maximum(PAD - (at + side - 1), 0), DIL)
+        first = tl.cdiv(tl.maximum(PAD - (end - 1), 0), DIL)
         last = (size_in - 1 + PAD - at) // DIL
+    first = tl.minimum(first, K - 1)
     return first, tl.maximum(tl.minimum(last, K - 1) - first + 1, 1)
 
 
@@ -97,15 +97,10 @@ def turned_box(problem: Problem, pixels: int) -> tuple[dict[str, int], int, tupl
 
 
 def mean_taps(problem: Problem, axis: int, side: int, first: int, end: int) -> float:
-    """Taps along one axis that lie inside for some of a box, the mean over boxes of that side from one output to another."""
+    """Taps along one axis that read the input for some of a box, the mean over boxes of that side from `first` on."""
     g = problem.geometry
     size, kernel, pad, dilation = g.in_size[axis], g.kernel[axis], g.pad_before[axis], g.dilation[axis]
-    starts = range(first, end, side)
-
-    def inside(at: int) -> Iterator[int]:
-        for k in range(kernel):
-            offset = pad - k * dilation if g.transposed else k * dilation - pad
-            if at + offset < size and at + side > -offset:
-                yield k
-
-    return sum(max(len(list(inside(at))), 1) for at in starts) / max(len(starts), 1)
+    offsets = [(pad - k * dilation) if g.transposed else (k * dilation - pad) for k in range(kernel)]
+    boxes = [(at, min(at + side, g.out_size[axis])) for at in range(first, end, side)]
+    counts = [sum(at + offset < size and stop + offset > 0 for offset in offsets) for at, stop in boxes]
+    return sum(max(count, 1) for count in counts) / max(len(counts), 1)

@@ -142,7 +142,9 @@ def launch(kernel: str, problem: Problem, tile: Tile, target: Target, compiled: 
     waves = cdiv(programs, target.sms * resident)
     waits, fetches = _waits(loop, counts)
     # What is spilled goes by way of L1, which a tile's worth of it does not fit in.
-    moved = (slots.copied + slots.loaded + slots.stored + slots.spilled) * warps * target.warp_size + _box_bytes(problem, tile, counts)
+    moved = (slots.copied + slots.loaded + slots.stored + slots.spilled) * warps * target.warp_size + _box_bytes(
+        problem, tile, counts
+    )
     demand = Demand(
         issued=each * slots.issued / 4,
         integer=each * max(slots.alu / 2, slots.imad / 2, (slots.fma + slots.imad) / 4),
