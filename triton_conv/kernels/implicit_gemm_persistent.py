@@ -30,7 +30,7 @@ def implicit_gemm_persistent_kernel(
     DIL_D: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr, TRANSPOSED: tl.constexpr,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, ACC_DTYPE: tl.constexpr,
     BOX_N: tl.constexpr, BOX_D: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr, Y_VECTOR: tl.constexpr,
-    SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PROGRAMS: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y[m, n] = activation(sum_k x[m, k] w[k, n] + b[n]), m = (image, pixel), n = output channel, k = (channel, tap).
 
@@ -52,7 +52,7 @@ def implicit_gemm_persistent_kernel(
     SIGN: tl.constexpr = -1 if TRANSPOSED else 1
     turned = tl.program_id(0) >= upright
     pid = tl.program_id(0) - tl.where(turned, upright, 0)
-    programs = tl.where(turned, tl.num_programs(0) - upright, upright)
+    programs = tl.where(turned, PROGRAMS - upright, upright)
     tiles_n = tl.cdiv(c_out, BLOCK_N)
     first, rows, columns, planes, tiles = covering(
         turned, batch, d_out, h_out, w_out, seam, tiles_n, BOX_N, BOX_D, BOX_H, BOX_W
@@ -139,11 +139,11 @@ def implicit_gemm_persistent_kernel(
 @triton.jit
 def join_parts_kernel(
     partial_ptr, b_ptr, y_ptr,
-    batch, c_out, d_out, h_out, w_out, seam, upright, programs,
+    batch, c_out, d_out, h_out, w_out, seam, upright,
     stride_yn, stride_yd, stride_yh, stride_yw, stride_b,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
     BOX_N: tl.constexpr, BOX_D: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr, Y_VECTOR: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr, BLOCK_S: tl.constexpr,
+    PROGRAMS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """y[m, n] = activation(sum over s of partial[s, m, n] + b[n]) of the tiles that were split, in one order of s,
     whatever order the programs ran in.
@@ -157,7 +157,7 @@ def join_parts_kernel(
     rest = covering(False, batch, d_out, h_out, w_out, seam, tiles_n, BOX_N, BOX_D, BOX_H, BOX_W)[4] % upright
     turned = left >= rest
     left -= tl.where(turned, rest, 0)
-    programs = tl.where(turned, programs - upright, upright)
+    programs = tl.where(turned, PROGRAMS - upright, upright)
     first, rows, columns, planes, tiles = covering(
         turned, batch, d_out, h_out, w_out, seam, tiles_n, BOX_N, BOX_D, BOX_H, BOX_W
     )
@@ -312,7 +312,6 @@ def _arguments(problem: Problem, tile: ImplicitGemmPersistentTile) -> dict[str, 
             c_out=g.c_out,
             seam=seam,
             upright=groups(problem, tile)[0].programs,
-            programs=tile.PROGRAMS,
             stride_wt=_tap_stride(problem),
             TRANSPOSED=g.transposed,
             SPLIT=partial_sums(problem, tile) > 0,
