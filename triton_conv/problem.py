@@ -73,9 +73,14 @@ class Problem:
         return self.geometry.least_bytes(self.itemsize)
 
     @property
+    def ends(self) -> tuple[int, int]:
+        """Numbers of the input and of the output."""
+        return self.geometry.batch * self.geometry.c_in * self.geometry.in_pixels, self.geometry.M * self.geometry.c_out
+
+    @property
     def most_partial_bytes(self) -> int:
-        """What sums of parts of the result may take, so that they are little beside the tensors that come and go."""
-        return max(self.least_bytes // 4, _POOLED_BYTES)
+        """What sums of parts of the result may take: a tenth of input and output."""
+        return max(self.itemsize * sum(self.ends) // 10, _POOLED_BYTES)
 
     @property
     def accumulator(self) -> torch.dtype:
@@ -207,11 +212,7 @@ class WeightGradientProblem(Problem):
     @property
     def read_bytes(self) -> int:
         """Input and output's gradient, each read once."""
-        return self.itemsize * sum(self._read)
-
-    @property
-    def _read(self) -> tuple[int, int]:
-        return self.geometry.batch * self.geometry.c_in * self.geometry.in_pixels, self.geometry.M * self.geometry.c_out
+        return self.itemsize * sum(self.ends)
 
     @property
     def partial_bytes(self) -> int:
@@ -225,7 +226,7 @@ class WeightGradientProblem(Problem):
 
         Where `weight_first`, the input's gradient is not there yet: its memory is free.
         """
-        x, y = self._read
+        x, y = self.ends
         spare = (y if self.transposed else x) if weight_first(math.prod(self.result_shape), x + y) else 0
         return max(self.read_bytes // 10 + self.itemsize * spare, _POOLED_BYTES)
 

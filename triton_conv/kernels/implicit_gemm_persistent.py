@@ -22,7 +22,7 @@ from .turned_boxes import corner, covering, mean_taps, oriented, store_box, taps
 @triton.jit
 def implicit_gemm_persistent_kernel(
     x_ptr, w_ptr, b_ptr, y_ptr, partial_ptr,
-    batch, c_in, c_out, d_in, h_in, w_in, d_out, h_out, w_out, seam, upright,
+    batch, c_in, c_out, d_in, h_in, w_in, d_out, h_out, w_out, seam, upright, turned_slot,
     stride_xn, stride_xd, stride_xh, stride_xw, stride_wo, stride_wt,
     stride_yn, stride_yd, stride_yh, stride_yw, stride_b,
     RANK: tl.constexpr, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
@@ -30,7 +30,8 @@ def implicit_gemm_persistent_kernel(
     DIL_D: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr, TRANSPOSED: tl.constexpr,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, ACC_DTYPE: tl.constexpr,
     BOX_N: tl.constexpr, BOX_D: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr, Y_VECTOR: tl.constexpr,
-    PROGRAMS: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PROGRAMS: tl.constexpr, MOST_PARTS: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y[m, n] = activation(sum_k x[m, k] w[k, n] + b[n]), m = (image, pixel), n = output channel, k = (channel, tap).
 
@@ -43,10 +44,12 @@ def implicit_gemm_persistent_kernel(
     left one of two dimensions alone.
 
     Grid: one axis of programs, as many as run at once. The first `upright` of them take turns at the upright tiles, the
-    others at the turned ones, N fastest: those share pixels. With SPLIT what is left after the last whole turn is cut
-    along K into as many parts as there are programs, whose sums `join_parts_kernel` adds up: with 132 multiprocessors
-    266 tiles take 2.02 turns instead of 3. The implicit precomputed GEMM of cuDNN (Chetlur et al. 2014,
-    arXiv:1410.0759), its last turn as in Stream-K (Osama et al. 2023, arXiv:2301.03598).
+    others at the turned ones, N fastest: those share pixels. With SPLIT the tiles that are left after the last whole
+    turn are cut along K, each into the same number of parts, a program each (with 132 multiprocessors 266 tiles take
+    2.06 turns instead of 3), which `join_parts_kernel` adds up; those of turned tiles begin at `turned_slot`.
+
+    The implicit precomputed GEMM of cuDNN (Chetlur et al. 2014, arXiv:1410.0759), its last turn as in Stream-K (Osama
+    et al. 2023, arXiv:2301.03598).
     """
     TAPS: tl.constexpr = KD * KH * KW
     SIGN: tl.constexpr = -1 if TRANSPOSED else 1
@@ -77,7 +80,7 @@ def implicit_gemm_persistent_kernel(
 
     turns = tiles // programs
     rest = tiles - turns * programs
-    parts = programs // tl.maximum(rest, 1) if SPLIT else 1
+    parts = tl.minimum(programs // tl.maximum(rest, 1), MOST_PARTS) if SPLIT else 1
     for turn in range(turns + (pid < rest * parts).to(tl.int32)):
         split = SPLIT and turn == turns
         tile = turn * programs + pid
@@ -126,8 +129,8 @@ def implicit_gemm_persistent_kernel(
         if SPLIT:
             if split:
                 place = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-                slot = tl.cast(tl.program_id(0), tl.int64) * (BLOCK_M * BLOCK_N)
-                tl.store(partial_ptr + slot + place, tl.trans(acc))
+                slot = tl.cast(tl.where(turned, turned_slot, 0) + pid, tl.int64)
+                tl.store(partial_ptr + slot * (BLOCK_M * BLOCK_N) + place, tl.trans(acc))
         offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
         mask_n = below(offs_n, c_out, Y_VECTOR)
         if not split:
@@ -139,16 +142,17 @@ def implicit_gemm_persistent_kernel(
 @triton.jit
 def join_parts_kernel(
     partial_ptr, b_ptr, y_ptr,
-    batch, c_out, d_out, h_out, w_out, seam, upright,
+    batch, c_out, d_out, h_out, w_out, seam, upright, turned_slot,
     stride_yn, stride_yd, stride_yh, stride_yw, stride_b,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
     BOX_N: tl.constexpr, BOX_D: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr, Y_VECTOR: tl.constexpr,
-    PROGRAMS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr, BLOCK_S: tl.constexpr,
+    PROGRAMS: tl.constexpr, MOST_PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """y[m, n] = activation(sum over s of partial[s, m, n] + b[n]) of the tiles that were split, in one order of s,
     whatever order the programs ran in.
 
-    partial: a tile a program, [BLOCK_M, BLOCK_N] in float32. Grid: one axis of tiles x blocks of ROWS of their pixels.
+    partial: [parts of tiles, BLOCK_M, BLOCK_N] in float32. Grid: one axis of tiles x blocks of ROWS of their pixels.
     BLOCK_S parts are read at once: one after the other they would cost as many trips to memory.
     """
     tiles_n = tl.cdiv(c_out, BLOCK_N)
@@ -161,13 +165,13 @@ def join_parts_kernel(
     first, rows, columns, planes, tiles = covering(
         turned, batch, d_out, h_out, w_out, seam, tiles_n, BOX_N, BOX_D, BOX_H, BOX_W
     )
-    parts = programs // (tiles % programs)
+    parts = tl.minimum(programs // (tiles % programs), MOST_PARTS)
     pid_n, n, d, u, v = corner(
         tiles // programs * programs + left, tiles_n, first, rows, columns, planes, BOX_N, BOX_D, BOX_H, BOX_W
     )
     offs_m = tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
     inner = tl.arange(0, BLOCK_N)
-    slot = tl.cast(tl.where(turned, upright, 0) + left * parts, tl.int64) * (BLOCK_M * BLOCK_N)
+    slot = tl.cast(tl.where(turned, turned_slot, 0) + left * parts, tl.int64) * (BLOCK_M * BLOCK_N)
     place = (offs_m[:, None] * BLOCK_N + inner[None, :])[None, :, :]
     total = tl.zeros((ROWS, BLOCK_N), dtype=tl.float32)
     for step in range(tl.cdiv(parts, BLOCK_S)):
@@ -225,6 +229,11 @@ class ImplicitGemmPersistentTile(ProductTile):
         return taken + self.BLOCK_M * self.BLOCK_N * problem.itemsize
 
 
+# Parts of a tile, of which more would save less than they take to write and read; and of joining them: pixels a program
+# and parts at once, 32 numbers a thread of 256 at 128 channels.
+_JOINED = dict(MOST_PARTS=16, ROWS=8, BLOCK_S=8)
+
+
 @dataclass(frozen=True)
 class Group:
     """The upright or the turned tiles, the programs that take turns at them, and a tile's steps, the mean."""
@@ -240,8 +249,8 @@ class Group:
 
     @property
     def parts(self) -> int:
-        """As many parts as each of them can be split into."""
-        return self.programs // self.rest if self.rest else 1
+        """As many parts as each of them is split into, if they are."""
+        return min(self.programs // self.rest, _JOINED["MOST_PARTS"]) if self.rest else 1
 
     def longest(self, split: bool) -> float:
         """Steps of a program that has most."""
@@ -275,12 +284,9 @@ def groups(problem: Problem, tile: ImplicitGemmPersistentTile) -> tuple[Group, G
 
 def partial_sums(problem: Problem, tile: ImplicitGemmPersistentTile) -> int:
     """Numbers that the programs leave for the second launch."""
-    splits = tile.SPLIT and any(group.parts > 1 for group in groups(problem, tile))
-    return tile.PROGRAMS * tile.accumulator_values() if splits else 0
-
-
-# Pixels of a tile that a program joins, and how many parts at once: 32 numbers a thread of 256 at 128 channels.
-_JOINED = dict(ROWS=8, BLOCK_S=8)
+    shares = groups(problem, tile)
+    splits = tile.SPLIT and any(group.parts > 1 for group in shares)
+    return sum(group.rest * group.parts for group in shares) * tile.accumulator_values() if splits else 0
 
 
 def _joins(problem: Problem, tile: ImplicitGemmPersistentTile) -> int:
@@ -303,6 +309,7 @@ def _tap_stride(problem: Problem) -> int | None:
 def _arguments(problem: Problem, tile: ImplicitGemmPersistentTile) -> dict[str, object]:
     g = problem.geometry
     box, seam, _ = turned_box(problem, tile.BLOCK_M)
+    upright, _ = groups(problem, tile)
     return (
         geometry_arguments(problem, tile.BLOCK_M)
         | tile.sizes()
@@ -311,7 +318,8 @@ def _arguments(problem: Problem, tile: ImplicitGemmPersistentTile) -> dict[str, 
             c_in=g.c_in,
             c_out=g.c_out,
             seam=seam,
-            upright=groups(problem, tile)[0].programs,
+            upright=upright.programs,
+            turned_slot=upright.rest * upright.parts,
             stride_wt=_tap_stride(problem),
             TRANSPOSED=g.transposed,
             SPLIT=partial_sums(problem, tile) > 0,
