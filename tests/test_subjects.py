@@ -41,6 +41,16 @@ BOXED = {
     "implicit_gemm_boxed": _BOXES,
     "implicit_gemm_persistent": _BOXES,
     "implicit_gemm_rows": Workload("rows", "dilated", "conv2d", (1, 16, 4, 4), (16, 16, 1, 1)),
+    "weight_gradient_clipped": Workload(
+        "clipped",
+        "dilated",
+        "conv2d",
+        (1, 16, 4, 4),
+        (16, 16, 3, 3),
+        {"padding": 3, "dilation": 3},
+        channels_last=True,
+        part=WEIGHT_GRADIENT,
+    ),
     "weight_gradient_boxed": Workload(
         "boxed", "dilated", "conv2d", (1, 16, 4, 8), (16, 16, 1, 1), channels_last=True, part=WEIGHT_GRADIENT
     ),

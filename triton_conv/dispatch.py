@@ -38,7 +38,7 @@ _DEPTHWISE_WEIGHT_GRADIENTS = (
     "depthwise_patch_weight_gradient",
     "depthwise_weight_gradient",
 )
-_WEIGHT_GRADIENTS = ("weight_gradient_boxed", "weight_gradient_rows", "weight_gradient")
+_WEIGHT_GRADIENTS = ("weight_gradient_boxed", "weight_gradient_clipped", "weight_gradient_rows", "weight_gradient")
 # Problems with other operands than a plain convolution have kernels of their own.
 _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
     DeformProblem: ("it has offsets", ("deformable",)),
@@ -58,8 +58,9 @@ _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
     LocalWeightGradientProblem: ("every pixel has its own filter", ("locally_connected_weight_gradient",)),
 }
 # These serve where a measurement says so: on an H100 rows of pixels won one of seven layers, by 1.34 (dcgan_t2d's dx),
-# and lost others by up to 2.8 that counting had given to them. Boxes in turns have not been timed yet.
-_MEASURED = ("implicit_gemm_rows", "implicit_gemm_persistent")
+# and lost others by up to 2.8 that counting had given to them. The others have
+# not been timed yet.
+_MEASURED = ("implicit_gemm_rows", "implicit_gemm_persistent", "weight_gradient_clipped")
 # Of these problems there is one kernel each, whatever their sizes.
 _ALONE = (
     ShuffleProblem, SeparableProblem, LocalProblem, LocalInputGradientProblem, LocalWeightGradientProblem,

@@ -27,6 +27,17 @@ _DOT: dict[str, Sequence[int | bool]] = {
     "num_stages": (1, 2, 3, 4),
 }
 
+# What a tile reads goes as the sum of its sides, its products as their area: nothing small. SPLITS fill the last
+# wave of programs.
+_BOXES_OF_PIXELS: dict[str, Sequence[int | bool]] = {
+    "BLOCK_M": (64, 128, 256),
+    "BLOCK_N": (64, 128, 256),
+    "BLOCK_K": (64, 128),
+    "SPLITS": (1, 2, 3, 4, 5, 7, 11, 16, 32),
+    "num_warps": (4, 8),
+    "num_stages": (2, 3, 4),
+}
+
 SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
     "implicit_gemm": _DOT | {"FLAT_K": (False, True)},
     "implicit_gemm_boxed": {
@@ -91,16 +102,8 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
     # At most 64 splits beyond what fills the machine: partial sums are written and read again.
     "weight_gradient": _DOT
     | {"BLOCK_M": (16, 32, 64, 128), "FLAT_N": (False, True), "SPLITS": (1, 4, 16, 64), "num_stages": (1, 2, 3)},
-    # What a tile reads goes as the sum of its sides, its products as their area: nothing small. SPLITS fill the last
-    # wave of programs.
-    "weight_gradient_boxed": {
-        "BLOCK_M": (64, 128, 256),
-        "BLOCK_N": (64, 128, 256),
-        "BLOCK_K": (64, 128),
-        "SPLITS": (1, 2, 3, 4, 5, 7, 11, 16, 32),
-        "num_warps": (4, 8),
-        "num_stages": (2, 3, 4),
-    },
+    "weight_gradient_boxed": _BOXES_OF_PIXELS,
+    "weight_gradient_clipped": _BOXES_OF_PIXELS,
     # BLOCK_N times TAPS columns; what suits a filter row, and a device, see `_fills`.
     "weight_gradient_rows": {
         "BLOCK_M": (64, 128),

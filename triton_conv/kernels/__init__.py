@@ -28,6 +28,7 @@ from . import (
     transposed_phase,
     weight_gradient,
     weight_gradient_boxed,
+    weight_gradient_clipped,
     weight_gradient_rows,
 )
 from .kernel import Arguments, Kernel, Tile, launch, launches
@@ -46,6 +47,7 @@ KERNELS: dict[str, Kernel] = {
         deformable,
         weight_gradient,
         weight_gradient_boxed,
+        weight_gradient_clipped,
         weight_gradient_rows,
         depthwise_weight_gradient,
         depthwise_patch_weight_gradient,

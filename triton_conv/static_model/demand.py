@@ -12,6 +12,7 @@ from ..kernels.implicit_gemm_boxed import ImplicitGemmBoxedTile
 from ..kernels.implicit_gemm_persistent import ImplicitGemmPersistentTile
 from ..kernels.kernel import cdiv
 from ..kernels.weight_gradient_boxed import WeightGradientBoxedTile
+from ..kernels.weight_gradient_clipped import WeightGradientClippedTile
 from ..kernels.weight_gradient_rows import WeightGradientRowsTile
 from ..problem import Problem, WeightGradientProblem
 from ..target import Target
@@ -110,7 +111,7 @@ def _box_bytes(problem: Problem, tile: Tile, counts: Counts) -> float:
     each = 0
     if isinstance(tile, ImplicitGemmBoxedTile):
         each = tile.BLOCK_M * tile.BLOCK_K
-    elif isinstance(tile, WeightGradientBoxedTile):
+    elif isinstance(tile, (WeightGradientBoxedTile, WeightGradientClippedTile)):
         each = tile.BLOCK_N * tile.BLOCK_K
     elif isinstance(tile, ImplicitGemmPersistentTile):
         stored = counts[0] * tile.BLOCK_M * tile.BLOCK_N

@@ -10,6 +10,7 @@ from ..kernels import KERNELS, Tile
 from ..kernels.boxes import box
 from ..kernels.implicit_gemm_persistent import groups
 from ..kernels.kernel import cdiv
+from ..kernels.weight_gradient_clipped import spans
 from ..problem import DeformInputGradientProblem, DeformProblem, Problem
 
 Counts = tuple[float, ...]
@@ -53,6 +54,16 @@ def _boxes_of_pixels(problem: Problem, tile: Any) -> Counts:
     sides = box(problem, tile.BLOCK_K).values()
     sizes = (problem.geometry.batch, *problem.geometry.out_size)
     return (max(cdiv(math.prod(cdiv(size, side) for size, side in zip(sizes, sides, strict=True)), tile.SPLITS), 1),)
+
+
+def _boxes_of_spans(problem: Problem, tile: Any) -> Counts:
+    """The mean over the taps."""
+    first, *sides = box(problem, tile.BLOCK_K).values()
+    boxes = float(cdiv(problem.geometry.batch, first))
+    for axis, side in enumerate(sides):
+        taps = spans(problem, axis)
+        boxes *= sum(max(cdiv(span, side), 1) for span in taps) / len(taps)
+    return (max(boxes / tile.SPLITS, 1),)
 
 
 def _packed_rows(problem: Problem, tile: Any) -> Counts:
@@ -107,6 +118,7 @@ _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
     "deformable_weight_gradient": _pixels("BLOCK_K"),
     "depthwise_weight_gradient": _pixels("BLOCK_M"),
     "weight_gradient_boxed": _boxes_of_pixels,
+    "weight_gradient_clipped": _boxes_of_spans,
     "weight_gradient_rows": _pixels("BLOCK_K"),
     "grouped_packed_weight_gradient": _packed_rows,
     "depthwise": _filter_rows,
