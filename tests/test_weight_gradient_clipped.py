@@ -18,8 +18,8 @@ from triton_conv.workloads import FLAGSHIPS, WEIGHT_GRADIENT
 NAME = "weight_gradient_clipped"
 # (input, weight, options)
 LAYERS = {
-    "1d": ((3, 16, 15), (24, 16, 4), {"padding": 6, "dilation": 4}),
-    "2d": ((2, 24, 5, 6), (24, 24, 3, 3), {"padding": 3, "dilation": 3}),
+    "1d": ((3, 16, 37), (24, 16, 4), {"padding": 12, "dilation": 8}),
+    "2d": ((3, 24, 6, 6), (24, 24, 3, 3), {"padding": 3, "dilation": 3}),
     "groups": ((2, 32, 4, 5), (48, 16, 3, 2), {"padding": 2, "dilation": 2}),
     "stride": ((2, 16, 9, 8), (16, 16, 3, 3), {"stride": (2, 3), "padding": 3, "dilation": (3, 2)}),
     "one-sided": ((2, 16, 6, 5), (16, 16, 3, 2), {"padding": ((0, 4), (3, 0)), "dilation": (2, 3)}),
@@ -30,7 +30,7 @@ LAYERS = {
     ),
 }  # fmt: skip
 TILES = {
-    "small": WeightGradientClippedTile(BLOCK_M=64, BLOCK_N=32, BLOCK_K=16, SPLITS=3),
+    "small": WeightGradientClippedTile(BLOCK_M=64, BLOCK_N=32, BLOCK_K=16, SPLITS=2),
     "wide": WeightGradientClippedTile(BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, SPLITS=2, num_stages=3),
 }
 
