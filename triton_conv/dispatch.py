@@ -58,8 +58,7 @@ _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
     LocalWeightGradientProblem: ("every pixel has its own filter", ("locally_connected_weight_gradient",)),
 }
 # These serve where a measurement says so: on an H100 rows of pixels won one of seven layers, by 1.34 (dcgan_t2d's dx),
-# and lost others by up to 2.8 that counting had given to them. The others have
-# not been timed yet.
+# and lost others by up to 2.8 that counting had given to them. The other forms have not been timed yet.
 _MEASURED = ("implicit_gemm_rows", "implicit_gemm_persistent", "weight_gradient_clipped")
 # Of these problems there is one kernel each, whatever their sizes.
 _ALONE = (

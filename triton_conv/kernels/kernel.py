@@ -144,7 +144,8 @@ class Join:
     """A second launch, of `function`, which adds up what a kernel left of some results in `partial_ptr`.
 
     `numbers` and `grid` are functions of (problem, tile): float32 numbers that are left, in memory that is asked for at
-    the launch, and programs. Where nothing is left there is no second launch. The parameters are some of the kernel's.
+    the launch, and programs. Where nothing is left there is no second launch. The function takes `partial_ptr`, the
+    last two of the kernel's pointers and whichever of its arguments it names.
     """
 
     function: Any
@@ -237,7 +238,9 @@ class Arguments(dict[str, Any]):
     @classmethod
     def of(cls, function: Any, known: dict[str, object]) -> Arguments:
         """Those of all that is known which a function takes, in its order."""
-        return cls((name, known[name]) for name in inspect.signature(function.fn).parameters if name[-4:] != "_ptr")
+        return cls(
+            (name, known[name]) for name in inspect.signature(function.fn).parameters if not name.endswith("_ptr")
+        )
 
 
 @dataclass(frozen=True)
@@ -258,15 +261,16 @@ def launch(kernel: Kernel, grid: int, tile: Tile, values: Arguments, *tensors: t
     `kernel.pointers`.
     """
     launches[kernel.name] += 1
-    if kernel.join is not None:
-        partial = None
-        if (second := values.second) is not None:
-            partial = torch.empty(second.numbers, dtype=torch.float32, device=tensors[-1].device)  # type: ignore[union-attr]
-        _launch(kernel, grid, tile, values, *tensors, partial)
-        if second is not None:
-            _launch_function(kernel.join.function, second.grid, tile, second.values, partial, *tensors[-2:])
-    else:
+    if kernel.join is None:
         _launch(kernel, grid, tile, values, *tensors)
+    elif (second := values.second) is None:
+        _launch(kernel, grid, tile, values, *tensors, None)
+    else:
+        *_, bias, output = tensors
+        assert output is not None
+        partial = torch.empty(second.numbers, dtype=torch.float32, device=output.device)
+        _launch(kernel, grid, tile, values, *tensors, partial)
+        _launch_function(kernel.join.function, second.grid, tile, second.values, partial, bias, output)
 
 
 def _launch(kernel: Kernel, grid: int, tile: Tile, values: Arguments, *tensors: torch.Tensor | None) -> None:
