@@ -143,7 +143,9 @@ def test_plan_shows_what_the_funnel_removes(tmp_path, capsys):
     (row,) = json.loads(file.read_text())["plans"]
     shown = capsys.readouterr().out
     funnels = row["funnel"]["kernels"]
-    assert [funnel["kernel"] for funnel in funnels] == ["implicit_gemm_boxed", "implicit_gemm"]
+    assert [funnel["kernel"] for funnel in funnels] == [
+        "implicit_gemm_boxed", "implicit_gemm_persistent", "implicit_gemm",
+    ]  # fmt: skip
     assert len(row["funnel"]["ranked"]) == 64
     for funnel in funnels:
         assert funnel["left"] + sum(funnel["removed"].values()) == funnel["space"]

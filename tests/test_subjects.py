@@ -36,11 +36,23 @@ def cases():
 
 
 CASES = cases()
+_BOXES = Workload("boxed", "dilated", "conv2d", (1, 16, 4, 4), (16, 16, 1, 1), channels_last=True)
 BOXED = {
-    "implicit_gemm_boxed": Workload("boxed", "dilated", "conv2d", (1, 16, 4, 4), (16, 16, 1, 1), channels_last=True),
+    "implicit_gemm_boxed": _BOXES,
+    "implicit_gemm_persistent": _BOXES,
     "implicit_gemm_rows": Workload("rows", "dilated", "conv2d", (1, 16, 4, 4), (16, 16, 1, 1)),
     "strided_boxed": Workload(
         "boxed", "dense", "conv2d", (1, 32, 4, 4), (16, 32, 3, 3), {"stride": 2, "padding": 1}, channels_last=True
+    ),
+    "weight_gradient_clipped": Workload(
+        "clipped",
+        "dilated",
+        "conv2d",
+        (1, 16, 4, 4),
+        (16, 16, 3, 3),
+        {"padding": 3, "dilation": 3},
+        channels_last=True,
+        part=WEIGHT_GRADIENT,
     ),
     "weight_gradient_boxed": Workload(
         "boxed", "dilated", "conv2d", (1, 16, 4, 8), (16, 16, 1, 1), channels_last=True, part=WEIGHT_GRADIENT

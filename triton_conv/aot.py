@@ -115,7 +115,7 @@ class Compiled:
 def signature(kernel: Kernel, problem: Problem, tile: Tile) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
     """(signature, constants, attributes) that a launch of this problem with 16-byte aligned tensors would compile."""
     values = kernel.values(problem, tile)
-    dtypes = dict(zip(kernel.pointers, kernel.operands(problem, tile), strict=True))
+    dtypes = dict(zip(kernel.parameters, kernel.operands(problem, tile), strict=False))
     types: dict[str, str] = {}
     constants: dict[str, Any] = {}
     attributes: dict[Any, Any] = {}

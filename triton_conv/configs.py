@@ -90,22 +90,25 @@ def _device(target: Target) -> dict[str, object]:
 
 @functools.cache
 def kernel_hash(name: str) -> str:
-    """Hash of the kernel's code and of the device functions that it reaches, blind to comments and docstrings."""
-    return code_hash(KERNELS[name].function)
+    """Hash of the kernel's code and of the device functions that it reaches, blind to comments and docstrings; with the
+    code of the second launch, if it has one.
+    """
+    kernel = KERNELS[name]
+    return code_hash(kernel.function, *([kernel.join.function] if kernel.join else []))
 
 
-def code_hash(function: Any) -> str:
-    """The same of any jitted function."""
+def code_hash(*functions: Any) -> str:
+    """The same of any jitted functions."""
     digest = hashlib.sha256()
-    for code in sorted(ast.unparse(tree) for tree in _reached(function).values()):
+    for code in sorted(ast.unparse(tree) for tree in _reached(*functions).values()):
         digest.update(code.encode())
     return digest.hexdigest()[:16]
 
 
-def _reached(function: Any) -> dict[str, ast.AST]:
-    """The syntax trees of a jitted function and of those it calls, without docstrings, by qualified name."""
+def _reached(*functions: Any) -> dict[str, ast.AST]:
+    """The syntax trees of jitted functions and of those they call, without docstrings, by qualified name."""
     found: dict[str, ast.AST] = {}
-    waiting = [function]
+    waiting = [*functions]
     while waiting:
         plain = waiting.pop().fn
         key = f"{plain.__module__}.{plain.__qualname__}"

@@ -38,7 +38,7 @@ _DEPTHWISE_WEIGHT_GRADIENTS = (
     "depthwise_patch_weight_gradient",
     "depthwise_weight_gradient",
 )
-_WEIGHT_GRADIENTS = ("weight_gradient_boxed", "weight_gradient_rows", "weight_gradient")
+_WEIGHT_GRADIENTS = ("weight_gradient_boxed", "weight_gradient_clipped", "weight_gradient_rows", "weight_gradient")
 # Problems with other operands than a plain convolution have kernels of their own.
 _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
     DeformProblem: ("it has offsets", ("deformable",)),
@@ -58,8 +58,8 @@ _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
     LocalWeightGradientProblem: ("every pixel has its own filter", ("locally_connected_weight_gradient",)),
 }
 # These serve where a measurement says so: on an H100 rows of pixels won one of seven layers, by 1.34 (dcgan_t2d's dx),
-# and lost others by up to 2.8 that counting had given to them. Strides in boxes were not timed yet.
-_MEASURED = ("implicit_gemm_rows", "strided_boxed")
+# and lost others by up to 2.8 that counting had given to them. The other forms have not been timed yet.
+_MEASURED = ("implicit_gemm_rows", "implicit_gemm_persistent", "strided_boxed", "weight_gradient_clipped")
 # Of these problems there is one kernel each, whatever their sizes.
 _ALONE = (
     ShuffleProblem, SeparableProblem, LocalProblem, LocalInputGradientProblem, LocalWeightGradientProblem,
@@ -163,9 +163,10 @@ def family(problem: Problem) -> tuple[tuple[str, ...], str]:
         return ("deformable",), "it samples the input at offsets"
     # Rows that are not aligned are loaded pixel by pixel: by count nothing is won (modulated_t2d's dx, 33 wide).
     rows = ("implicit_gemm_rows",) if problem.x_run() >= 4 else ()
-    in_boxes = "implicit_gemm_boxed" if g.stride == (1, 1, 1) else "strided_boxed"
+    plain = g.stride == (1, 1, 1)
+    in_boxes = ("implicit_gemm_boxed", "implicit_gemm_persistent") if plain else ("strided_boxed",)
     # Narrow groups share tiles, which boxes and rows of one group cannot.
-    boxed = () if narrow else (in_boxes, *rows)
+    boxed = () if narrow else (*in_boxes, *rows)
     if g.transposed:
         return (*boxed, "transposed_phase"), f"it is transposed: {g.phases} output phases, no inserted zeros"
     if direct:

@@ -204,7 +204,7 @@ def plan_conv_of(
         stride_b=1 if bias is None else bias.strides[0],
         activation=activation,
         precision=precision,
-        aligned=input.aligned,
+        aligned=input.aligned and weight.aligned,
     )
     return plan(problem.rearranged(), targets.of_device(input.device))
 

@@ -42,7 +42,7 @@ class Problem:
     """What `w_strides` are the strides of: the weight as it is "stored"; a copy "packed" with its second dimension
     innermost; or the weight "flipped", a view that starts at its last tap and has negative strides."""
     aligned: bool = True
-    """Whether the input begins at a multiple of 16 bytes."""
+    """Whether input and weight begin at a multiple of 16 bytes."""
 
     @property
     def repeatable(self) -> bool:
@@ -71,6 +71,16 @@ class Problem:
     def least_bytes(self) -> int:
         """Bytes that must cross device memory: each operand read once, the output written once."""
         return self.geometry.least_bytes(self.itemsize)
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """Numbers of the input and of the output."""
+        return self.geometry.batch * self.geometry.c_in * self.geometry.in_pixels, self.geometry.M * self.geometry.c_out
+
+    @property
+    def most_partial_bytes(self) -> int:
+        """What sums of parts of the result may take: a tenth of input and output."""
+        return max(self.itemsize * sum(self.ends) // 10, _POOLED_BYTES)
 
     @property
     def accumulator(self) -> torch.dtype:
@@ -202,11 +212,7 @@ class WeightGradientProblem(Problem):
     @property
     def read_bytes(self) -> int:
         """Input and output's gradient, each read once."""
-        return self.itemsize * sum(self._read)
-
-    @property
-    def _read(self) -> tuple[int, int]:
-        return self.geometry.batch * self.geometry.c_in * self.geometry.in_pixels, self.geometry.M * self.geometry.c_out
+        return self.itemsize * sum(self.ends)
 
     @property
     def partial_bytes(self) -> int:
@@ -220,7 +226,7 @@ class WeightGradientProblem(Problem):
 
         Where `weight_first`, the input's gradient is not there yet: its memory is free.
         """
-        x, y = self._read
+        x, y = self.ends
         spare = (y if self.transposed else x) if weight_first(math.prod(self.result_shape), x + y) else 0
         return max(self.read_bytes // 10 + self.itemsize * spare, _POOLED_BYTES)
 

@@ -11,6 +11,7 @@ from ..kernels import KERNELS, Tile
 from ..kernels.depthwise_banded import DepthwiseBandedTile
 from ..kernels.depthwise_banded_weight_gradient import DepthwiseBandedWeightGradientTile
 from ..kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradientTile
+from ..kernels.implicit_gemm_persistent import ImplicitGemmPersistentTile, partial_sums
 from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile, phases
 from ..kernels.kernel import cdiv, columns_read
 from ..kernels.weight_gradient_rows import WeightGradientRowsTile
@@ -34,10 +35,23 @@ _BOXES: dict[str, Sequence[int | bool]] = {
     "num_stages": (2, 3, 4),
 }
 
+# What a tile reads goes as the sum of its sides, its products as their area: nothing small. SPLITS fill the last
+# wave of programs.
+_BOXES_OF_PIXELS: dict[str, Sequence[int | bool]] = {
+    "BLOCK_M": (64, 128, 256),
+    "BLOCK_N": (64, 128, 256),
+    "BLOCK_K": (64, 128),
+    "SPLITS": (1, 2, 3, 4, 5, 7, 11, 16, 32),
+    "num_warps": (4, 8),
+    "num_stages": (2, 3, 4),
+}
+
 SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
     "implicit_gemm": _DOT | {"FLAT_K": (False, True)},
     "implicit_gemm_boxed": _BOXES,
     "strided_boxed": _BOXES | {"TOGETHER": (False, True)},
+    # One program a multiprocessor of an H100, or two: the memory of either has room for no more stages.
+    "implicit_gemm_persistent": _BOXES | {"BLOCK_K": (64, 128), "PROGRAMS": (132, 264), "SPLIT": (False, True)},
     # Rows of the product are channels, 16 a warp; a segment of fewer than four pixels is stored in pieces.
     "implicit_gemm_rows": {
         "BLOCK_M": (32, 64, 128, 256),
@@ -83,16 +97,8 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
     # At most 64 splits beyond what fills the machine: partial sums are written and read again.
     "weight_gradient": _DOT
     | {"BLOCK_M": (16, 32, 64, 128), "FLAT_N": (False, True), "SPLITS": (1, 4, 16, 64), "num_stages": (1, 2, 3)},
-    # What a tile reads goes as the sum of its sides, its products as their area: nothing small. SPLITS fill the last
-    # wave of programs.
-    "weight_gradient_boxed": {
-        "BLOCK_M": (64, 128, 256),
-        "BLOCK_N": (64, 128, 256),
-        "BLOCK_K": (64, 128),
-        "SPLITS": (1, 2, 3, 4, 5, 7, 11, 16, 32),
-        "num_warps": (4, 8),
-        "num_stages": (2, 3, 4),
-    },
+    "weight_gradient_boxed": _BOXES_OF_PIXELS,
+    "weight_gradient_clipped": _BOXES_OF_PIXELS,
     # BLOCK_N times TAPS columns; what suits a filter row, and a device, see `_fills`.
     "weight_gradient_rows": {
         "BLOCK_M": (64, 128),
@@ -198,6 +204,8 @@ def worthwhile(tile: Tile, problem: Problem) -> bool:
         widths |= {"BLOCK_M": rows, "BLOCK_K": images} if gradient else {"BLOCK_M": images}
     if isinstance(problem, SeparableProblem):
         widths["BLOCK_N"] = max(problem.c_final, 64)
+    if isinstance(tile, ImplicitGemmPersistentTile) and tile.SPLIT and not partial_sums(problem, tile):
+        return False
     if isinstance(tile, ImplicitGemmRowsTile):
         widths["BLOCK_T"] = max(cdiv(g.out_size[2], phases(problem)), 4)
     if "COLS" in sizes:

@@ -23,6 +23,7 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
     for rule in (
         products.implicit_gemm,
         products.implicit_gemm_boxed,
+        products.implicit_gemm_persistent,
         products.implicit_gemm_rows,
         products.strided_boxed,
         products.grouped_packed,
@@ -32,6 +33,7 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
         products.deformable,
         gradients.weight_gradient,
         gradients.weight_gradient_boxed,
+        gradients.weight_gradient_clipped,
         gradients.weight_gradient_rows,
         gradients.depthwise_weight_gradient,
         gradients.depthwise_patch_weight_gradient,
@@ -58,6 +60,7 @@ def default_tile(kernel: str, problem: Problem, target: Target) -> Tile:
         along = {
             "weight_gradient": "BLOCK_K",
             "weight_gradient_boxed": "BLOCK_K",
+            "weight_gradient_clipped": "BLOCK_K",
             "weight_gradient_rows": "BLOCK_K",
             "deformable_weight_gradient": "BLOCK_K",
             "depthwise_patch": "BLOCK_P",

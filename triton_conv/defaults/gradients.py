@@ -13,6 +13,7 @@ from ..kernels.grouped_packed_weight_gradient import GroupedPackedWeightGradient
 from ..kernels.kernel import cdiv, columns_read
 from ..kernels.weight_gradient import WeightGradientTile
 from ..kernels.weight_gradient_boxed import WeightGradientBoxedTile
+from ..kernels.weight_gradient_clipped import WeightGradientClippedTile
 from ..kernels.weight_gradient_rows import WeightGradientRowsTile
 from ..problem import DeformInputGradientProblem, DeformWeightGradientProblem, WeightGradientProblem
 from ..target import Target
@@ -113,6 +114,11 @@ def weight_gradient_boxed(problem: WeightGradientProblem, target: Target) -> Wei
         num_warps=warps(target, THREADS if block_m * block_n <= 64 * 128 else 2 * THREADS),
         num_stages=4,
     )
+
+
+def weight_gradient_clipped(problem: WeightGradientProblem, target: Target) -> WeightGradientClippedTile:
+    """As all pixels in boxes: taps with fewer pixels make room for programs of the others."""
+    return WeightGradientClippedTile(**weight_gradient_boxed(problem, target).asdict())
 
 
 def weight_gradient_rows(problem: WeightGradientProblem, target: Target) -> WeightGradientRowsTile:

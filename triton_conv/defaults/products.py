@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..kernels.deformable import DeformableTile
 from ..kernels.grouped_packed import GroupedPackedTile
 from ..kernels.implicit_gemm import ImplicitGemmTile
 from ..kernels.implicit_gemm_boxed import ImplicitGemmBoxedTile
+from ..kernels.implicit_gemm_persistent import ImplicitGemmPersistentTile, groups
 from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile, window_values
 from ..kernels.kernel import cdiv
 from ..kernels.strided_boxed import StridedBoxedTile
@@ -73,6 +76,29 @@ def implicit_gemm_boxed(problem: Problem, target: Target) -> ImplicitGemmBoxedTi
         num_warps=warps(target, THREADS if block_m * block_n <= 64 * 128 else 2 * THREADS),
         num_stages=4,
     )
+
+
+# Steps of 256 x 128 x 64 that writing parts, a second launch and reading them take, by count: 0.7 us each.
+_JOIN_STEPS = 12
+
+
+def implicit_gemm_persistent(problem: Problem, target: Target) -> ImplicitGemmPersistentTile:
+    """256 x 128, of L2's bytes 43 products each; tiles are split where that saves more than the second launch costs."""
+    g = problem.geometry
+    tile = ImplicitGemmPersistentTile(
+        BLOCK_M=power_of_two(g.M, 64, 256),
+        # wgmma takes no fewer than 64 rows: output channels.
+        BLOCK_N=power_of_two(g.c_out, 64, 128),
+        BLOCK_K=64 if g.c_in > 32 else 32,
+        # Upright boxes and turned ones have programs of their own.
+        PROGRAMS=max(target.sms, 2),
+        num_warps=warps(target, 2 * THREADS),
+        num_stages=3,
+    )
+    split = replace(tile, SPLIT=True)
+    longest = [max(group.longest(form.SPLIT) for group in groups(problem, form)) for form in (tile, split)]
+    saves = longest[0] > longest[1] + _JOIN_STEPS
+    return split if saves and split.unfit(problem, target) is None else tile
 
 
 def implicit_gemm_rows(problem: Problem, target: Target) -> ImplicitGemmRowsTile:

@@ -17,6 +17,7 @@ from . import (
     grouped_packed_weight_gradient,
     implicit_gemm,
     implicit_gemm_boxed,
+    implicit_gemm_persistent,
     implicit_gemm_rows,
     locally_connected,
     locally_connected_input_gradient,
@@ -28,6 +29,7 @@ from . import (
     transposed_phase,
     weight_gradient,
     weight_gradient_boxed,
+    weight_gradient_clipped,
     weight_gradient_rows,
 )
 from .kernel import Arguments, Kernel, Tile, launch, launches
@@ -37,6 +39,7 @@ KERNELS: dict[str, Kernel] = {
     for module in (
         implicit_gemm,
         implicit_gemm_boxed,
+        implicit_gemm_persistent,
         implicit_gemm_rows,
         strided_boxed,
         grouped_packed,
@@ -46,6 +49,7 @@ KERNELS: dict[str, Kernel] = {
         deformable,
         weight_gradient,
         weight_gradient_boxed,
+        weight_gradient_clipped,
         weight_gradient_rows,
         depthwise_weight_gradient,
         depthwise_patch_weight_gradient,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import triton
 import triton.language as tl
@@ -60,6 +60,22 @@ def tap_phase(k, size_in, size_out, STRIDE: tl.constexpr, PAD: tl.constexpr, DIL
     return phase, shift, tl.maximum(tl.minimum(tl.cdiv(size_in - phase, STRIDE), size_out + shift), 1)
 
 
+def box_shapes(sizes: Sequence[int], pixels: int) -> Iterator[tuple[int, int, int, int]]:
+    """Images, depth, height and width of the boxes of so many pixels, powers of two: no side but the last twice as long
+    as `sizes` need.
+    """
+    powers = [1 << i for i in range(pixels.bit_length())]
+    ranges = [[p for p in powers if p < 2 * max(size, 1)] for size in sizes[:3]]
+    for n, d, h in itertools.product(*ranges):
+        if n * d * h <= pixels:
+            yield n, d, h, pixels // (n * d * h)
+
+
+def named_sides(shape: Sequence[int]) -> dict[str, int]:
+    """The sides of a box as kernels call them."""
+    return dict(zip(("BOX_N", "BOX_D", "BOX_H", "BOX_W"), shape, strict=True))
+
+
 def box(problem: Problem, pixels: int) -> dict[str, int]:
     """The box of so many pixels that covers a problem's output."""
     g = problem.geometry
@@ -70,17 +86,11 @@ def covering_box(sizes: Sequence[int], pixels: int) -> dict[str, int]:
     """Images, depth, height and width of the box of so many pixels of which the fewest lie outside of so many images
     of such a depth, height and width; the widest.
     """
-    powers = [1 << i for i in range(pixels.bit_length())]
-    ranges = [[p for p in powers if p < 2 * max(size, 1)] for size in sizes]
-    found: list[tuple[int, ...]] = [
-        (n, d, h, pixels // (n * d * h)) for n, d, h in itertools.product(*ranges[:3]) if n * d * h <= pixels
-    ]
 
-    def taken(shape: tuple[int, ...]) -> tuple[int, int]:
+    def taken(shape: Sequence[int]) -> tuple[int, int]:
         return math.prod(cdiv(size, side) * side for size, side in zip(sizes, shape, strict=True)), -shape[3]
 
-    best = min(found, key=taken)
-    return dict(zip(("BOX_N", "BOX_D", "BOX_H", "BOX_W"), best, strict=True))
+    return named_sides(min(box_shapes(sizes, pixels), key=taken))
 
 
 def pixels_spanned(problem: Problem, sides: Mapping[str, int]) -> int:
@@ -98,7 +108,7 @@ def unboxable(problem: Problem) -> str | None:
     if problem.itemsize != 2:
         return "only 16-bit numbers are multiplied with channels innermost"
     if not problem.aligned:
-        return "the input does not begin at a multiple of 16 bytes"
+        return "the input or the weight does not begin at a multiple of 16 bytes"
     for name, strides, channels in (("input", problem.x_strides, g.c_in), ("output", problem.y_strides, g.c_out)):
         n, c, *spatial = (*strides[:2], *strides[5 - g.rank :])
         if c != 1 or channels < 16:

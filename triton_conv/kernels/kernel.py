@@ -140,13 +140,27 @@ class ProductTile(Tile):
 
 
 @dataclass(frozen=True)
+class Join:
+    """A second launch, of `function`, which adds up what a kernel left of some results in `partial_ptr`.
+
+    `numbers` and `grid` are functions of (problem, tile): float32 numbers that are left, in memory that is asked for at
+    the launch, and programs. Where nothing is left there is no second launch. The function takes `partial_ptr`, the
+    last two of the kernel's pointers and whichever of its arguments it names.
+    """
+
+    function: Any
+    numbers: Callable[[Any, Any], int]
+    grid: Callable[[Any, Any], int]
+
+
+@dataclass(frozen=True)
 class Kernel:
     """One kernel: its name everywhere (config file, test id, result file, figure), its code, its tile, its arguments.
 
     `grid` and `arguments` are functions of (problem, tile): the number of programs, and everything the kernel takes
     besides pointers. `unsuited` says why a problem is not for this kernel, or None. A kernel with `descriptors` makes
     some on the device, in memory that Triton asks for at the launch; one with `channels_last_result` writes a
-    weight's gradient with channels innermost.
+    weight's gradient with channels innermost. One with a `join` takes `partial_ptr` behind its `pointers`.
     """
 
     name: str
@@ -159,6 +173,7 @@ class Kernel:
     pointers: tuple[str, ...] = ("x_ptr", "w_ptr", "b_ptr", "y_ptr")
     descriptors: bool = False
     channels_last_result: bool = False
+    join: Join | None = None
 
     def unavailable(self, target: Target) -> str | None:
         """Why the kernel cannot run on a target whatever the problem, or None."""
@@ -191,8 +206,10 @@ class Kernel:
         return tuple(inspect.signature(self.function.fn).parameters)
 
     def operands(self, problem: Problem, tile: Tile) -> tuple[torch.dtype | None, ...]:
-        """The dtype of each pointer's tensor, None for one that this problem does not have."""
+        """The dtype of the tensor behind each pointer parameter, None for one that this problem does not have."""
         dtypes = {name: problem.operand(name) for name in self.pointers}
+        if self.join is not None:
+            dtypes["partial_ptr"] = torch.float32 if self.join.numbers(problem, tile) else None
         if self.partial(problem, tile) is not None:
             dtypes["dw_ptr"] = problem.accumulator
         return tuple(dtypes.values())
@@ -200,17 +217,39 @@ class Kernel:
     def values(self, problem: Problem, tile: Tile) -> Arguments:
         """Every parameter that is not a pointer, by name; computed once a plan."""
         known = self.arguments(problem, tile)
-        return Arguments((name, known[name]) for name in self.parameters if name not in self.pointers)
+        values = Arguments.of(self.function, known)
+        if self.join is not None and (numbers := self.join.numbers(problem, tile)):
+            values.second = Second(numbers, self.join.grid(problem, tile), Arguments.of(self.join.function, known))
+        return values
 
 
 class Arguments(dict[str, Any]):
-    """The arguments of a kernel that are no tensors, by name; and beside them what Triton compiled for these."""
+    """The arguments of a kernel that are no tensors, by name; and beside them what Triton compiled for these, and the
+    launch that follows, if one does.
+    """
 
-    __slots__ = ("compiled",)
+    __slots__ = ("compiled", "second")
 
     def __init__(self, *values: Any) -> None:
         super().__init__(*values)
         self.compiled: dict[tuple[Any, ...], Any] = {}
+        self.second: Second | None = None
+
+    @classmethod
+    def of(cls, function: Any, known: dict[str, object]) -> Arguments:
+        """Those of all that is known which a function takes, in its order."""
+        return cls(
+            (name, known[name]) for name in inspect.signature(function.fn).parameters if not name.endswith("_ptr")
+        )
+
+
+@dataclass(frozen=True)
+class Second:
+    """A second launch of one problem and tile, as `Join` explains."""
+
+    numbers: int
+    grid: int
+    values: Arguments
 
 
 launches: Counter[str] = Counter()
@@ -222,14 +261,27 @@ def launch(kernel: Kernel, grid: int, tile: Tile, values: Arguments, *tensors: t
     `kernel.pointers`.
     """
     launches[kernel.name] += 1
-    if kernel.descriptors:
-        # Triton's allocator belongs to the context of whoever calls: it is set in a copy, and theirs stays.
-        contextvars.copy_context().run(_launch_with_scratch, kernel, grid, tile, values, *tensors)
-    else:
+    if kernel.join is None:
         _launch(kernel, grid, tile, values, *tensors)
+    elif (second := values.second) is None:
+        _launch(kernel, grid, tile, values, *tensors, None)
+    else:
+        *_, bias, output = tensors
+        assert output is not None
+        partial = torch.empty(second.numbers, dtype=torch.float32, device=output.device)
+        _launch(kernel, grid, tile, values, *tensors, partial)
+        _launch_function(kernel.join.function, second.grid, tile, second.values, partial, bias, output)
 
 
 def _launch(kernel: Kernel, grid: int, tile: Tile, values: Arguments, *tensors: torch.Tensor | None) -> None:
+    if kernel.descriptors:
+        # Triton's allocator belongs to the context of whoever calls: it is set in a copy, and theirs stays.
+        contextvars.copy_context().run(_launch_with_scratch, kernel.function, grid, tile, values, *tensors)
+    else:
+        _launch_function(kernel.function, grid, tile, values, *tensors)
+
+
+def _launch_function(function: Any, grid: int, tile: Tile, values: Arguments, *tensors: torch.Tensor | None) -> None:
     """Triton looks at each of some fifty arguments in every call to find what it compiled before: 19 of 32 us. Only the
     tensors can differ between calls with the same values, and of them only what is in this key.
     """
@@ -241,17 +293,17 @@ def _launch(kernel: Kernel, grid: int, tile: Tile, values: Arguments, *tensors: 
     if (compiled := values.compiled.get(key)) is not None:
         compiled[(grid, 1, 1)](*tensors, *values.values())
         return
-    compiled = kernel.function[(grid,)](*tensors, **values, num_warps=tile.num_warps, num_stages=tile.num_stages)
+    compiled = function[(grid,)](*tensors, **values, num_warps=tile.num_warps, num_stages=tile.num_stages)
     # The interpreter compiles nothing.
     if compiled is not None:
         values.compiled[key] = compiled
 
 
 def _launch_with_scratch(
-    kernel: Kernel, grid: int, tile: Tile, values: Arguments, *tensors: torch.Tensor | None
+    function: Any, grid: int, tile: Tile, values: Arguments, *tensors: torch.Tensor | None
 ) -> None:
     triton.set_allocator(_scratch)
-    _launch(kernel, grid, tile, values, *tensors)
+    _launch_function(function, grid, tile, values, *tensors)
 
 
 def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:

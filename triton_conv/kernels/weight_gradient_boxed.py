@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import triton
 import triton.language as tl
 
-from ..problem import Problem, WeightGradientProblem
-from .boxes import box, boxes, load_box, pixels_spanned, tap_phase, unboxable
+from .boxed_sums import BoxedSumsTile, boxed_sums
+from .boxes import boxes, load_box, tap_phase
 from .common import aligned, below, dot, wide
-from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
 
 
 @triton.jit
@@ -118,53 +116,8 @@ def weight_gradient_boxed_kernel(
 
 
 @dataclass(frozen=True)
-class WeightGradientBoxedTile(ProductTile):
+class WeightGradientBoxedTile(BoxedSumsTile):
     """BLOCK_M output by BLOCK_N input channels of one tap, BLOCK_K pixels a step, SPLITS partial sums."""
 
-    whole: ClassVar[frozenset[str]] = frozenset({"num_stages", "SPLITS"})
 
-    BLOCK_M: int = 128
-    BLOCK_N: int = 128
-    BLOCK_K: int = 64
-    SPLITS: int = 1
-
-
-def _grid(problem: Problem, tile: WeightGradientBoxedTile) -> int:
-    g = problem.geometry
-    return cdiv(g.c_in_group, tile.BLOCK_N) * g.taps * cdiv(g.c_out_group, tile.BLOCK_M) * g.groups * tile.SPLITS
-
-
-def _arguments(problem: Problem, tile: WeightGradientBoxedTile) -> dict[str, object]:
-    g = problem.geometry
-    channels = dict(
-        c_in_group=g.c_in_group,
-        c_out_group=g.c_out_group,
-        groups=g.groups,
-        X_VECTOR=problem.x_vector(g.c_in_group),
-        Y_VECTOR=problem.y_vector(g.c_out_group),
-    )
-    sides = box(problem, tile.BLOCK_K)
-    return geometry_arguments(problem, pixels_spanned(problem, sides)) | tile.sizes() | channels | sides
-
-
-def _unsuited(problem: Problem) -> str | None:
-    if not isinstance(problem, WeightGradientProblem):
-        return "it is no weight gradient"
-    g = problem.geometry
-    if any(size < step for size, step in zip(g.in_size, g.stride, strict=True)):
-        return f"the stride {g.stride} is larger than the input"
-    return unboxable(problem)
-
-
-KERNEL = Kernel(
-    name="weight_gradient_boxed",
-    function=weight_gradient_boxed_kernel,
-    tile_type=WeightGradientBoxedTile,
-    grid=_grid,
-    arguments=_arguments,
-    unsuited=_unsuited,
-    safe_tile=WeightGradientBoxedTile(num_warps=4, num_stages=1, BLOCK_M=64, BLOCK_N=32, BLOCK_K=32),
-    pointers=("x_ptr", "dy_ptr", "dw_ptr"),
-    descriptors=True,
-    channels_last_result=True,
-)
+KERNEL = boxed_sums("weight_gradient_boxed", weight_gradient_boxed_kernel, WeightGradientBoxedTile)

@@ -8,10 +8,11 @@ from typing import Any
 
 from ..aot import Compiled, Job, compile_binary
 from ..kernels import KERNELS, Tile
+from ..kernels.boxed_sums import BoxedSumsTile
 from ..kernels.implicit_gemm_boxed import ImplicitGemmBoxedTile
+from ..kernels.implicit_gemm_persistent import ImplicitGemmPersistentTile
 from ..kernels.kernel import cdiv
 from ..kernels.strided_boxed import StridedBoxedTile
-from ..kernels.weight_gradient_boxed import WeightGradientBoxedTile
 from ..kernels.weight_gradient_rows import WeightGradientRowsTile
 from ..problem import Problem, WeightGradientProblem
 from ..target import Target
@@ -105,18 +106,25 @@ def _waits(loop: Loop, counts: Counts, times: float = 1.0) -> tuple[float, float
     return waits, fetches
 
 
-def _box_bytes(problem: Problem, tile: Tile) -> float:
-    """Bytes that bulk copies bring a trip, which the code does not tell."""
+def _box_bytes(problem: Problem, tile: Tile, counts: Counts) -> float:
+    """Bytes that bulk copies move for a program, which the code does not tell."""
+    each = 0
     if isinstance(tile, (ImplicitGemmBoxedTile, StridedBoxedTile)):
-        return float(tile.BLOCK_M * tile.BLOCK_K * problem.itemsize)
-    if isinstance(tile, WeightGradientBoxedTile):
-        return float(tile.BLOCK_N * tile.BLOCK_K * problem.itemsize)
-    return 0.0
+        each = tile.BLOCK_M * tile.BLOCK_K
+    elif isinstance(tile, BoxedSumsTile):
+        each = tile.BLOCK_N * tile.BLOCK_K
+    elif isinstance(tile, ImplicitGemmPersistentTile):
+        stored = counts[0] * tile.BLOCK_M * tile.BLOCK_N
+        return problem.itemsize * (math.prod(counts) * (tile.BLOCK_M + tile.BLOCK_N) * tile.BLOCK_K + stored)
+    return problem.itemsize * math.prod(counts) * each
 
 
-def _partial_bytes(kernel: str, problem: Problem, tile: Tile) -> float:
+def _partial_bytes(name: str, problem: Problem, tile: Tile) -> float:
     """Bytes of partial sums, written once."""
-    partial = KERNELS[kernel].partial(problem, tile)
+    kernel = KERNELS[name]
+    if kernel.join is not None:
+        return float(problem.accumulator_bytes * kernel.join.numbers(problem, tile))
+    partial = kernel.partial(problem, tile)
     return float(problem.accumulator_bytes * math.prod(partial[0])) if partial else 0.0
 
 
@@ -137,9 +145,10 @@ def launch(kernel: str, problem: Problem, tile: Tile, target: Target, compiled: 
     each = warps * cdiv(programs, target.sms)
     waves = cdiv(programs, target.sms * resident)
     waits, fetches = _waits(loop, counts)
-    boxes = _box_bytes(problem, tile) * (counts[0] if counts else 1.0)
     # What is spilled goes by way of L1, which a tile's worth of it does not fit in.
-    moved = (slots.copied + slots.loaded + slots.stored + slots.spilled) * warps * target.warp_size + boxes
+    moved = (slots.copied + slots.loaded + slots.stored + slots.spilled) * warps * target.warp_size + _box_bytes(
+        problem, tile, counts
+    )
     demand = Demand(
         issued=each * slots.issued / 4,
         integer=each * max(slots.alu / 2, slots.imad / 2, (slots.fma + slots.imad) / 4),

@@ -8,7 +8,9 @@ from typing import Any
 
 from ..kernels import KERNELS, Tile
 from ..kernels.boxes import box
+from ..kernels.implicit_gemm_persistent import groups
 from ..kernels.kernel import cdiv
+from ..kernels.weight_gradient_clipped import spans
 from ..problem import DeformInputGradientProblem, DeformProblem, Problem
 
 Counts = tuple[float, ...]
@@ -44,6 +46,12 @@ def _rows(problem: Problem, tile: Any) -> Counts:
     return (max(cdiv(g.c_in_group, tile.BLOCK_K), 1) * taps,)
 
 
+def _turns(problem: Problem, tile: Any) -> Counts:
+    """Of the programs that have most to do: a part of a tile is that part of a turn."""
+    longest = max(groups(problem, tile), key=lambda group: group.longest(tile.SPLIT))
+    return (longest.longest(tile.SPLIT) / longest.steps, longest.steps)
+
+
 def _pixels(block: str) -> Callable[[Problem, Any], Counts]:
     return lambda problem, tile: (max(cdiv(problem.geometry.M, tile.SPLITS * getattr(tile, block)), 1),)
 
@@ -52,6 +60,16 @@ def _boxes_of_pixels(problem: Problem, tile: Any) -> Counts:
     sides = box(problem, tile.BLOCK_K).values()
     sizes = (problem.geometry.batch, *problem.geometry.out_size)
     return (max(cdiv(math.prod(cdiv(size, side) for size, side in zip(sizes, sides, strict=True)), tile.SPLITS), 1),)
+
+
+def _boxes_of_spans(problem: Problem, tile: Any) -> Counts:
+    """The mean over the taps."""
+    first, *sides = box(problem, tile.BLOCK_K).values()
+    boxes = float(cdiv(problem.geometry.batch, first))
+    for axis, side in enumerate(sides):
+        taps = spans(problem, axis)
+        boxes *= sum(max(cdiv(span, side), 1) for span in taps) / len(taps)
+    return (max(boxes / tile.SPLITS, 1),)
 
 
 def _packed_rows(problem: Problem, tile: Any) -> Counts:
@@ -93,6 +111,7 @@ def _scattered(problem: DeformInputGradientProblem, tile: Any) -> Counts:
 _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
     "implicit_gemm": _channels_by_taps,
     "implicit_gemm_boxed": _channels_by_taps,
+    "implicit_gemm_persistent": _turns,
     "implicit_gemm_rows": _rows,
     "strided_boxed": _strided,
     "shuffle_gemm": lambda problem, tile: (
@@ -106,6 +125,7 @@ _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
     "deformable_weight_gradient": _pixels("BLOCK_K"),
     "depthwise_weight_gradient": _pixels("BLOCK_M"),
     "weight_gradient_boxed": _boxes_of_pixels,
+    "weight_gradient_clipped": _boxes_of_spans,
     "weight_gradient_rows": _pixels("BLOCK_K"),
     "grouped_packed_weight_gradient": _packed_rows,
     "depthwise": _filter_rows,
