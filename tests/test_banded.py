@@ -15,7 +15,7 @@ from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
 from triton_conv.kernels import KERNELS
 from triton_conv.kernels.depthwise_banded import DepthwiseBandedTile
-from triton_conv.kernels.kernel import columns_read
+from triton_conv.kernels.kernel import columns_read, row_columns, row_left
 from triton_conv.target import KNOWN
 from triton_conv.workloads import FLAGSHIPS
 
@@ -146,6 +146,15 @@ def test_tiles_that_do_not_fit_say_why():
     ):
         with pytest.raises(PlanError, match=reason):
             dispatch.plan(made.problem, KNOWN["sm_90"], BANDED, tile)
+
+
+def test_a_whole_row_reads_the_image_alone():
+    problem = tc.plan(tc.conv2d, random((1, 4, 5, 28)), random((4, 1, 5, 5)), groups=4, padding=2).problem
+    # In vectors of four columns; a block of a part begins one before its own.
+    assert (row_left(problem, 16), row_columns(problem, 16)) == (4, 16 + 4 + 2)
+    assert (row_left(problem, 32), row_columns(problem, 32)) == (0, 28)
+    narrow = tc.plan(tc.conv2d, random((1, 4, 5, 28)), random((4, 1, 5, 5)), groups=4, stride=(1, 20)).problem
+    assert row_columns(narrow, 16) == 20 + 5
 
 
 @pytest.mark.parametrize("target", KNOWN.values(), ids=KNOWN)

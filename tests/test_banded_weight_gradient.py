@@ -45,17 +45,16 @@ def operands(layer, dtype, x=None, dy=None):
     return arguments["input"], grad_output, expected
 
 
-def run(layer, dtype, pick, x=None, dy=None):
+def run(layer, dtype, pick, x=None, dy=None, kernel=BANDED):
     """Every partial sum is written, and together they are the gradient."""
     x, grad_output, expected = operands(layer, dtype, x, dy)
     made = planned(x, grad_output, layer)
     assert made.kernel.name == BANDED
-    tile = pick(made.problem)
-    made = dispatch.plan(made.problem, made.target, BANDED, tile)
+    made = dispatch.plan(made.problem, made.target, kernel, pick(made.problem))
     partial = torch.full((made.values["SPLITS"], *made.out_shape), float("nan"), dtype=torch.float32, device=DEVICE)
     launches.clear()
     made.launch(x, grad_output, partial)
-    assert dict(launches) == {BANDED: 1}
+    assert dict(launches) == {kernel: 1}
     precision = "ieee" if INTERPRETED else made.problem.precision
     compare(partial.double().sum(0).to(dtype), expected, tolerance(dtype, made.problem.geometry.M, precision))
 

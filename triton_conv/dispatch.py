@@ -35,6 +35,7 @@ from .verdicts import Form
 _DEPTHWISE = ("depthwise_banded", "depthwise_patch", "depthwise")
 _DEPTHWISE_WEIGHT_GRADIENTS = (
     "depthwise_banded_weight_gradient",
+    "depthwise_fused_weight_gradient",
     "depthwise_patch_weight_gradient",
     "depthwise_weight_gradient",
 )
@@ -58,8 +59,11 @@ _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
     LocalWeightGradientProblem: ("every pixel has its own filter", ("locally_connected_weight_gradient",)),
 }
 # These serve where a measurement says so: on an H100 rows of pixels won one of seven layers, by 1.34 (dcgan_t2d's dx),
-# and lost others by up to 2.8 that counting had given to them. The other forms have not been timed yet.
-_MEASURED = ("implicit_gemm_rows", "implicit_gemm_persistent", "strided_boxed", "weight_gradient_clipped")
+# and lost others by up to 2.8 that counting had given to them. The others no device has timed yet.
+_MEASURED = (
+    "implicit_gemm_rows", "implicit_gemm_persistent", "strided_boxed", "weight_gradient_clipped",
+    "depthwise_banded_transposed", "depthwise_fused_weight_gradient",
+)  # fmt: skip
 # Of these problems there is one kernel each, whatever their sizes.
 _ALONE = (
     ShuffleProblem, SeparableProblem, LocalProblem, LocalInputGradientProblem, LocalWeightGradientProblem,
@@ -168,7 +172,9 @@ def family(problem: Problem) -> tuple[tuple[str, ...], str]:
     # Narrow groups share tiles, which boxes and rows of one group cannot.
     boxed = () if narrow else (*in_boxes, *rows)
     if g.transposed:
-        return (*boxed, "transposed_phase"), f"it is transposed: {g.phases} output phases, no inserted zeros"
+        # One channel a group would leave all but one of a tile's products to others.
+        banded = ("depthwise_banded_transposed",) if g.c_in_group == 1 and g.groups > 1 else ()
+        return (*boxed, *banded, "transposed_phase"), f"it is transposed: {g.phases} output phases, no inserted zeros"
     if direct:
         return _DEPTHWISE, f"one input channel a group, multiplier {g.c_out_group}"
     if narrow:

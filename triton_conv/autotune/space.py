@@ -8,12 +8,15 @@ from collections.abc import Mapping, Sequence
 
 from ..defaults import default_tile
 from ..kernels import KERNELS, Tile
+from ..kernels import depthwise_banded_transposed as transposed
 from ..kernels.depthwise_banded import DepthwiseBandedTile
+from ..kernels.depthwise_banded_transposed import DepthwiseBandedTransposedTile
 from ..kernels.depthwise_banded_weight_gradient import DepthwiseBandedWeightGradientTile
+from ..kernels.depthwise_fused_weight_gradient import DepthwiseFusedWeightGradientTile
 from ..kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradientTile
 from ..kernels.implicit_gemm_persistent import ImplicitGemmPersistentTile, partial_sums
 from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile, phases
-from ..kernels.kernel import cdiv, columns_read
+from ..kernels.kernel import cdiv, columns_read, row_columns
 from ..kernels.weight_gradient_rows import WeightGradientRowsTile
 from ..problem import Problem
 from ..problem_lectures import LocalProblem, LocalWeightGradientProblem, SeparableProblem
@@ -74,11 +77,20 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
     "depthwise_banded": {
         "BLOCK_M": (64, 128, 256),
         "BLOCK_T": (16, 32, 64),
-        "BLOCK_K": (32, 64, 128, 256),
+        "BLOCK_K": (16, 32, 64, 128, 256),
         "ROWS": (1, 2, 4, 8),
         "FUSED": (1, 2, 4),
         "STEPS": (1, 2, 4, 8, 16),
         "RESIDENT": (False, True),
+        "num_warps": (4, 8),
+        "num_stages": (1,),
+    },
+    "depthwise_banded_transposed": {
+        "BLOCK_M": (64, 128),
+        "BLOCK_T": (16, 32, 64),
+        "BLOCK_K": (16, 32, 64),
+        "ROWS": (1, 2, 4, 8),
+        "STEPS": (1, 2, 4, 8, 16),
         "num_warps": (4, 8),
         "num_stages": (1,),
     },
@@ -149,6 +161,18 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "num_warps": (4,),
         "num_stages": (1, 2),
     },
+    "depthwise_fused_weight_gradient": {
+        "BLOCK_M": (32, 64),
+        "BLOCK_T": (16, 32, 64),
+        "BLOCK_K": (16, 32, 64),
+        "ROWS": (1, 2, 4),
+        "FUSED": (1, 2, 4),
+        "FILTER_ROWS": (1, 3, 5, 8, 9),
+        "TILES": (1, 4),
+        "STEPS": (1, 8),
+        "num_warps": (4, 8),
+        "num_stages": (1, 2),
+    },
     "deformable_input_gradient": _DOT | {"BLOCK_N": (16, 32, 64, 128), "num_stages": (1, 2)},
     "deformable_weight_gradient": _DOT | {"SPLITS": (1, 4, 16, 64), "num_stages": (1, 2)},
     "shuffle_gemm": _DOT
@@ -193,11 +217,13 @@ def worthwhile(tile: Tile, problem: Problem) -> bool:
     g, sizes = problem.geometry, tile.sizes()
     channels = max(g.c_in, g.c_out)
     widths = {"BLOCK_M": g.M, "BLOCK_N": max(g.c_out, 64), "BLOCK_K": max(g.K, channels, 16), "BLOCK_C": g.c_out}
-    if isinstance(tile, (DepthwiseBandedTile, DepthwiseBandedWeightGradientTile)):
-        # wgmma takes no fewer than 64 columns of a weight gradient's input.
-        least = 64 if isinstance(tile, DepthwiseBandedWeightGradientTile) else 16
-        widths = {"BLOCK_T": max(g.out_size[2], 16), "BLOCK_K": max(columns_read(problem, tile.BLOCK_T), least)}
+    if (columns := _columns(tile, problem)) is not None:
+        widths = {"BLOCK_T": max(g.out_size[2], 16), "BLOCK_K": max(columns, 16)}
         widths |= {"ROWS": g.out_size[1], "STEPS": max(g.batch, 1), "BLOCK_M": g.M, "TILES": g.out_pixels}
+    if isinstance(tile, DepthwiseFusedWeightGradientTile):
+        # No more rows than the filter has, nor than a product takes at least.
+        if g.kernel[0] * g.kernel[1] < tile.FILTER_ROWS or (tile.FUSED > 1 and tile.FUSED * tile.BLOCK_K > 64):
+            return False
     if isinstance(problem, LocalProblem):
         images, rows = max(g.batch, 16), max(g.c_out_group, 64)
         gradient = isinstance(problem, LocalWeightGradientProblem)
@@ -224,6 +250,18 @@ def worthwhile(tile: Tile, problem: Problem) -> bool:
         if not _fills(tile, problem):
             return False
     return all(int(str(sizes[name])) < 2 * width for name, width in widths.items() if name in sizes)
+
+
+def _columns(tile: Tile, problem: Problem) -> int | None:
+    """Input columns that a block of a banded form reads; None for others."""
+    if isinstance(tile, DepthwiseBandedWeightGradientTile):
+        # wgmma takes no fewer than 64 of a weight gradient's input.
+        return max(columns_read(problem, tile.BLOCK_T), 64)
+    if isinstance(tile, DepthwiseBandedTransposedTile):
+        return transposed.columns_read(problem, tile) if tile.mismatch(problem) is None else 0
+    if isinstance(tile, (DepthwiseBandedTile, DepthwiseFusedWeightGradientTile)):
+        return row_columns(problem, tile.BLOCK_T)
+    return None
 
 
 def _fills(tile: WeightGradientRowsTile, problem: Problem) -> bool:

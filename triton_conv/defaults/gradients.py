@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, TypeVar
 
+from ..kernels import depthwise_banded_weight_gradient as banded
+from ..kernels import depthwise_fused_weight_gradient as fused_rows
 from ..kernels.deformable_input_gradient import DeformableInputGradientTile
 from ..kernels.deformable_weight_gradient import DeformableWeightGradientTile
-from ..kernels.depthwise_banded_weight_gradient import DepthwiseBandedWeightGradientTile, filter_parts, split_count
+from ..kernels.depthwise_banded_weight_gradient import DepthwiseBandedWeightGradientTile
+from ..kernels.depthwise_fused_weight_gradient import DepthwiseFusedWeightGradientTile
 from ..kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradientTile
 from ..kernels.depthwise_weight_gradient import DepthwiseWeightGradientTile
 from ..kernels.grouped_packed_weight_gradient import GroupedPackedWeightGradientTile
-from ..kernels.kernel import cdiv, columns_read
+from ..kernels.kernel import cdiv, columns_read, row_columns
 from ..kernels.weight_gradient import WeightGradientTile
 from ..kernels.weight_gradient_boxed import WeightGradientBoxedTile
 from ..kernels.weight_gradient_clipped import WeightGradientClippedTile
@@ -18,6 +22,8 @@ from ..kernels.weight_gradient_rows import WeightGradientRowsTile
 from ..problem import DeformInputGradientProblem, DeformWeightGradientProblem, WeightGradientProblem
 from ..target import Target
 from .common import THREADS, power_of_two, warps
+
+_Banded = TypeVar("_Banded", DepthwiseBandedWeightGradientTile, DepthwiseFusedWeightGradientTile)
 
 
 def _most_splits(wanted: int, block: int, problem: WeightGradientProblem) -> int:
@@ -269,17 +275,53 @@ def depthwise_banded_weight_gradient(
         num_warps=warps(target, THREADS),
         num_stages=2 if ahead else 1,
     )
-    while tile.ROWS > 1 and (tile.mismatch(problem) or 2 * tile.shared_bytes(problem) > target.shared_bytes):
+    return _lengthened(tile, problem, target, banded)
+
+
+def depthwise_fused_weight_gradient(problem: WeightGradientProblem, target: Target) -> DepthwiseFusedWeightGradientTile:
+    """Blocks as wide as reads the fewest columns, and as many input rows a product as have the 64 columns that wgmma
+    takes at least. Blocks of 64 x 64 columns hold no more than four rows of a filter.
+    """
+    g = problem.geometry
+    ahead = target.arch == "sm_90" and problem.itemsize == 2
+    widths = [w for w in (16, 32, 64) if w <= power_of_two(g.out_size[2], 16, 64 if ahead and g.kernel[1] <= 4 else 32)]
+    rows_out = power_of_two(g.out_size[1], 1, 4 if ahead else 2)
+    least = 64 if problem.itemsize == 2 else 16
+    depths = {w: power_of_two(row_columns(problem, w), max(least // rows_out, 16), 4096) for w in widths}
+    block_t = min(widths, key=lambda w: (cdiv(g.out_size[2], w) * depths[w], w))
+    fused = min(max(least // depths[block_t], 1), rows_out)
+    # A group of rows begins at each row of the filter, and before it.
+    most = max((144 if ahead else 32) * THREADS // (fused * depths[block_t] * block_t) - fused + 1, 1)
+    depth, height, _ = g.kernel
+    rows = cdiv(height, cdiv(height, most))
+    tile = DepthwiseFusedWeightGradientTile(
+        BLOCK_M=128 // rows_out if ahead else 32,
+        BLOCK_T=block_t,
+        BLOCK_K=depths[block_t],
+        ROWS=rows_out,
+        FUSED=fused,
+        FILTER_ROWS=rows * depth if ahead and rows * depth <= most else rows,
+        num_warps=warps(target, THREADS),
+        num_stages=2 if ahead else 1,
+    )
+    return _lengthened(tile, problem, target, fused_rows)
+
+
+def _lengthened(tile: _Banded, problem: WeightGradientProblem, target: Target, form: Any) -> _Banded:
+    """A tile of a banded weight gradient that fits twice, and whose programs take as many steps as leave enough."""
+    while getattr(tile, "FUSED", 1) < tile.ROWS and (
+        tile.mismatch(problem) or 2 * tile.shared_bytes(problem) > target.shared_bytes
+    ):
         tile = replace(tile, ROWS=tile.ROWS // 2)
     if 2 * tile.shared_bytes(problem) > target.shared_bytes:
         tile = replace(tile, BLOCK_M=32, num_stages=1)
     # The sums are read along diagonals at the end, as dear as two steps: eight before it, if programs are enough.
-    each = g.c_out * filter_parts(problem, tile)
-    while each * split_count(problem, tile) > (4 if tile.STEPS * tile.TILES < 8 else 16) * target.sms:
+    each = problem.geometry.c_out * form.filter_parts(problem, tile)
+    while each * form.split_count(problem, tile) > (4 if tile.STEPS * tile.TILES < 8 else 16) * target.sms:
         longer = replace(tile, STEPS=2 * tile.STEPS)
-        if split_count(problem, longer) == split_count(problem, tile):
+        if form.split_count(problem, longer) == form.split_count(problem, tile):
             longer = replace(tile, TILES=2 * tile.TILES)
-        if split_count(problem, longer) == split_count(problem, tile) or longer.STEPS * longer.TILES > 64:
+        if form.split_count(problem, longer) == form.split_count(problem, tile) or longer.STEPS * longer.TILES > 64:
             break
         tile = longer
     # Without a next step there is nothing to fetch ahead.

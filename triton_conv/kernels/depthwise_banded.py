@@ -14,7 +14,7 @@ import triton.language as tl
 from ..problem import Problem
 from ..target import Target
 from .common import activate, aligned, decode_pixel, dot, inside_row, load_row, narrow, wide
-from .kernel import Kernel, Tile, cdiv, columns_left, columns_read, geometry_arguments, image_group, run_read
+from .kernel import Kernel, Tile, cdiv, geometry_arguments, image_group, row_columns, row_left, run_read
 from .staging import staging_of
 
 
@@ -255,7 +255,7 @@ class DepthwiseBandedTile(Tile):
             return "a product takes at least 16 of each dimension"
         if self.FUSED > self.ROWS:
             return f"a product cannot make {self.FUSED} of {self.ROWS} rows"
-        if (need := columns_read(problem, self.BLOCK_T)) > self.BLOCK_K:
+        if (need := row_columns(problem, self.BLOCK_T)) > self.BLOCK_K:
             return f"{self.BLOCK_T} outputs of a row read {need} columns, more than {self.BLOCK_K}"
         products = problem.geometry.kernel[0] * _rows(problem, self)["SPAN"] * self.ROWS // self.FUSED
         if self.RESIDENT and products > 64:
@@ -313,7 +313,7 @@ def _arguments(problem: Problem, tile: DepthwiseBandedTile) -> dict[str, object]
             MULTIPLIER=g.c_out_group,
             X_VECTOR=run_read(problem),
             Y_VECTOR=problem.y_run(16 // problem.itemsize),
-            LEFT=columns_left(problem),
+            LEFT=row_left(problem, tile.BLOCK_T),
         )
         | _rows(problem, tile)
     )

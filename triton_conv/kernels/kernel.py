@@ -374,6 +374,21 @@ def columns_read(problem: Problem, block_t: int) -> int:
     return (block_t - 1) * g.stride[2] + g.extent[2] + columns_left(problem) - g.pad_before[2]
 
 
+def row_left(problem: Problem, block_t: int) -> int:
+    """Columns before a block's own at which its input row begins: a block of a whole row needs none outside the image,
+    where all is zero.
+    """
+    return columns_left(problem) if block_t < problem.geometry.out_size[2] else 0
+
+
+def row_columns(problem: Problem, block_t: int) -> int:
+    """Input columns that a block of `block_t` outputs of a row reads: of a whole row no more than the image has."""
+    g = problem.geometry
+    if block_t < g.out_size[2]:
+        return columns_read(problem, block_t)
+    return min((g.out_size[2] - 1) * g.stride[2] + g.extent[2] - g.pad_before[2], g.in_size[2])
+
+
 def image_group(batch: int, blocks: int, block_m: int) -> int:
     """How many images of `blocks` blocks each share tiles of `block_m` of them: the power of two that leaves the fewest
     blocks of tiles empty.
