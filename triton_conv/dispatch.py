@@ -58,8 +58,9 @@ _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
     LocalWeightGradientProblem: ("every pixel has its own filter", ("locally_connected_weight_gradient",)),
 }
 # These serve where a measurement says so: on an H100 rows of pixels won one of seven layers, by 1.34 (dcgan_t2d's dx),
-# and lost others by up to 2.8 that counting had given to them. Strides in boxes were not timed yet.
-_MEASURED = ("implicit_gemm_rows", "strided_boxed")
+# and lost others by up to 2.8 that counting had given to them. Strides in boxes, and slabs of narrow groups, were not
+# timed yet.
+_MEASURED = ("implicit_gemm_rows", "strided_boxed", "grouped_slab")
 # Of these problems there is one kernel each, whatever their sizes.
 _ALONE = (
     ShuffleProblem, SeparableProblem, LocalProblem, LocalInputGradientProblem, LocalWeightGradientProblem,
@@ -166,12 +167,13 @@ def family(problem: Problem) -> tuple[tuple[str, ...], str]:
     in_boxes = "implicit_gemm_boxed" if g.stride == (1, 1, 1) else "strided_boxed"
     # Narrow groups share tiles, which boxes and rows of one group cannot.
     boxed = () if narrow else (in_boxes, *rows)
+    slab = ("grouped_slab",) if narrow else ()
     if g.transposed:
-        return (*boxed, "transposed_phase"), f"it is transposed: {g.phases} output phases, no inserted zeros"
+        return (*boxed, *slab, "transposed_phase"), f"it is transposed: {g.phases} output phases, no inserted zeros"
     if direct:
         return _DEPTHWISE, f"one input channel a group, multiplier {g.c_out_group}"
     if narrow:
-        return ("grouped_packed",), f"groups of at most {widest} channels: several fill one tile"
+        return (*slab, "grouped_packed"), f"groups of at most {widest} channels: several fill one tile"
     return (*boxed, "implicit_gemm"), "a product over channels and taps"
 
 

@@ -49,6 +49,17 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
     },
     # A slab wider than 64 channels is a wide group's business; taps come from L1, which stages bypass.
     "grouped_packed": _DOT | {"BLOCK_N": (16, 32, 64), "BLOCK_K": (16, 32, 64), "num_stages": (1, 2)},
+    # A slab wider than a vector multiplies more zeros, with fewer loads; a warp has one or two of its own.
+    "grouped_slab": {
+        "ROWS": (2, 4, 7, 8),
+        "SLABS": (1, 2, 4, 8),
+        "STEPS": (1, 4, 8, 16, 32),
+        "BLOCK_P": (8, 16, 32),
+        "BLOCK_N": (8, 16),
+        "BLOCK_K": (8, 16, 32),
+        "num_warps": (1, 2, 4),
+        "num_stages": (1,),
+    },
     "depthwise": {
         "BLOCK_M": (4, 8, 16, 32, 64, 128, 256, 512, 1024),
         "BLOCK_C": (1, 2, 4, 8, 16, 32, 64, 128),

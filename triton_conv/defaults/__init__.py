@@ -26,6 +26,7 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
         products.implicit_gemm_rows,
         products.strided_boxed,
         products.grouped_packed,
+        products.grouped_slab,
         depthwise.depthwise,
         depthwise.depthwise_patch,
         products.transposed_phase,

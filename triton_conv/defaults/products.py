@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..kernels.deformable import DeformableTile
 from ..kernels.grouped_packed import GroupedPackedTile
+from ..kernels.grouped_slab import GroupedSlabTile, narrowest
 from ..kernels.implicit_gemm import ImplicitGemmTile
 from ..kernels.implicit_gemm_boxed import ImplicitGemmBoxedTile
 from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile, window_values
@@ -151,6 +154,12 @@ def grouped_packed(problem: Problem, target: Target) -> GroupedPackedTile:
         # Taps come from L1, which pipelined loads bypass.
         num_stages=1,
     )
+
+
+def grouped_slab(problem: Problem, target: Target) -> GroupedSlabTile:
+    """Four warps with a slab each, so that they read whole lines of memory together."""
+    tile = narrowest(problem)
+    return replace(tile, ROWS=4, SLABS=4, STEPS=8, BLOCK_P=16, num_warps=4)
 
 
 def transposed_phase(problem: Problem, target: Target) -> TransposedPhaseTile:
