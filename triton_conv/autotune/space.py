@@ -11,6 +11,7 @@ from ..kernels import KERNELS, Tile
 from ..kernels.depthwise_banded import DepthwiseBandedTile
 from ..kernels.depthwise_banded_weight_gradient import DepthwiseBandedWeightGradientTile
 from ..kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradientTile
+from ..kernels.grouped_slab import GroupedSlabTile
 from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile, phases
 from ..kernels.kernel import cdiv, columns_read
 from ..kernels.weight_gradient_rows import WeightGradientRowsTile
@@ -49,13 +50,12 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
     },
     # A slab wider than 64 channels is a wide group's business; taps come from L1, which stages bypass.
     "grouped_packed": _DOT | {"BLOCK_N": (16, 32, 64), "BLOCK_K": (16, 32, 64), "num_stages": (1, 2)},
-    # A slab wider than a vector multiplies more zeros, with fewer loads; a warp has one or two of its own.
+    # Wider slabs than groups ask for multiply more zeros, but read longer runs; a warp has one or two of its own.
     "grouped_slab": {
-        "ROWS": (2, 4, 7, 8),
+        "ROWS": (2, 4, 7, 8, 14),
         "SLABS": (1, 2, 4, 8),
-        "STEPS": (1, 4, 8, 16, 32),
-        "BLOCK_P": (8, 16, 32),
-        "BLOCK_N": (8, 16),
+        "STEPS": (1, 4, 8, 16),
+        "BLOCK_P": (8, 16),
         "BLOCK_K": (8, 16, 32),
         "num_warps": (1, 2, 4),
         "num_stages": (1,),
@@ -222,6 +222,8 @@ def worthwhile(tile: Tile, problem: Problem) -> bool:
         widths["ROWS"] = rows
         if 64 * tile.num_warps > tile.BLOCK_P * tile.BLOCK_C:
             return False
+    if isinstance(tile, GroupedSlabTile):
+        widths = {"ROWS": g.out_size[1], "SLABS": 2 * tile.num_warps}
     if isinstance(tile, WeightGradientRowsTile):
         widths["BLOCK_N"] = max(g.c_in_group, 16)
         if not _fills(tile, problem):

@@ -1,4 +1,4 @@
-"""Grouped convolution of channels-last inputs, few channels a group: rows stay in registers, as matrix units hold them."""
+"""Grouped convolution, few channels a group: rows of slabs stay in registers, just as matrix units take them."""
 
 # Device code grows tuples, whose every length is another type.
 # mypy: disable-error-code="assignment"
@@ -54,9 +54,8 @@ def grouped_slab_kernel(
     DIL_D: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr, TRANSPOSED: tl.constexpr,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, INDEX_INT64: tl.constexpr,
     C_IN_GROUP: tl.constexpr, C_OUT_GROUP: tl.constexpr, GROUPS_PER_TILE: tl.constexpr,
-    HOP: tl.constexpr, POSITIONS: tl.constexpr,
-    ROWS: tl.constexpr, SLABS: tl.constexpr, STEPS: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    HOP: tl.constexpr, POSITIONS: tl.constexpr, COLS: tl.constexpr,
+    ROWS: tl.constexpr, SLABS: tl.constexpr, STEPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y[p, n] = activation(sum_tap sum_k x_tap[p, k] W_tap[k, n] + b[n]) for SLABS slabs of GROUPS_PER_TILE groups.
 
@@ -74,7 +73,7 @@ def grouped_slab_kernel(
     Grid: one axis of slabs (and, of wide ones, parts of their outputs) by tiles of patches, slabs fastest: together
     they read whole lines of memory. Grouped convolution: Xie et al., arXiv:1611.05431.
     """
-    COLS: tl.constexpr = 16 // BLOCK_N
+    BLOCK_N: tl.constexpr = 16 // COLS
     VECTORS: tl.constexpr = BLOCK_K // 8
     SIDE: tl.constexpr = 4 // VECTORS
     PARTS: tl.constexpr = (POSITIONS + SIDE - 1) // SIDE
@@ -195,9 +194,7 @@ def grouped_slab_kernel(
             tile = narrow(activate(acc[i], ACTIVATION), y_ptr.dtype.element_ty)
             # [slabs, 2 x 8 pairs, tiles x 4 lanes x 2] -> [tiles, 2, slabs, pairs, lanes, 2]
             tile = tl.permute(tl.reshape(tile, (SLABS, 2, 8, TILES, 4, 2)), (3, 5, 0, 2, 4, 1))
-            pointers = (
-                y_ptr + first * stride_yn + i * stride_yh + (y_pixel + y_channel[None, None, :, :, None, :])
-            )
+            pointers = y_ptr + first * stride_yn + i * stride_yh + (y_pixel + y_channel[None, None, :, :, None, :])
             if LAST_IS_FASTEST:
                 tl.store(pointers, tile, mask=mask)
             else:
@@ -251,23 +248,15 @@ def load_weights(
 
 @dataclass(frozen=True)
 class GroupedSlabTile(Tile):
-    """SLABS slabs of as many whole groups as fit in BLOCK_K channels, BLOCK_N outputs of each, by BLOCK_P patches of
-    ROWS rows, STEPS times.
-    """
+    """SLABS slabs of as many whole groups as fit in BLOCK_K channels by BLOCK_P patches of ROWS rows, STEPS times."""
 
     whole: ClassVar[frozenset[str]] = frozenset({"num_stages", "ROWS"})
 
     ROWS: int = 4
     SLABS: int = 4
     STEPS: int = 8
-    BLOCK_P: int = 16
-    BLOCK_N: int = 8
+    BLOCK_P: int = 8
     BLOCK_K: int = 8
-
-    @property
-    def cols(self) -> int:
-        """Columns of a patch: outputs and columns together fill the rows of a product."""
-        return max(_ROWS // self.BLOCK_N, 1)
 
     def groups_per_tile(self, problem: Problem) -> int:
         """As many as begin at whole vectors of the input, and at pairs of outputs."""
@@ -275,19 +264,28 @@ class GroupedSlabTile(Tile):
         least = math.lcm(_VECTOR // math.gcd(g.c_in_group, _VECTOR), 2 // math.gcd(g.c_out_group, 2))
         return min(self.BLOCK_K // max(g.c_in_group, 1), g.groups) // least * least
 
+    def cols(self, problem: Problem) -> int:
+        """Columns of a patch: two where a slab's outputs fill no more than half of a product's rows."""
+        return 2 if 2 * self.groups_per_tile(problem) * problem.geometry.c_out_group <= _ROWS else 1
+
     def hop(self, problem: Problem) -> int:
         """Input columns from one that a patch reads to the next."""
         g = problem.geometry
-        return g.dilation[2] if self.cols == 1 else math.gcd(g.stride[2], g.dilation[2])
+        return g.dilation[2] if self.cols(problem) == 1 else math.gcd(g.stride[2], g.dilation[2])
 
     def positions(self, problem: Problem) -> int:
         """Input columns that a patch reads."""
         g = problem.geometry
-        return ((self.cols - 1) * g.stride[2] + g.extent[2] - 1) // self.hop(problem) + 1
+        return ((self.cols(problem) - 1) * g.stride[2] + g.extent[2] - 1) // self.hop(problem) + 1
 
     def products(self, problem: Problem) -> int:
         """Products of an input row of a patch with a filter row."""
         return cdiv(self.positions(problem) * self.BLOCK_K, _STEP)
+
+    def weight_registers(self, problem: Problem) -> int:
+        """Registers of a thread for weights, two to a register."""
+        depth, height, _ = problem.geometry.kernel
+        return depth * height * self.products(problem) * self.SLABS // self.num_warps * _ROWS * _STEP // 64
 
     def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
         # Nothing on sm_90; elsewhere an operand, or the sums of a row, may turn into another layout.
@@ -300,19 +298,13 @@ class GroupedSlabTile(Tile):
     def mismatch(self, problem: Problem) -> str | None:
         g = problem.geometry
         if self.groups_per_tile(problem) < 1:
-            return f"groups of {g.c_in_group} to {g.c_out_group} channels are no whole vectors of {self.BLOCK_K}"
-        if self.BLOCK_N not in (8, 16) or self.BLOCK_K not in (8, 16, 32) or self.BLOCK_P < 8:
-            return f"no product has {self.BLOCK_N} x {self.BLOCK_K} channels of {self.BLOCK_P} patches"
-        if self.SLABS < self.num_warps:
+            return f"no groups of {g.c_in_group} to {g.c_out_group} channels are whole vectors of {self.BLOCK_K}"
+        if self.BLOCK_K not in (8, 16, 32) or self.BLOCK_P < 8:
+            return f"a product has 8, 16 or 32 channels of 8 patches, not {self.BLOCK_K} of {self.BLOCK_P}"
+        if self.num_warps > self.SLABS:
             return f"{self.SLABS} slabs are not one for each of {self.num_warps} warps"
         weights = self.weight_registers(problem)
-        return f"weights take {weights} registers" if weights > _MOST_WEIGHTS else None
-
-    def weight_registers(self, problem: Problem) -> int:
-        """Registers of a thread for weights, which are two to a register."""
-        depth, height, _ = problem.geometry.kernel
-        tiles = depth * height * self.products(problem) * self.SLABS // self.num_warps
-        return tiles * _ROWS * _STEP // 64
+        return f"weights of {g.taps} taps take {weights} registers" if weights > _MOST_WEIGHTS else None
 
     def unfit(self, problem: Problem, target: Target) -> str | None:
         if reason := super().unfit(problem, target):
@@ -320,8 +312,8 @@ class GroupedSlabTile(Tile):
         g = problem.geometry
         rows = (self.ROWS - 1) * g.stride[1] + g.extent[1]
         loaded = rows * self.products(problem) * self.SLABS * self.BLOCK_P * _STEP // 2
-        values = self.accumulator_values() + loaded
-        registers = values // (self.num_warps * target.warp_size) + self.weight_registers(problem)
+        threads = self.num_warps * target.warp_size
+        registers = (self.accumulator_values() + loaded) // threads + self.weight_registers(problem)
         if registers > 200 and not target.interpreted:
             return f"{registers} registers a thread for weights, rows and sums"
         return None
@@ -329,26 +321,17 @@ class GroupedSlabTile(Tile):
 
 def narrowest(problem: Problem) -> GroupedSlabTile:
     """One warp's tile with slabs as narrow as groups allow."""
-    g = problem.geometry
-    block_k = next((size for size in (8, 16) if GroupedSlabTile(BLOCK_K=size).groups_per_tile(problem)), 32)
-    outputs = GroupedSlabTile(BLOCK_K=block_k).groups_per_tile(problem) * g.c_out_group
-    return GroupedSlabTile(
-        num_warps=1, ROWS=1, SLABS=1, STEPS=1, BLOCK_P=8, BLOCK_N=8 if outputs <= 8 else 16, BLOCK_K=block_k
-    )
-
-
-def _units(problem: Problem, tile: GroupedSlabTile) -> int:
-    """Slabs, or parts of the outputs of one."""
-    g = problem.geometry
-    packed = tile.groups_per_tile(problem)
-    return cdiv(g.groups, packed) * cdiv(packed * g.c_out_group, tile.BLOCK_N)
+    tiles = [GroupedSlabTile(num_warps=1, ROWS=1, SLABS=1, STEPS=1, BLOCK_K=size) for size in (8, 16, 32)]
+    return next((tile for tile in tiles if tile.groups_per_tile(problem)), tiles[-1])
 
 
 def _grid(problem: Problem, tile: GroupedSlabTile) -> int:
     g = problem.geometry
     d, h, w = g.out_size
-    patches = g.batch * d * cdiv(h, tile.ROWS) * cdiv(w, tile.cols)
-    return cdiv(_units(problem, tile), tile.SLABS) * cdiv(patches, tile.BLOCK_P * tile.STEPS)
+    packed, cols = tile.groups_per_tile(problem), tile.cols(problem)
+    units = cdiv(g.groups, packed) * cdiv(packed * g.c_out_group, _ROWS // cols)
+    patches = g.batch * d * cdiv(h, tile.ROWS) * cdiv(w, cols)
+    return cdiv(units, tile.SLABS) * cdiv(patches, tile.BLOCK_P * tile.STEPS)
 
 
 def _arguments(problem: Problem, tile: GroupedSlabTile) -> dict[str, object]:
@@ -357,7 +340,8 @@ def _arguments(problem: Problem, tile: GroupedSlabTile) -> dict[str, object]:
     stride_wn, stride_wk = (inner, outer) if g.transposed else (outer, inner)
     flipped = g.flipped() if g.transposed else g
     assert flipped is not None
-    arguments = geometry_arguments(problem, tile.BLOCK_P * tile.ROWS * tile.cols) | tile.sizes()
+    cols = tile.cols(problem)
+    arguments = geometry_arguments(problem, tile.BLOCK_P * tile.ROWS * cols) | tile.sizes()
     arguments |= {f"PAD_{axis}": pad for axis, pad in zip("DHW", flipped.pad_before, strict=True)}
     return arguments | dict(
         groups=g.groups,
@@ -370,6 +354,7 @@ def _arguments(problem: Problem, tile: GroupedSlabTile) -> dict[str, object]:
         GROUPS_PER_TILE=tile.groups_per_tile(problem),
         HOP=tile.hop(problem),
         POSITIONS=tile.positions(problem),
+        COLS=cols,
     )
 
 
@@ -397,5 +382,5 @@ KERNEL = Kernel(
     grid=_grid,
     arguments=_arguments,
     unsuited=_unsuited,
-    safe_tile=GroupedSlabTile(num_warps=1, num_stages=1, ROWS=1, SLABS=1, STEPS=1, BLOCK_P=8, BLOCK_N=16, BLOCK_K=32),
+    safe_tile=GroupedSlabTile(num_warps=1, num_stages=1, ROWS=1, SLABS=1, STEPS=1, BLOCK_K=32),
 )
