@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cases import case
-from helpers import channels_last, launches, name_of
+from helpers import DEVICE, channels_last, launches, name_of
 from test_tiles import run
 
 import triton_conv as tc
@@ -129,6 +129,18 @@ def test_an_input_and_a_weight_in_a_frame(name):
     arguments, problem = planned(layer)
     arguments |= {"input": framed(arguments["input"]), "weight": framed(arguments["weight"])}
     run(layer.function, arguments, NAME, small(problem, ROWS=2, BLOCK_K=32))
+
+
+@pytest.mark.parametrize(("name", "dim", "first"), [("twelves", 1, 24), ("1x1", 3, 2)], ids=["slab", "patch"])
+def test_what_a_slab_or_a_patch_does_not_read_does_not_matter(name, dim, first):
+    arguments, problem = planned(BY_NAME[name])
+    beyond = arguments["input"].size(dim) - first
+    arguments["input"].narrow(dim, first, beyond).fill_(float("nan"))
+    made = dispatch.plan(problem, tc.plan(tc.conv2d, **arguments).target, NAME, small(problem))
+    output = torch.empty_strided(made.out_shape, made.out_strides, dtype=torch.bfloat16, device=DEVICE)
+    made.launch(arguments["input"], made.arranged(arguments["weight"]), arguments["bias"], output)
+    assert output.narrow(dim, 0, first).isfinite().all()
+    assert not output.narrow(dim, first, beyond).isfinite().any()
 
 
 @pytest.mark.parametrize("name", ["fours", "transposed"])
