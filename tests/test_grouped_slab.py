@@ -171,6 +171,12 @@ def test_refusals(change, reason):
     assert reason in KERNELS[NAME].unsuited(problem)
 
 
+def test_another_maker_s_matrix_instructions_are_refused():
+    _, problem = planned(BY_NAME["fours"])
+    suited, notes = dispatch.forms(problem, KNOWN["gfx942"])
+    assert KERNELS[NAME] not in suited and "not grouped_slab: the matrix instructions of gfx942" in notes[0]
+
+
 def test_numbers_of_four_bytes_are_refused():
     _, problem = planned(BY_NAME["fours"], torch.float32)
     assert "only 16-bit numbers" in KERNELS[NAME].unsuited(problem)

@@ -164,8 +164,7 @@ def grouped_slab(problem: Problem, target: Target) -> GroupedSlabTile:
     to eight tiles of patches, as long as every multiprocessor has three programs.
     """
     g, tile = problem.geometry, narrowest(problem)
-    slabs = GroupedSlabTile.SLABS
-    tiles = [replace(tile, ROWS=rows, SLABS=slabs, num_warps=warps(target, THREADS)) for rows in (8, 7, 4, 2, 1)]
+    tiles = [replace(tile, ROWS=rows, SLABS=4, num_warps=4) for rows in (8, 7, 4, 2, 1)]
     fitting = [tile for tile in tiles if tile.unfit(problem, target) is None] or tiles[-1:]
     tile = min(fitting, key=lambda t: cdiv(g.out_size[1], t.ROWS) * ((t.ROWS - 1) * g.stride[1] + g.extent[1]))
     programs = GROUPED_SLAB.grid(problem, tile)

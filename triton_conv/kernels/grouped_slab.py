@@ -288,7 +288,7 @@ class GroupedSlabTile(Tile):
         return depth * height * self.products(problem) * self.SLABS // self.num_warps * _ROWS * _STEP // 64
 
     def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
-        # Nothing on sm_90; elsewhere an operand, or the sums of a row, may turn into another layout.
+        # A bound, should an operand or a row of sums change its layout: as compiled, none does.
         operand = _STEP * max(_ROWS, self.BLOCK_P) * problem.itemsize
         return self.SLABS * max(operand, _ROWS * self.BLOCK_P * problem.accumulator_bytes)
 
@@ -383,4 +383,5 @@ KERNEL = Kernel(
     arguments=_arguments,
     unsuited=_unsuited,
     safe_tile=GroupedSlabTile(num_warps=1, num_stages=1, ROWS=1, SLABS=1, STEPS=1, BLOCK_K=32),
+    fragments=True,
 )
