@@ -25,7 +25,8 @@ NO_DEVICE = (
 )  # fmt: skip
 # Those in which something has not passed on an H100 yet.
 _FIRST = (
-    "strided_boxed", "implicit_gemm_rows", "weight_gradient_rows", "lecture_forms", "launch", "memory", "first_use",
+    "strided_boxed", "grouped_slab", "implicit_gemm_rows", "weight_gradient_rows", "lecture_forms", "launch", "memory",
+    "first_use",
     "banded_weight_gradient", "compile", "capture", "policy", "conversion", "lecture_tiles", "lectures", "examples",
     "nn", "models", "conversion_kinds", "opinfo", "cases", "gpu", "depthwise_patch", "large",
 )  # fmt: skip

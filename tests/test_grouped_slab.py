@@ -62,7 +62,7 @@ def planned(layer, dtype=torch.bfloat16):
 @pytest.mark.parametrize("layer", LAYERS, ids=name_of)
 def test_narrow_groups(layer):
     arguments, problem = planned(layer)
-    run(layer.function, arguments, NAME, small(problem, BLOCK_P=16))
+    run(layer.function, arguments, NAME, small(problem, ROWS=2, BLOCK_P=16))
 
 
 @pytest.mark.parametrize("block_k", [16, 32])
@@ -128,7 +128,7 @@ def test_an_input_and_a_weight_in_a_frame(name):
     layer = BY_NAME[name]
     arguments, problem = planned(layer)
     arguments |= {"input": framed(arguments["input"]), "weight": framed(arguments["weight"])}
-    run(layer.function, arguments, NAME, small(problem, ROWS=2, BLOCK_K=32))
+    run(layer.function, arguments, NAME, small(problem, ROWS=2))
 
 
 @pytest.mark.parametrize(("name", "dim", "first"), [("twelves", 1, 24), ("1x1", 3, 2)], ids=["slab", "patch"])

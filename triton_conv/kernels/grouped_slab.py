@@ -177,9 +177,13 @@ def grouped_slab_kernel(
                     new = ()
                     for i in tl.static_range(ROWS):
                         if tap_at(h, i, STRIDE_H, DIL_H, KH) >= 0:
-                            w_tile = weights[(kd * KH + tap_at(h, i, STRIDE_H, DIL_H, KH)) * PARTS + part]
-                            x_tile = rows[rows_before(h, ROWS, STRIDE_H, DIL_H, KH) * PARTS + part]
-                            new += (dot(w_tile, x_tile, acc[i], "ieee"),)
+                            new += (
+                                dot(
+                                    weights[(kd * KH + tap_at(h, i, STRIDE_H, DIL_H, KH)) * PARTS + part],
+                                    rows[rows_before(h, ROWS, STRIDE_H, DIL_H, KH) * PARTS + part],
+                                    acc[i], "ieee",
+                                ),
+                            )  # fmt: skip
                         else:
                             new += (acc[i],)
                     acc = new
