@@ -21,7 +21,8 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="made-up times
 
 
 def small(name):
-    return workloads.find(name)[0].shrunk()
+    # NCHW: of narrow groups, which one form alone runs then.
+    return replace(workloads.find(name)[0].shrunk(), channels_last=False)
 
 
 @pytest.fixture(autouse=True)

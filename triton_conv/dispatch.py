@@ -61,7 +61,7 @@ _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
 # These serve where a measurement says so: on an H100 rows of pixels won one of seven layers, by 1.34 (dcgan_t2d's dx),
 # and lost others by up to 2.8 that counting had given to them. The others no device has timed yet.
 _MEASURED = (
-    "implicit_gemm_rows", "implicit_gemm_persistent", "strided_boxed", "weight_gradient_clipped",
+    "implicit_gemm_rows", "implicit_gemm_persistent", "strided_boxed", "grouped_slab", "weight_gradient_clipped",
     "depthwise_banded_transposed", "depthwise_fused_weight_gradient",
 )  # fmt: skip
 # Of these problems there is one kernel each, whatever their sizes.
@@ -171,14 +171,16 @@ def family(problem: Problem) -> tuple[tuple[str, ...], str]:
     in_boxes = ("implicit_gemm_boxed", "implicit_gemm_persistent") if plain else ("strided_boxed",)
     # Narrow groups share tiles, which boxes and rows of one group cannot.
     boxed = () if narrow else (*in_boxes, *rows)
+    slab = ("grouped_slab",) if narrow else ()
     if g.transposed:
         # One channel a group would leave all but one of a tile's products to others.
         banded = ("depthwise_banded_transposed",) if g.c_in_group == 1 and g.groups > 1 else ()
-        return (*boxed, *banded, "transposed_phase"), f"it is transposed: {g.phases} output phases, no inserted zeros"
+        forms = (*boxed, *banded, *slab, "transposed_phase")
+        return forms, f"it is transposed: {g.phases} output phases, no inserted zeros"
     if direct:
         return _DEPTHWISE, f"one input channel a group, multiplier {g.c_out_group}"
     if narrow:
-        return ("grouped_packed",), f"groups of at most {widest} channels: several fill one tile"
+        return (*slab, "grouped_packed"), f"groups of at most {widest} channels: several fill one tile"
     return (*boxed, "implicit_gemm"), "a product over channels and taps"
 
 

@@ -14,6 +14,7 @@ from ..kernels.depthwise_banded_transposed import DepthwiseBandedTransposedTile
 from ..kernels.depthwise_banded_weight_gradient import DepthwiseBandedWeightGradientTile
 from ..kernels.depthwise_fused_weight_gradient import DepthwiseFusedWeightGradientTile
 from ..kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradientTile
+from ..kernels.grouped_slab import GroupedSlabTile
 from ..kernels.implicit_gemm_persistent import ImplicitGemmPersistentTile, partial_sums
 from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile, phases
 from ..kernels.kernel import cdiv, columns_read, row_columns
@@ -66,6 +67,16 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
     },
     # A slab wider than 64 channels is a wide group's business; taps come from L1, which stages bypass.
     "grouped_packed": _DOT | {"BLOCK_N": (16, 32, 64), "BLOCK_K": (16, 32, 64), "num_stages": (1, 2)},
+    # Wider slabs than groups ask for multiply more zeros, but read longer runs; a warp has one or two of its own.
+    "grouped_slab": {
+        "ROWS": (2, 4, 7, 8, 14),
+        "SLABS": (1, 2, 4, 8),
+        "STEPS": (1, 4, 8, 16),
+        "BLOCK_P": (8, 16),
+        "BLOCK_K": (8, 16, 32),
+        "num_warps": (1, 2, 4),
+        "num_stages": (1,),
+    },
     "depthwise": {
         "BLOCK_M": (4, 8, 16, 32, 64, 128, 256, 512, 1024),
         "BLOCK_C": (1, 2, 4, 8, 16, 32, 64, 128),
@@ -245,6 +256,8 @@ def worthwhile(tile: Tile, problem: Problem) -> bool:
         widths["ROWS"] = rows
         if 64 * tile.num_warps > tile.BLOCK_P * tile.BLOCK_C:
             return False
+    if isinstance(tile, GroupedSlabTile):
+        widths = {"ROWS": g.out_size[1], "SLABS": 2 * tile.num_warps}
     if isinstance(tile, WeightGradientRowsTile):
         widths["BLOCK_N"] = max(g.c_in_group, 16)
         if not _fills(tile, problem):

@@ -27,6 +27,7 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
         products.implicit_gemm_rows,
         products.strided_boxed,
         products.grouped_packed,
+        products.grouped_slab,
         depthwise.depthwise,
         depthwise.depthwise_patch,
         products.transposed_phase,
@@ -68,6 +69,7 @@ def default_tile(kernel: str, problem: Problem, target: Target) -> Tile:
             "depthwise_patch": "BLOCK_P",
             "depthwise_patch_weight_gradient": "BLOCK_P",
             "grouped_packed_weight_gradient": "BLOCK_K",
+            "grouped_slab": "BLOCK_P",
         }.get(kernel, "BLOCK_M")
         pixels = cdiv(problem.geometry.M, problem.geometry.phases)
         if isinstance(problem, LocalProblem):

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 from ..kernels.deformable import DeformableTile
 from ..kernels.grouped_packed import GroupedPackedTile
+from ..kernels.grouped_slab import KERNEL as GROUPED_SLAB
+from ..kernels.grouped_slab import GroupedSlabTile, narrowest
 from ..kernels.implicit_gemm import ImplicitGemmTile
 from ..kernels.implicit_gemm_boxed import ImplicitGemmBoxedTile
 from ..kernels.implicit_gemm_persistent import ImplicitGemmPersistentTile, groups
@@ -177,6 +179,20 @@ def grouped_packed(problem: Problem, target: Target) -> GroupedPackedTile:
         # Taps come from L1, which pipelined loads bypass.
         num_stages=1,
     )
+
+
+def grouped_slab(problem: Problem, target: Target) -> GroupedSlabTile:
+    """The narrowest slabs, with the fewest zeros; of rows as many as registers hold, so that the fewest are read.
+
+    Four warps have neighbouring slabs: together they read whole lines of memory. Weights are put together once for up
+    to eight tiles of patches, as long as every multiprocessor has three programs.
+    """
+    g, tile = problem.geometry, narrowest(problem)
+    tiles = [replace(tile, ROWS=rows, SLABS=4, num_warps=4) for rows in (8, 7, 4, 2, 1)]
+    fitting = [tile for tile in tiles if tile.unfit(problem, target) is None] or tiles[-1:]
+    tile = min(fitting, key=lambda t: cdiv(g.out_size[1], t.ROWS) * ((t.ROWS - 1) * g.stride[1] + g.extent[1]))
+    programs = GROUPED_SLAB.grid(problem, tile)
+    return replace(tile, STEPS=next((steps for steps in (8, 4, 2) if programs >= 3 * steps * target.sms), 1))
 
 
 def transposed_phase(problem: Problem, target: Target) -> TransposedPhaseTile:

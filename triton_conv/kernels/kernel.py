@@ -160,7 +160,8 @@ class Kernel:
     `grid` and `arguments` are functions of (problem, tile): the number of programs, and everything the kernel takes
     besides pointers. `unsuited` says why a problem is not for this kernel, or None. A kernel with `descriptors` makes
     some on the device, in memory that Triton asks for at the launch; one with `channels_last_result` writes a
-    weight's gradient with channels innermost. One with a `join` takes `partial_ptr` behind its `pointers`.
+    weight's gradient with channels innermost; one with `fragments` loads elements into the registers from which
+    NVIDIA's matrix instructions take them; one with a `join` takes `partial_ptr` behind its `pointers`.
     """
 
     name: str
@@ -173,12 +174,15 @@ class Kernel:
     pointers: tuple[str, ...] = ("x_ptr", "w_ptr", "b_ptr", "y_ptr")
     descriptors: bool = False
     channels_last_result: bool = False
+    fragments: bool = False
     join: Join | None = None
 
     def unavailable(self, target: Target) -> str | None:
         """Why the kernel cannot run on a target whatever the problem, or None."""
         if self.descriptors and not target.bulk_copies:
             return f"{target.arch} has no engine for bulk copies"
+        if self.fragments and target.vendor == "amd":
+            return f"the matrix instructions of {target.arch} take elements from other registers"
         return None
 
     def result_strides(self, problem: Problem) -> tuple[int, ...]:

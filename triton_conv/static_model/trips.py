@@ -121,6 +121,7 @@ _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
     "locally_connected": _channels_by_taps,
     "transposed_phase": _phases,
     "grouped_packed": lambda problem, tile: (problem.geometry.taps,),
+    "grouped_slab": lambda problem, tile: (tile.STEPS,),
     "weight_gradient": _pixels("BLOCK_K"),
     "deformable_weight_gradient": _pixels("BLOCK_K"),
     "depthwise_weight_gradient": _pixels("BLOCK_M"),
