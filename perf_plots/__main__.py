@@ -43,6 +43,8 @@ def _draw(arguments: list[str]) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"argument --out: {options.out} cannot be made a folder: {error.strerror}")
+    if options.evidence != EVIDENCE and not options.evidence.is_file():
+        parser.error(f"argument --evidence: {options.evidence} is no file")
     paths, complaints = draw_all(options.results, options.out, evidence=options.evidence)
     print(f"\n{len(paths)} files written below {options.out}; the page: {paths[-1]}")
     for complaint in complaints:

@@ -76,9 +76,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--store", type=Path, default=configs.user_folder(), help="folder of configurations")
     options = parser.parse_args(arguments)
     devices, complaints = load(options.results)
-    for results in devices:
-        if not results.measured:
-            continue
+    measured = [results for results in devices if results.measured]
+    if not (measured or complaints):
+        parser.error(f"argument --results: {options.results} holds nothing that was measured")
+    for results in measured:
         found, runs = compare(results)
         target = target_of(results)
         path = comparisons.path(options.store, target)

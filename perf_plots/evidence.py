@@ -128,7 +128,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("file", type=Path, help="what triton-conv inspect --json wrote")
     parser.add_argument("--out", type=Path, default=EVIDENCE)
     options = parser.parse_args(arguments)
-    rows = predicted(json.loads(options.file.read_text())["kernels"])
+    try:
+        rows = predicted(json.loads(options.file.read_text())["kernels"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        parser.error(f"{options.file} is not what triton-conv inspect --json writes ({type(error).__name__}: {error})")
     commit = (output("git", "rev-parse", "--short=12", "HEAD") or "unknown")[:12]
     source = (
         f"{len(rows)} compilations by Triton {triton.__version__} at commit {commit}. Moved MB: what the tiles of a "

@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         budget = Budget(options.budget, reserve=min(20.0, 0.25 * options.budget))
     except BudgetError as error:
-        parser.error(f"argument --budget: BudgetError: {error}")
+        parser.error(f"argument --budget: {error}")
     # The seconds that importing torch takes count too.
     import torch
 

@@ -131,6 +131,8 @@ def test_formulas(capsys):
         (["cost", "--model", "triton_conv.examples:mobilenet", "--device", "TPU"], "device: 'TPU' is not known"),
         (["cost", "--formula", "separable_macs", "k1=5"], "separable_macs takes k1, k2, ci, co, w, h, got k1"),
         (["explain", "conv2d", "--kernel", "3,3,3"], "kernel: conv2d takes one number or 2, got [3, 3, 3]"),
+        (["cost", "--formula", "output_size", "size=5", "kernel=x"], "has no value for size=5, kernel='x'"),
+        (["explain", "conv2d", "--output-padding", "1"], "output_padding: that of a transposed convolution"),
         (["explain", "conv1d", "--kernel", "9"], "Kernel size can't be greater than actual input size"),
         (["explain", "conv1d", "--plot", "links.gif"], "links.gif should end in one of .svg, .png, .pdf"),
         (

@@ -17,7 +17,7 @@ from triton_conv.autotune import journal, store, upkeep
 from triton_conv.autotune.funnel import filtered
 from triton_conv.autotune.replay import read_trials, tables
 from triton_conv.autotune.search import Candidate
-from triton_conv.autotune.selection import of_model, workload_of
+from triton_conv.autotune.selection import of_model, select, workload_of
 from triton_conv.errors import StoreError, WorkloadError
 from triton_conv.kernels import KERNELS
 from triton_conv.target import KNOWN
@@ -117,9 +117,10 @@ def test_a_tile_that_its_kernel_no_longer_takes_is_no_winner(tuned_store, monkey
         (["tune", "--workload", NAME, "--budget", "nan"], "budget: expected a positive number"),
         (["tune", "--budget", "1"], "name either --workload or --model"),
         (["tune", "--workload", NAME, "--op", "conv3d", "--budget", "1"], "no workload of conv3d"),
-        (["tune", "--model", "no.module:step", "--budget", "1"], "cannot load 'no.module:step'"),
-        (["tune", "--model", "json:loads_not", "--budget", "1"], "cannot load 'json:loads_not'"),
+        (["tune", "--model", "no.module:step", "--budget", "1"], "cannot import 'no.module'"),
+        (["tune", "--model", "json:loads_not", "--budget", "1"], "json has no 'loads_not'; it has"),
         (["tune", "--workload", NAME, "--budget", "1", "--device", "simulated:z80"], "'z80' cannot be simulated"),
+        (["tune", "--workload", "absent.json", "--budget", "1"], "cannot read absent.json: No such file or directory"),
         (["tune", "--workload", NAME, "--budget", "1"], "no GPU here"),
         (["tune", "--workload", NAME, "--budget", "1", "--gpus", "all", "--device", "cuda:1"], "no GPU here"),
         (["resume", "--budget", "1"], "nothing was tuned in"),
@@ -132,6 +133,35 @@ def test_a_tile_that_its_kernel_no_longer_takes_is_no_winner(tuned_store, monkey
 def test_input_it_cannot_use(arguments, phrase, capsys):
     assert run(*arguments) == 2
     assert phrase in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_file_that_is_no_list_of_layers(tmp_path, capsys):
+    file = tmp_path / "layers.json"
+    for text, phrase in (
+        ("{", "JSONDecodeError"),
+        ("{}", "expected a list"),
+        ('[{"name": "a"}]', "'input', and 'weight'"),
+    ):
+        file.write_text(text)
+        assert run("predict", "--workload", file, "--target", "sm_90") == 2
+        assert phrase in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_count_of_nothing(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run("predict", "--workload", NAME, "--target", "sm_90", "--top", "0")
+    assert stopped.value.code == 2
+    assert "argument --top: expected a positive number, got 0" in capsys.readouterr().err
+
+
+def test_a_step_in_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "mine_for_tuning.py").write_text(
+        "import torch, triton_conv as tc\n"
+        "def step(): tc.conv1d(torch.empty(1, 2, 9, device='meta'), torch.empty(3, 2, 3, device='meta'))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    (workload,) = select(None, "mine_for_tuning:step", None, False)
+    assert workload.weight == (3, 2, 3)
 
 
 # ------------------------------------------------------------------------------------------- plan, predict, and models

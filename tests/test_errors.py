@@ -71,7 +71,9 @@ TORCH_REFUSES = {
         transposed(input=zeros(2, 6, 1, 1), padding=3), RuntimeError, r"^input: .*\(1 x 1\).*\(-3 x -3\).*too small",
     ),
     "output-padding-large": (
-        transposed(output_padding=2, stride=2), RuntimeError, r"^output_padding: .*smaller than either stride or",
+        transposed(output_padding=2, stride=2),
+        RuntimeError,
+        r"^output_padding: .*smaller than either stride or .*got output_padding=\[2, 2\], stride=\[2, 2\]",
     ),
     "output-padding-negative": (transposed(output_padding=-1), RuntimeError, r"^output_padding: negative"),
     "no-pixels": (conv(input=zeros(2, 6, 0, 7), padding=3), RuntimeError, r"^input: .*zero batch.*\[2, 6, 0, 7\]"),
@@ -94,11 +96,15 @@ WE_REFUSE = {
     "pairs-number": (conv(padding=((1, 0),)), errors.ArgumentError, r"^padding: expected 2 pairs of \(before, after\)"),
     "pairs-length": (conv(padding=((1, 0, 0), (1, 1))), errors.ArgumentError, r"^padding: expected 2 pairs"),
     "pairs-negative": (conv(padding=((1, -1), (0, 0))), errors.ArgumentError, r"^padding: negative padding"),
+    "pairs-and-number": (conv(padding=(1, (1, 0))), errors.ArgumentError, r"^padding: expected 2 pairs.*\(1, \(1, 0"),
     "pairs-float": (conv(padding=((1, 0.5), (0, 0))), errors.ArgumentError, r"^padding: expected 2 pairs"),
     "mode": (conv(padding_mode="constant"), errors.ArgumentValueError, r"^padding_mode: 'constant'.*zeros, reflect"),
+    "mode-none": (conv(padding_mode=None), errors.ArgumentTypeError, r"^padding_mode: expected a str.*got None"),
     "activation": (conv(activation="tanh"), errors.ArgumentValueError, r"^activation: 'tanh'.*relu"),
     "reflect-large": (
-        conv(padding=7, padding_mode="reflect"), errors.ArgumentError, r"^padding: .*'reflect'.*less one.*\(7 x 7\)",
+        conv(padding=7, padding_mode="reflect"),
+        errors.ArgumentError,
+        r"^padding: .*'reflect'.*less one, got padding=\[\(7, 7\), \(7, 7\)\] for input size \(7 x 7\)",
     ),
     "circular-large": (conv(padding=8, padding_mode="circular"), errors.ArgumentError, r"^padding: .*circular.*\(7 x"),
     "complex": (
@@ -142,6 +148,14 @@ def test_what_torch_refuses(name):
 @pytest.mark.parametrize("name", WE_REFUSE)
 def test_what_only_we_refuse(name):
     refused(*WE_REFUSE[name])
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested", "ignore:torch.quantize_per_tensor")
+def test_tensors_that_only_look_strided():
+    nested = torch.nested.nested_tensor([zeros(*X[1:])])
+    quantized = torch.quantize_per_tensor(zeros(*W), 0.1, 0, torch.qint8)
+    refused(conv(input=nested), errors.ArgumentError, r"^input: expected a strided tensor.* nested")
+    refused(conv(weight=quantized), errors.ArgumentError, r"^weight: expected a strided tensor.* quantized")
 
 
 def test_the_calls_are_valid_without_the_changes():
@@ -207,3 +221,17 @@ def test_plan_wants_a_function_of_ours():
     for function in (F.conv2d, "conv2d", tc.plan, None):
         with pytest.raises(errors.ArgumentTypeError, match=r"^function: expected a convolution of triton_conv"):
             tc.plan(function, zeros(*X), zeros(*W))
+    with pytest.raises(errors.ArgumentTypeError, match=r"such as conv2d, got Tensor$"):
+        tc.plan(zeros(*X))
+
+
+@pytest.mark.parametrize("function", [tc.convert, tc.revert, tc.warmup])
+def test_what_is_no_model(function):
+    for model, given in ((zeros(1), "Tensor"), (torch.nn.Conv2d, "<class 'torch.nn.*")):
+        with pytest.raises(errors.ArgumentTypeError, match=f"^model: expected an nn.Module, got {given}"):
+            function(model)
+
+
+def test_a_switch_is_on_or_off():
+    with pytest.raises(errors.ArgumentValueError, match=r"^enabled: expected True or False, got 'no'"):
+        tc.set_first_use_check("no")

@@ -50,6 +50,16 @@ X = torch.zeros(1, 6, 5, 5)
             r"pointwise_weight \[4, 6\] beside depthwise_weight \[6, 1, 3, 3\]",
         ),
         (
+            lambda: tc.separable_conv2d(X, torch.zeros(6, 3, 3), torch.zeros(4, 6, 1, 1)),
+            ArgumentError,
+            r"^depthwise_weight: .*got depthwise_weight \[6, 3, 3\] and input \[1, 6, 5, 5\]",
+        ),
+        (
+            lambda: tc.separable_conv2d(X, torch.zeros(6, 1, 3, 3), torch.zeros(4, 6, 1, 1), mid_activation="x"),
+            ArgumentValueError,
+            "^mid_activation: 'x' is not known; choose None or one of relu, relu6, gelu, silu",
+        ),
+        (
             lambda: tc.separable_conv2d(X, torch.zeros(6, 1, 3, 3), None),
             ArgumentTypeError,
             "pointwise_weight: .*got NoneType",

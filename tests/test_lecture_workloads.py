@@ -80,8 +80,8 @@ def test_baselines_compute_the_same(workload):
 def test_the_tuner_takes_them(workload):
     workload = replace(workload, dtype="float32")
     (outcome,) = tuning.tune(
-        [workload], seconds=3.0, lab=DeviceLab(torch.device("cpu"), RehearsalTimer()), folder=configs.user_folder(),
-        report=lambda line: None,
+        [workload], seconds=60.0, lab=DeviceLab(torch.device("cpu"), RehearsalTimer()), folder=configs.user_folder(),
+        most_trials=2, report=lambda line: None,
     )  # fmt: skip
     assert outcome.error == ""
     assert outcome.trials >= 1

@@ -164,7 +164,7 @@ def test_a_budget_must_be_positive(budget, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         gpu.main([f"--budget={budget}", f"--out={tmp_path}"])
     assert stopped.value.code == 2
-    assert "BudgetError: the budget must be a positive number of seconds" in capsys.readouterr().err
+    assert "argument --budget: the budget must be a positive number of seconds" in capsys.readouterr().err
     with pytest.raises(BudgetError):
         Budget(float(budget))
 

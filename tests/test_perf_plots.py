@@ -9,7 +9,7 @@ from perf_results import DEVICE, PROVENANCE, contestant, record, text_of, write_
 pytest.importorskip("matplotlib")
 
 from perf_plots import __main__ as command
-from perf_plots import cases, figures, overview, style
+from perf_plots import cases, comparisons, evidence, figures, overview, style
 from perf_plots.floors import DATASHEET, Limits, Work
 from perf_plots.record import COMMITTED, OURS, Record, ResultError, read, write
 from perf_plots.store import load
@@ -39,6 +39,22 @@ def test_without_results_every_figure_is_computed_and_says_so(tmp_path, capsys):
     assert "computed, not measured" in out
     assert all(workload.title in out for workload in FLAGSHIPS)
     assert "fused_chains: absent" in out
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "phrase"),
+    [
+        (command.main, ["--evidence"], "argument --evidence: {file} is no file"),
+        (comparisons.main, ["--results"], "argument --results: {file} holds nothing that was measured"),
+        (evidence.main, [], "{file} is not what triton-conv inspect --json writes (FileNotFoundError"),
+    ],
+)
+def test_a_path_that_is_not_there_is_not_passed_over(main, arguments, phrase, tmp_path, capsys):
+    file = tmp_path / "absent"
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, str(file)])
+    assert stopped.value.code == 2
+    assert phrase.format(file=file) in capsys.readouterr().err
 
 
 def test_what_cannot_be_done_is_said_plainly(results, tmp_path, capsys, monkeypatch):

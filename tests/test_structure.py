@@ -60,6 +60,7 @@ LAYERS = (
     "cost",
     "examples",
     "workloads",
+    "loading",
     "aot",
     "inspection",
     "static_model",

@@ -84,7 +84,7 @@ def flat_padding(value: Any, rank: int, stride: tuple[int, ...], weight: Tensor,
             )
         totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:])]
         return tuple(half for total in totals for half in (total // 2, total - total // 2))
-    if isinstance(value, (tuple, list)) and value and isinstance(value[0], (tuple, list)):
+    if isinstance(value, (tuple, list)) and any(isinstance(v, (tuple, list)) for v in value):
         pairs = [_ints(v) for v in value]
         if len(pairs) != rank or not all(pair is not None and len(pair) == 2 for pair in pairs):
             raise ArgumentError(f"padding: expected {rank} pairs of (before, after), got {value!r}")
@@ -92,14 +92,17 @@ def flat_padding(value: Any, rank: int, stride: tuple[int, ...], weight: Tensor,
     return tuple(p for p in per_dimension("padding", value, rank) for _ in range(2))
 
 
-def batched(function: str, input: Any, rank: int, **others: Any) -> Tensor:
-    """Checks that the arguments are tensors and the input's rank; returns the input with a batch dimension."""
+def batched(function: str, input: Any, rank: int, of: str = "weight", **others: Any) -> Tensor:
+    """Checks that the arguments are tensors, and the ranks of the input and of the weight, which is the argument `of`
+    that name; returns the input with a batch dimension.
+    """
     for name, tensor in (("input", input), *others.items()):
         if not isinstance(tensor, Tensor) and not (tensor is None and name in ("bias", "mask")):
             raise ArgumentTypeError(f"{name}: {function}() expects a Tensor, got {type(tensor).__name__}")
-        if tensor is not None and tensor.layout is not torch.strided:
-            raise ArgumentError(f"{name}: expected a strided tensor, got layout {tensor.layout}")
-    dims, weight = input.dim(), others["weight"]
+        if tensor is not None and (tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized):
+            kind = "nested" if tensor.is_nested else "quantized" if tensor.is_quantized else str(tensor.layout)
+            raise ArgumentError(f"{name}: expected a strided tensor of numbers, got one that is {kind}")
+    dims, weight = input.dim(), others[of]
     if weight.dim() != rank + 2:
         # torch has one phrase for a weight without a kernel dimension and another for any other rank.
         phrase = (
@@ -108,8 +111,8 @@ def batched(function: str, input: Any, rank: int, **others: Any) -> Tensor:
             else f"Expected {weight.dim()}-dimensional input for {weight.dim()}-dimensional weight {list(weight.shape)}"
         )
         raise ArgumentError(
-            f"weight: {phrase}; {function} takes a weight of {rank + 2} dimensions, got weight {list(weight.shape)} "
-            f"and input {list(input.shape)}"
+            f"{of}: {phrase}; {function} takes a {of} of {rank + 2} dimensions, got {of} {list(weight.shape)} and "
+            f"input {list(input.shape)}"
         )
     if dims == rank + 2:
         return input  # type: ignore[no-any-return]
@@ -121,11 +124,11 @@ def batched(function: str, input: Any, rank: int, **others: Any) -> Tensor:
     return input.unsqueeze(0)  # type: ignore[no-any-return]
 
 
-def activation_name(value: str | None) -> str:
+def activation_name(value: str | None, name: str = "activation") -> str:
     if value is None:
         return "none"
     if value not in ACTIVATIONS:
-        raise ArgumentValueError(f"activation: {value!r} is not known; choose None or one of {ACTIVATIONS[1:]}")
+        raise ArgumentValueError(f"{name}: {value!r} is not known; choose None or one of {', '.join(ACTIVATIONS[1:])}")
     return value
 
 
@@ -137,6 +140,8 @@ def conv_arguments(
     stride = per_dimension("stride", stride, rank)
     dilation = per_dimension("dilation", dilation, rank)
     padding = flat_padding(padding, rank, stride, weight, dilation)
+    if not isinstance(padding_mode, str):
+        raise ArgumentTypeError(f"padding_mode: expected a str such as 'zeros', got {padding_mode!r}")
     input, weight, bias = autocast.operands(input, weight, bias)
     return (
         input, weight, bias, stride, padding, dilation, group_count(groups), False, (0,) * rank, padding_mode,

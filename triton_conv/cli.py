@@ -40,9 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"triton_conv {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    inspect = commands.add_parser("inspect", help="compile kernels with no GPU and show what the compiler made of them")
+    text = "compile kernels with no GPU and show what the compiler made of them"
+    inspect = commands.add_parser("inspect", help=text, description=text)
     inspect.add_argument("--all", action="store_true", help="every workload, dtype and memory format")
-    inspect.add_argument("--kernel", choices=KERNELS, action="append", help="only this kernel (repeatable)")
+    inspect.add_argument(
+        "--kernel", choices=KERNELS, action="append", metavar="NAME",
+        help="only this kernel, such as implicit_gemm (repeatable)",
+    )  # fmt: skip
     inspect.add_argument("--target", choices=target.KNOWN, action="append", help="only this target (repeatable)")
     inspect.add_argument("--dtype", choices=inspection.DTYPES, action="append", help="with --all, only this dtype")
     inspect.add_argument("--processes", type=int, metavar="N", help="compiler processes (default: one a core)")
@@ -63,6 +67,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
         return cli_model.inspect(arguments)
     if arguments.part:
         raise WorkloadError("part: only a workload has parts; name one with --workload")
+    if arguments.dtype and not arguments.all:
+        raise WorkloadError("dtype: without --all every kernel is compiled for bfloat16; add --all")
     jobs = inspection.jobs(
         arguments.all,
         arguments.kernel or tuple(KERNELS),

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import inspect
 import json
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ from . import cost
 from .cost.arithmetic import Dimension, explain_all
 from .errors import ArgumentError, WorkloadError
 from .geometry import PADDING_MODES
+from .loading import load
 
 Say = Callable[[str], None]
 
@@ -26,7 +23,8 @@ _FUNCTIONS = tuple(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank 
 
 def add(commands: Any, say: Say) -> None:
     """Adds both commands to the parser's; `say` prints a line."""
-    count = commands.add_parser("cost", help="count what a network costs, layer by layer; nothing is run")
+    text = "count what a network costs, layer by layer; nothing is run"
+    count = commands.add_parser("cost", help=text, description=text)
     subject = count.add_mutually_exclusive_group(required=True)
     subject.add_argument("--model", metavar="MODULE:FUNCTION", help="a function that returns an nn.Module, or a module")
     subject.add_argument("--formula", metavar="NAME", help="one formula, or 'all' for the list of them")
@@ -45,15 +43,16 @@ def add(commands: Any, say: Say) -> None:
     count.add_argument("--sharing", type=Path, metavar="FILE", help="draw the first layer's weights, shared and not")
     count.set_defaults(run=lambda arguments: _cost(arguments, say))
 
-    tell = commands.add_parser("explain", help="show which input feeds which output of a convolution")
+    text = "show which input feeds which output of a convolution"
+    tell = commands.add_parser("explain", help=text, description=text)
     tell.add_argument("function", choices=_FUNCTIONS, metavar="FUNCTION", help=", ".join(_FUNCTIONS))
     tell.add_argument("--size", default="4", metavar="N", help="inputs a dimension (default: %(default)s)")
     tell.add_argument("--kernel", default="3", metavar="K", help="one number, or one a dimension: 3,5")
-    tell.add_argument("--stride", default="1", metavar="S")
-    tell.add_argument("--padding", default="0", metavar="P", help="numbers likewise, same or valid")
-    tell.add_argument("--dilation", default="1", metavar="D")
-    tell.add_argument("--output-padding", default="0", metavar="P")
-    tell.add_argument("--padding-mode", default="zeros", choices=PADDING_MODES)
+    tell.add_argument("--stride", default="1", metavar="S", help="numbers likewise")
+    tell.add_argument("--padding", default="0", metavar="P", help="numbers likewise; forward ones also same or valid")
+    tell.add_argument("--dilation", default="1", metavar="D", help="numbers likewise")
+    tell.add_argument("--output-padding", default="0", metavar="P", help="numbers likewise, of transposed ones")
+    tell.add_argument("--padding-mode", default="zeros", choices=PADDING_MODES, help="what lies beyond the border")
     tell.add_argument("--json", type=Path, metavar="FILE", help="also write all links to FILE")
     tell.add_argument("--plot", type=Path, metavar="FILE", help="draw it")
     tell.set_defaults(run=lambda arguments: _explain(arguments, say))
@@ -114,20 +113,8 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 def _model(path: str, named: dict[str, Any]) -> torch.nn.Module:
-    """The module that MODULE:FUNCTION names, made with these arguments; the working directory is searched too."""
-    module_name, colon, name = path.partition(":")
-    if not (colon and module_name and name):
-        raise WorkloadError(f"model: expected MODULE:FUNCTION, such as triton_conv.examples:mobilenet, got {path!r}")
-    sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise WorkloadError(f"model: cannot import {module_name!r}: {error}") from error
-    finally:
-        sys.path.remove(os.getcwd())
-    made = getattr(module, name, None)
-    if made is None:
-        raise WorkloadError(f"model: {module_name} has no {name!r}; it has {_models_of(module)}")
+    """The module that MODULE:FUNCTION names, made with these arguments."""
+    made = load(path)
     if not isinstance(made, torch.nn.Module):
         try:
             # Without data: a network's weights are not needed to count them.
@@ -138,11 +125,6 @@ def _model(path: str, named: dict[str, Any]) -> torch.nn.Module:
     if not isinstance(made, torch.nn.Module):
         raise WorkloadError(f"model: {path} gave a {type(made).__name__}, expected an nn.Module")
     return made
-
-
-def _models_of(module: Any) -> str:
-    names = [name for name, value in vars(module).items() if inspect.isroutine(value) or inspect.isclass(value)]
-    return ", ".join(name for name in names if not name.startswith("_")) or "no function"
 
 
 def _ints(name: str, text: str) -> list[int]:
@@ -171,15 +153,16 @@ def _explain(arguments: argparse.Namespace, say: Say) -> int:
             raise ArgumentError(f"{name}: {arguments.function} takes one number or {rank}, got {values}")
         return values * (rank if len(values) == 1 else 1)
 
+    extra = each("output_padding")
+    if any(extra) and not transposed:
+        raise ArgumentError(f"output_padding: that of a transposed convolution; {arguments.function} got {extra}")
     sizes, kernel, stride, dilation = (each(name) for name in ("size", "kernel", "stride", "dilation"))
     if arguments.padding in ("same", "valid") and not transposed:
         windows = zip(sizes, kernel, stride, dilation, strict=True)
         pads = [cost.formulas.pads(i, k, s, arguments.padding, d) for i, k, s, d in windows]
     else:
         pads = [(p, p) for p in each("padding")]
-    found = explain_all(
-        sizes, kernel, stride, pads, dilation, each("output_padding"), arguments.padding_mode, transposed
-    )
+    found = explain_all(sizes, kernel, stride, pads, dilation, extra, arguments.padding_mode, transposed)
     for dimension in found:
         say("\n".join(dimension.lines()))
         say(dimension.table())

@@ -67,6 +67,7 @@ def convert(model: nn.Module, report: bool = False, force: bool = False, *, exam
     Warns:
         BackendWarning: there is no measurement for this device, or our kernels do not run on it.
     """
+    trial.check_model(model)
     problem = "" if force else _unmeasured(model)
     if problem:
         warnings.warn(
@@ -99,6 +100,7 @@ def _converted(model: nn.Module) -> list[nn.Module]:
 
 def revert(model: nn.Module) -> nn.Module:
     """Undoes `convert`: every layer that it changed has its class back. Returns the model."""
+    trial.check_model(model)
     _revert(layer for layer in model.modules() if _MARK in layer.__dict__)
     return model
 

@@ -25,7 +25,7 @@ import triton
 from . import dispatch, verdicts
 from .defaults import default_tile
 from .dispatch import Plan
-from .errors import CaptureError, FormWarning
+from .errors import ArgumentValueError, CaptureError, FormWarning
 from .geometry import ConvGeometry
 from .kernels import Tile, launch
 from .layout import dense_strides, five
@@ -57,10 +57,15 @@ class set_first_use_check(Setting):
     off too.
 
     >>> tc.set_first_use_check(False)
+
+    Raises:
+        ArgumentValueError (a ValueError): for anything else.
     """
 
     def __init__(self, enabled: bool) -> None:
-        super().__init__(globals(), "_enabled", bool(enabled))
+        if enabled not in (True, False):
+            raise ArgumentValueError(f"enabled: expected True or False, got {enabled!r}")
+        super().__init__(globals(), "_enabled", enabled)
 
 
 def settle(made: Plan, device: torch.device) -> Plan:

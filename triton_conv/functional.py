@@ -271,7 +271,8 @@ def plan(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Any:
     name = getattr(function, "__name__", "")
     kind, rank = name[:-2], name[-2:-1]
     if globals().get(name) is not function or kind not in _KINDS:
-        raise ArgumentTypeError(f"function: expected a convolution of triton_conv such as conv2d, got {function!r}")
+        given = repr(function) if callable(function) else type(function).__name__
+        raise ArgumentTypeError(f"function: expected a convolution of triton_conv such as conv2d, got {given}")
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     planner, arguments = _KINDS[kind]

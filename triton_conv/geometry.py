@@ -127,13 +127,15 @@ class ConvGeometry:
             for extra, s, d in zip(self.output_padding, self.stride, self.dilation, strict=True):
                 if extra < 0:
                     raise ArgumentError(
-                        f"output_padding: negative output_padding is not supported, got {self.output_padding}"
+                        "output_padding: negative output_padding is not supported, got output_padding="
+                        f"{self._listed(self.output_padding)}"
                     )
                 # In this order, so that a symbolic size is asked for a bound, not for its remainder by the stride.
                 if extra >= max(s, d) and extra > 0:
                     raise ArgumentError(
                         "output_padding: output padding must be smaller than either stride or dilation, but got "
-                        f"output_padding {self.output_padding}, stride {self.stride}, dilation {self.dilation}"
+                        f"output_padding={self._listed(self.output_padding)}, stride={self._listed(self.stride)}, "
+                        f"dilation={self._listed(self.dilation)}"
                     )
             if any(size < 0 for size in self.out_size):
                 raise ArgumentError(
@@ -154,12 +156,15 @@ class ConvGeometry:
         ):
             raise ArgumentError(
                 f"padding: padding_mode={self.padding_mode!r} needs padding of at most the input size"
-                f"{' less one' if spare else ''}, got padding {self.padding} for input size "
+                f"{' less one' if spare else ''}, got padding={self._listed(self.padding)} for input size "
                 f"{self._spatial(self.in_size)}"
             )
 
     def _spatial(self, size: Sequence[int]) -> str:
         return f"({' x '.join(map(str, size[3 - self.rank :]))})"
+
+    def _listed(self, values: Sequence[object]) -> list[object]:
+        return list(values[3 - self.rank :])
 
     # ------------------------------------------------------------------ sizes
 

@@ -120,7 +120,8 @@ def _separable_arguments(
 ) -> tuple[Any, ...]:  # fmt: skip
     function = f"separable_conv{rank}d"
     others = {"mid_bias": mid_bias} if mid_bias is not None else {}
-    input = batched(function, input, rank, weight=depthwise_weight, bias=bias, **others)
+    others |= {"depthwise_weight": depthwise_weight, "bias": bias}
+    input = batched(function, input, rank, "depthwise_weight", **others)
     if not isinstance(pointwise_weight, Tensor):
         raise ArgumentTypeError(
             f"pointwise_weight: {function}() expects a Tensor, got {type(pointwise_weight).__name__}"
@@ -131,7 +132,7 @@ def _separable_arguments(
             f"{list(pointwise_weight.shape)} beside depthwise_weight {list(depthwise_weight.shape)}"
         )
     window = _window(rank, depthwise_weight, stride, padding, dilation)
-    activations = activation_name(mid_activation), activation_name(activation)
+    activations = activation_name(mid_activation, "mid_activation"), activation_name(activation)
     tensors = autocast.operands(input, depthwise_weight, pointwise_weight, mid_bias, bias)
     return *tensors, *window, *activations
 

@@ -11,8 +11,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from .errors import ArgumentTypeError
+
 # torch asks for a few runs before a capture: libraries choose their algorithms, the allocator its blocks.
 _RUNS = 3
+
+
+def check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        given = repr(model) if callable(model) else type(model).__name__
+        raise ArgumentTypeError(f"model: expected an nn.Module, got {given}")
 
 
 def follow(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -68,6 +76,7 @@ def warmup(model: nn.Module, *args: Any, **kwargs: Any) -> None:
     >>> with torch.cuda.graph(graph):
     ...     static_output = model(static_input)
     """
+    check_model(model)
     backward = torch.is_grad_enabled()
     device = next((t.device for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)), torch.device("cpu"))
     if device.type != "cuda":

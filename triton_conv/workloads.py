@@ -343,6 +343,9 @@ def _read(path: Path) -> list[Workload]:
         rows = json.loads(path.read_text())
         if not isinstance(rows, list) or not rows:
             raise TypeError("expected a list of layers")
-        return [Workload(**row | {key: tuple(row[key]) for key in ("input", "weight")}) for row in rows]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise WorkloadError(f"workload: cannot read {path}: {type(error).__name__}: {error}") from error
+        shapes = ("input", "weight")
+        return [Workload(**row | {key: tuple(row[key]) for key in shapes if key in row}) for row in rows]
+    except OSError as error:
+        raise WorkloadError(f"workload: cannot read {path}: {error.strerror}") from error
+    except (ValueError, TypeError) as error:
+        raise WorkloadError(f"workload: {path} is no list of layers: {type(error).__name__}: {error}") from error

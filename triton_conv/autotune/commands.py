@@ -44,7 +44,7 @@ def add_to(commands: Any) -> None:
     _selection(plan, default="all")
     plan.add_argument("--target", choices=target.KNOWN, help="for this target instead of this machine's GPU")
     plan.add_argument("--funnel", action="store_true", help="also show the candidates, and what removes how many")
-    plan.add_argument("--top", type=int, default=64, metavar="N", help="with --funnel: the best ranked (default 64)")
+    plan.add_argument("--top", type=number, default=64, metavar="N", help="with --funnel: the best ranked (default 64)")
     plan.add_argument(
         "--compile", type=float, default=0.0, metavar="SECONDS",
         help="with --funnel: compile these for so many seconds, and filter by registers, spills and occupancy",
@@ -52,8 +52,8 @@ def add_to(commands: Any) -> None:
 
     predict = _command(commands, "predict", _predict, "rank the candidates for a device that is not here")
     _selection(predict)
-    predict.add_argument("--target", choices=target.KNOWN, required=True)
-    predict.add_argument("--top", type=int, default=16, metavar="N", help="candidates of each workload (default 16)")
+    predict.add_argument("--target", choices=target.KNOWN, required=True, help="the device's architecture")
+    predict.add_argument("--top", type=number, default=16, metavar="N", help="candidates of each workload (default 16)")
     predict.add_argument(
         "--compile", type=float, default=0.0, metavar="SECONDS", help="compile them too, for so many seconds"
     )
@@ -94,6 +94,13 @@ def _selection(parser: argparse.ArgumentParser, default: str | None = None) -> N
 
 def _budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", type=float, required=True, metavar="SECONDS", help="time for all of it")
+
+
+def number(text: str) -> int:
+    """A count of at least one, for argparse, which says this function's name of what is no number at all."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {value}")
+    return value
 
 
 def _selected(arguments: argparse.Namespace) -> list[Workload]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from ..errors import WorkloadError
+from ..loading import load
 from ..problem import DeformInputGradientProblem, DeformProblem, Problem, WeightGradientProblem
 from ..recording import record
 from ..target import KNOWN
@@ -21,7 +21,7 @@ def select(name: str | None, model: str | None, op: str | None, gradients: bool)
     """Workloads by name, kind, file or model; `op` keeps those of one function, `gradients` adds theirs."""
     if (name is None) == (model is None):
         raise WorkloadError("workload: name either --workload or --model")
-    found = find(name) if name is not None else of_model(load(model or ""))
+    found = find(name) if name is not None else of_model(_step(model or ""))
     if gradients and name is not None:
         found = [part for workload in found for part in workload.parts()]
     found = [workload for workload in found if op in (None, workload.function)]
@@ -30,13 +30,9 @@ def select(name: str | None, model: str | None, op: str | None, gradients: bool)
     return found
 
 
-def load(path: str) -> Callable[[], Any]:
+def _step(path: str) -> Callable[[], Any]:
     """The function that `MODULE:FUNCTION` names: it takes nothing and runs a step of a model."""
-    module, _, name = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise WorkloadError(f"model: cannot load {path!r}, expected MODULE:FUNCTION ({error})") from error
+    found = load(path)
     if not callable(found):
         raise WorkloadError(f"model: {path!r} is not a function")
     function: Callable[[], Any] = found

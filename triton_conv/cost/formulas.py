@@ -52,7 +52,11 @@ def evaluate(name: str, **arguments: Any) -> Any:
             f"formula: {name} takes {', '.join(FORMULAS[name].arguments)}, got {', '.join(arguments) or 'nothing'} "
             f"({error})"
         ) from error
-    return FORMULAS[name].function(**arguments)
+    try:
+        return FORMULAS[name].function(**arguments)
+    except (TypeError, ZeroDivisionError) as error:
+        given = ", ".join(f"{argument}={value!r}" for argument, value in arguments.items())
+        raise WorkloadError(f"formula: {name} has no value for {given} ({error})") from error
 
 
 def _divided(name: str, value: int, groups: int) -> int:
