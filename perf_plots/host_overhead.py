@@ -3,16 +3,23 @@
 Everything else is in it: normalising the arguments, torch's dispatcher, the look-up of the plan, the allocation of the
 output; through a module also the choice of the library, and with autograd what backward will need. Then with the launch
 too, which Triton makes and the device does not wait for: without a GPU for an H100 that nobody has, by a driver that
-does nothing. Beside it, torch's own conv2d and module, which have no such seam: on meta tensors, where they compute
-shapes only, and on CPU tensors of one element, where the arithmetic is negligible.
+does nothing. Then forward and backward, as `torch.autograd.grad` of a module's three tensors. Beside it, torch's own
+conv2d and module, which have no such seam: on meta tensors, where they compute shapes only, and on CPU tensors of one
+element, where the arithmetic is negligible.
+
+Times are those of single calls of which 2% were faster: what else the machine does lengthens the others. Beside them
+stand the calls that a call makes, of Python's functions and of C's, which depend on nothing of that kind.
 """
 
 from __future__ import annotations
 
-import statistics
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable
-from types import SimpleNamespace
+from dataclasses import dataclass
+from types import FrameType, SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import torch
@@ -21,19 +28,39 @@ import triton
 
 from .compilers import Driver
 
-_BATCHES, _CALLS = 100, 100
+_CALLS, _FASTER = 5000, 50
 GOAL_US, MODULE_GOAL_US = 25.0, 35.0
 
 
-def median_us(call: Callable[[], object]) -> float:
-    """Microseconds a call: the median over batches, after a batch to warm up."""
+@dataclass(frozen=True)
+class Cost:
+    """Microseconds of a call, and the functions of Python and of C that are called in it."""
+
+    us: float
+    python: int
+    c: int
+
+    def __str__(self) -> str:
+        return f"{self.us:8.2f} us {self.python:5d} {self.c:5d}"
+
+
+def cost(call: Callable[[], object]) -> Cost:
+    """What a call costs, after some to warm up."""
     samples = []
-    for _ in range(_BATCHES + 1):
+    for _ in range(_CALLS):
         start = time.perf_counter_ns()
-        for _ in range(_CALLS):
-            call()
-        samples.append((time.perf_counter_ns() - start) / (1e3 * _CALLS))
-    return statistics.median(samples[1:])
+        call()
+        samples.append(time.perf_counter_ns() - start)
+    made: Counter[str] = Counter()
+
+    def count(frame: FrameType, event: str, argument: Any) -> None:
+        made[event] += 1
+
+    sys.setprofile(count)
+    call()
+    sys.setprofile(None)
+    # But for the one that ends it.
+    return Cost(sorted(samples)[_CALLS // _FASTER] / 1e3, made["call"], made["c_call"] - 1)
 
 
 def _nothing(*arguments: object) -> None:
@@ -62,52 +89,62 @@ def _without_a_gpu() -> None:
     triton_conv.set_first_use_check(False)
 
 
-def measure(device: torch.device) -> dict[str, float]:
-    """Microseconds by what was called."""
+def measure(device: torch.device) -> dict[str, Cost]:
+    """Costs by what was called."""
     import triton_conv as tc
     from triton_conv import dispatch, ops, policy
 
     x, w = torch.randn(1, 4, 8, 8, device=device), torch.randn(4, 1, 3, 3, device=device)
-    b = torch.randn(4, device=device)
-    one, filter_one = torch.randn(1, 1, 1, 1), torch.randn(1, 1, 1, 1)
+    b, dy = torch.randn(4, device=device), torch.randn(1, 4, 8, 8, device=device)
+    one, filter_one, dy_one = (torch.randn(1, 1, 1, 1) for _ in range(3))
     meta, filter_meta, b_meta = (tensor.to("meta") for tensor in (x, w, b))
     flat = (1, 1), (1, 1, 1, 1), (1, 1), 4, False, (0, 0), "zeros", "none"
     layer = tc.nn.Conv2d(4, 4, 3, padding=1, groups=4, backend="triton", device=device)
     layer_meta, layer_one = torch.nn.Conv2d(4, 4, 3, padding=1, groups=4, device="meta"), torch.nn.Conv2d(1, 1, 1)
-    found: dict[str, float] = {}
+
+    def conv2d() -> torch.Tensor:
+        return tc.conv2d(x, w, b, padding=1, groups=4)
+
+    def step(layer: torch.nn.Module, x: torch.Tensor, dy: torch.Tensor) -> Callable[[], object]:
+        tensors = [x, *layer.parameters()]
+        return lambda: torch.autograd.grad(layer(x), tensors, dy)
+
+    found: dict[str, Cost] = {}
     with torch.no_grad(), mock.patch.object(dispatch, "launch", _nothing):
         plan = ops.plan_conv(x, w, b, *flat)
         found |= {
-            "triton_conv.conv2d, launch replaced by nothing": median_us(
-                lambda: tc.conv2d(x, w, b, padding=1, groups=4)
-            ),
-            "  of which the look-up of the plan": median_us(lambda: ops.plan_conv(x, w, b, *flat)),
-            "  of which the allocation of the output": median_us(
-                lambda: torch.empty_strided(plan.out_shape, plan.out_strides, dtype=x.dtype, device=x.device)
-            ),
-            "triton_conv.nn.Conv2d, likewise": median_us(lambda: layer(x)),
-            "torch.nn.functional.conv2d on meta tensors, same shapes": median_us(
+            "triton_conv.conv2d, launch replaced by nothing": cost(conv2d),
+            "  of which the allocation of the output": cost(lambda: ops.allocate(plan.out_shape, plan.out_strides, x)),
+            "triton_conv.nn.Conv2d, likewise": cost(lambda: layer(x)),
+            "torch.nn.functional.conv2d on meta tensors, same shapes": cost(
                 lambda: F.conv2d(meta, filter_meta, b_meta, padding=1, groups=4)
             ),
-            "torch.nn.functional.conv2d on CPU tensors of one element": median_us(lambda: F.conv2d(one, filter_one)),
+            "torch.nn.functional.conv2d on CPU tensors of one element": cost(lambda: F.conv2d(one, filter_one)),
         }
-    x_grad = x.clone().requires_grad_()
+    x_grad, one_grad = x.clone().requires_grad_(), one.clone().requires_grad_()
     with mock.patch.object(dispatch, "launch", _nothing):
         found |= {
-            "triton_conv.conv2d with autograd": median_us(lambda: tc.conv2d(x_grad, w, b, padding=1, groups=4)),
-            "triton_conv.nn.Conv2d with autograd": median_us(lambda: layer(x_grad)),
-            "  of which the choice of the library": median_us(lambda: policy.choose("conv", "triton", (x, w, b), flat)),
-            "torch.nn.Conv2d with autograd on meta tensors, same shapes": median_us(lambda: layer_meta(meta)),
-            "torch.nn.Conv2d with autograd on CPU tensors of one element": median_us(lambda: layer_one(one)),
+            "triton_conv.conv2d with autograd": cost(lambda: tc.conv2d(x_grad, w, b, padding=1, groups=4)),
+            "triton_conv.nn.Conv2d with autograd": cost(lambda: layer(x_grad)),
+            "  a choice of the library, which its first call makes": cost(
+                lambda: policy.choose("conv", "triton", (x, w, b), flat)
+            ),
+            "torch.nn.Conv2d with autograd on meta tensors, same shapes": cost(lambda: layer_meta(meta)),
+            "torch.nn.Conv2d with autograd on CPU tensors of one element": cost(lambda: layer_one(one)),
         }
     with torch.no_grad():
-        found["triton_conv.conv2d with its launch"] = median_us(lambda: tc.conv2d(x, w, b, padding=1, groups=4))
-    found["triton_conv.nn.Conv2d with autograd and its launch"] = median_us(lambda: layer(x_grad))
+        found["triton_conv.conv2d with its launch"] = cost(conv2d)
+    found |= {
+        "triton_conv.nn.Conv2d with autograd and its launch": cost(lambda: layer(x_grad)),
+        "triton_conv.nn.Conv2d, forward and backward, launches too": cost(step(layer, x_grad, dy)),
+        "torch.nn.Conv2d, forward and backward, on CPU tensors of one element": cost(step(layer_one, one_grad, dy_one)),
+    }
     if x.is_cuda:
         with torch.no_grad():
-            found["torch.nn.functional.conv2d on the GPU"] = median_us(lambda: F.conv2d(x, w, b, padding=1, groups=4))
+            found["torch.nn.functional.conv2d on the GPU"] = cost(lambda: F.conv2d(x, w, b, padding=1, groups=4))
         layer_cuda = torch.nn.Conv2d(4, 4, 3, padding=1, groups=4, device=device)
-        found["torch.nn.Conv2d with autograd on the GPU"] = median_us(lambda: layer_cuda(x_grad))
+        found["torch.nn.Conv2d with autograd on the GPU"] = cost(lambda: layer_cuda(x_grad))
+        found["torch.nn.Conv2d, forward and backward, on the GPU"] = cost(step(layer_cuda, x_grad, dy))
     return found
 
 
@@ -118,9 +155,9 @@ def main() -> None:
     device = torch.device("cuda" if cuda else "cpu")
     torch.set_num_threads(1)
     versions = f"torch {torch.__version__}, triton {triton.__version__}"
-    print(f"Host time of a call, median of {_BATCHES} batches of {_CALLS}, tensors on {device}, {versions}")
-    for name, us in measure(device).items():
-        print(f"{us:8.2f} us  {name}")
+    print(f"Host time of a call (2% of {_CALLS} were faster), calls of Python and of C; on {device}, {versions}")
+    for name, found in measure(device).items():
+        print(f"{found}  {name}")
     print(f"Goals: at most {GOAL_US:g} us for triton_conv.conv2d, {MODULE_GOAL_US:g} us for a module with autograd")
 
 

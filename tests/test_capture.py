@@ -112,14 +112,14 @@ def test_what_is_forbidden_would_be_seen(captured, monkeypatch):
 class Elsewhere:
     """A tensor on the second GPU, as far as finding its device goes."""
 
-    device = torch.device("cuda:1")
+    device, is_cuda = torch.device("cuda:1"), True
 
     def get_device(self):
         return self.device.index
 
 
 def test_an_op_runs_on_its_tensors_device(monkeypatch):
-    """What `register` gives torch for CUDA makes their device the current one, for all that the op does."""
+    """What `register` gives torch makes their device the current one, for all that the op does."""
     current, registered = [0], {}
 
     @contextlib.contextmanager
@@ -148,4 +148,5 @@ def test_an_op_runs_on_its_tensors_device(monkeypatch):
         current[0] = 1
         patch.setattr(torch.cuda, "device", None)
         assert registered["CUDA"](Elsewhere()) == (1, ()), "nothing to change"
-    assert registered["CPU"] is implementation
+        patch.setattr(torch.cuda, "current_device", None)
+        assert registered["CPU"](torch.zeros(1), 2) == (1, (2,)), "nothing to ask"

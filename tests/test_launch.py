@@ -1,15 +1,18 @@
 """What a second launch of a plan reuses: the compiled kernel, as long as Triton would choose the same."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+import triton
 from helpers import DEVICE, compare, launches, random
+from triton.compiler import CompiledKernel
 
 import triton_conv as tc
 from triton_conv import ops
-from triton_conv.kernels import KERNELS, launch
+from triton_conv.kernels import KERNELS, launch, launching
 from triton_conv.kernels.kernel import Arguments
 from triton_conv.reference import tolerance
 
@@ -38,6 +41,22 @@ class Reused:
         return lambda *arguments: self.calls.append((grid, arguments))
 
 
+class Known(CompiledKernel):
+    """The same of a kernel that Triton did compile: all that a launch uses of it."""
+
+    function, packed_metadata = "function", "metadata"
+
+    def __init__(self, run, asked):
+        self._run_as, self._asked = run, asked
+
+    @property
+    def run(self):
+        return lambda *arguments: self._run_as.append(arguments)
+
+    def __getitem__(self, grid):
+        return lambda *arguments: self._asked.append((grid, arguments))
+
+
 @pytest.fixture
 def stub():
     function = Compiled()
@@ -59,7 +78,7 @@ def test_the_second_launch_looks_nothing_up(stub):
     launch(kernel, 5, tile, values, *operands)
     assert launches == {"depthwise": 3}
     (compiled,) = function.compiled
-    assert compiled == ((3,), operands, {"a": 1, "b": "zeros"}, tile.num_warps, tile.num_stages)
+    assert compiled == ((3, 1, 1), operands, {"a": 1, "b": "zeros"}, tile.num_warps, tile.num_stages)
     assert function.reused == [((grid, 1, 1), (*operands, 1, "zeros")) for grid in (3, 5)]
 
 
@@ -86,6 +105,29 @@ def test_other_values_are_compiled_for_themselves(stub):
     for each in (values, Arguments({"a": 2, "b": "zeros"}), values):
         launch(kernel, 3, kernel.safe_tile, each, *tensors())
     assert [call[2]["a"] for call in function.compiled] == [1, 2] and len(function.reused) == 1
+
+
+@pytest.mark.parametrize("told", ["nobody", "a hook", "another hook", "an unknown Triton"])
+def test_how_a_compiled_kernel_is_run(stub, told, monkeypatch):
+    """Directly, unless somebody is to be told of it."""
+    kernel, _, values = stub
+    run, asked, operands = [], [], tensors()
+    monkeypatch.setattr(Compiled, "__getitem__", lambda self, grid: lambda *tensors, **named: Known(run, asked))
+    monkeypatch.setattr(triton.runtime.driver, "_active", SimpleNamespace(get_current_stream=lambda device: 7))
+    if told.endswith("hook"):
+        name = "launch_enter_hook" if told == "a hook" else "launch_exit_hook"
+        hooks = triton.knobs.HookChain()
+        hooks.add(print)
+        monkeypatch.setattr(triton.knobs.runtime, name, hooks)
+    elif told != "nobody":
+        monkeypatch.setattr(launching, "_KNOWN", False)
+    for _ in range(2):
+        launch(kernel, 3, kernel.safe_tile, values, *operands)
+    arguments = *operands, 1, "zeros"
+    if told == "nobody":
+        assert run == [(3, 1, 1, 7, "function", "metadata", None, None, None, *arguments)] and not asked
+    else:
+        assert asked == [((3, 1, 1), arguments)] and not run
 
 
 def test_pointers_come_first():

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from . import autograd, policy, routing
+from . import autograd, calls, policy, routing
 from .arguments import conv_arguments, conv_transpose_arguments, deform_arguments
 from .errors import TritonConvError
 from .report import Report, Row
@@ -119,7 +119,7 @@ class accelerate(TorchFunctionMode):
             self.report.add(Row.of(name, "function", choice))
             if not choice.ours:
                 return func(*args, **kwargs)
-            output = getattr(autograd, kind)(*arguments)
+            output = (calls.conv if kind == "conv" else autograd.deform_conv)(*arguments)
         # Without a batch the arguments have one of their own, and so has the output.
         given = args[0] if args else kwargs["input"]
         result: Any = output if output.dim() == given.dim() else output.squeeze(0)

@@ -47,8 +47,10 @@ def _ints(value: Any) -> tuple[int, ...] | None:
 
 def per_dimension(name: str, value: Any, rank: int) -> tuple[int, ...]:
     """An int, or a sequence of one or `rank` ints, as `rank` ints."""
+    # What most calls of a function hand over, and what a module does.
+    if type(value) is int:
+        return (value,) * rank
     if type(value) is tuple and len(value) == rank and all(map(_PLAIN, map(type, value))):
-        # What a module hands over in every call.
         return value
     single = _int(value)
     if single is not None:
@@ -73,6 +75,8 @@ def group_count(value: Any) -> int:
 
 def flat_padding(value: Any, rank: int, stride: tuple[int, ...], weight: Tensor, dilation: tuple[int, ...]) -> Any:
     """Padding as before, after, before, after, ...: from "same", "valid", an int, ints, or (before, after) pairs."""
+    if type(value) is int:
+        return (value,) * (2 * rank)
     if isinstance(value, str):
         if value == "valid":
             return (0,) * (2 * rank)

@@ -24,12 +24,18 @@ def coordinates(input: Tensor, *tensors: Tensor | None) -> tuple[Any, ...]:
     return _cast(input, tensors, (torch.float32,))
 
 
+def lower(input: Tensor) -> torch.dtype | None:
+    """The dtype that such an input goes to here; None outside autocast."""
+    device = input.device.type if torch._C._is_any_autocast_enabled() else ""
+    return torch.get_autocast_dtype(device) if device in _DEVICES and torch.is_autocast_enabled(device) else None
+
+
 def _cast(input: Any, tensors: tuple[Tensor | None, ...], kept: tuple[torch.dtype, ...]) -> tuple[Tensor | None, ...]:
-    device = input.device.type
-    if device not in _DEVICES or not torch.is_autocast_enabled(device):
+    to = lower(input)
+    if to is None:
         return tensors
-    lower, kept = torch.get_autocast_dtype(device), (*kept, torch.float64)
+    device, kept = input.device.type, (*kept, torch.float64)
     return tuple(
-        t if t is None or t.dtype in kept or not t.is_floating_point() or t.device.type != device else t.to(lower)
+        t if t is None or t.dtype in kept or not t.is_floating_point() or t.device.type != device else t.to(to)
         for t in tensors
     )

@@ -7,14 +7,14 @@ Deformable convolution has first derivatives of its own, too; its second ones ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from . import ops, ops_deform
+from .eager import differentiated
 from .layout import channels_last_like
 from .problem import weight_first
 from .reference import deform_conv2d
@@ -33,32 +33,37 @@ def _flat(pairs: Pairs) -> list[int]:
 # ------------------------------------------------------------------------------------------------- forward convolution
 
 
-def conv_input_gradient(
-    grad: Tensor,
-    weight: Tensor,
-    size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    padding_mode: str,
-) -> Tensor:
-    """dL/dx of a forward convolution whose input has spatial `size`: a transposed convolution with the same weight."""
+# What follows the tensors among the op's arguments: stride, padding, dilation, groups, transposed, output_padding,
+# padding_mode and activation.
+Window = Sequence[Any]
+
+
+def conv_input_gradient(grad: Tensor, weight: Tensor, size: Sequence[int], window: Window) -> Tensor:
+    """dL/dx of a convolution whose input has spatial `size`; its output padding is `matched`."""
+    result: Tensor = conv(grad, weight, None, *input_gradient_window(grad.shape[2:], weight.shape[2:], size, window))
+    padding, padding_mode = window[1], window[6]
+    if padding_mode != "zeros":
+        for dim, (before, after) in enumerate(_pairs(padding), start=2):
+            result = _fold_back(result, dim, before, after, padding_mode)
+    return result
+
+
+def input_gradient_window(
+    out_size: Sequence[int], kernel: Sequence[int], size: Sequence[int], window: Window
+) -> tuple[Any, ...]:
+    """Of a convolution with this window the gradient of the input is one with that window, and the same weight."""
+    stride, padding, dilation, groups, transposed, _, padding_mode, _ = window
+    if transposed:
+        return stride, padding, dilation, groups, False, (0,) * len(stride), "zeros", "none"
     pads = _pairs(padding)
     # A folded border is an input of its own, as wide as the padding; its gradient is folded back afterwards.
     inner = pads if padding_mode == "zeros" else [(0, 0)] * len(pads)
     wide = [s + b + a - i - j for s, (b, a), (i, j) in zip(size, pads, inner, strict=True)]
     extra = [
         s - ((out - 1) * step - b - a + dil * (k - 1) + 1)
-        for s, out, step, (b, a), dil, k in zip(
-            wide, grad.shape[2:], stride, inner, dilation, weight.shape[2:], strict=True
-        )
+        for s, out, step, (b, a), dil, k in zip(wide, out_size, stride, inner, dilation, kernel, strict=True)
     ]
-    result: Tensor = conv(grad, weight, None, stride, _flat(inner), dilation, groups, True, extra, "zeros", "none")
-    if padding_mode != "zeros":
-        for dim, (before, after) in enumerate(pads, start=2):
-            result = _fold_back(result, dim, before, after, padding_mode)
-    return result
+    return stride, _flat(inner), dilation, groups, True, extra, "zeros", "none"
 
 
 def _fold_back(grad: Tensor, dim: int, before: int, after: int, padding_mode: str) -> Tensor:
@@ -87,72 +92,92 @@ def _fold_back(grad: Tensor, dim: int, before: int, after: int, padding_mode: st
 
 def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, weight, bias, *ctx.arguments = inputs
-    # The output tells where relu was flat; other activations need what was before them, which is computed anew.
-    activation = ctx.arguments[-1]
-    ctx.save_for_backward(input, weight, bias, output if activation in ("relu", "relu6") else None)
+    ctx.save_for_backward(input, weight, bias, output if tells_slope(ctx.arguments[-1]) else None)
+
+
+def tells_slope(activation: str) -> bool:
+    """Whether the output tells where relu was flat; others need what was before them, which is computed anew."""
+    return activation in ("relu", "relu6")
 
 
 def conv_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    input, weight, bias, output = ctx.saved_tensors
-    stride, padding, dilation, groups, transposed, output_padding, padding_mode, activation = ctx.arguments
-    need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
-    if activation != "none":
-        grad = _activation_gradient(ctx, grad, input, weight, bias, output)
-    grad_input = grad_weight = grad_bias = None
-    if need_bias:
-        grad_bias = grad.sum((0, *range(2, grad.dim())))
-    if transposed:
-        grad, pads = _matching(grad, input, _pairs(padding), output_padding)
-        padding = _flat(pads)
+    found = conv_gradients(ctx.saved_tensors, ctx.arguments, ctx.needs_input_grad[:3], grad)
+    return *found, *(None,) * len(ctx.arguments)
+
+
+def conv_gradients(
+    tensors: Sequence[Tensor | None], window: Window, needed: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of a convolution's input, weight and bias, those that are needed; `tensors` are these three and, where
+    it tells the activation's slope, the output.
+    """
+    input, weight, *_ = tensors
+    assert input is not None and weight is not None
+    need_input, need_weight, need_bias = needed
+    grad = activation_gradient(tensors, window, grad)
+    grad_input = grad_weight = None
+    grad_bias = bias_gradient(grad) if need_bias else None
+    grad, window = matched(grad, input, window)
 
     def weight_gradient() -> Tensor:
-        pair = (grad, input) if transposed else (input, grad)
-        result: Tensor = conv_weight_gradient(
-            *pair, weight.shape[2:], stride, padding, dilation, groups, padding_mode,
-            channels_last_like(weight.shape, weight.stride()), transposed,
-        )  # fmt: skip
+        pair = (grad, input) if window[4] else (input, grad)
+        result: Tensor = conv_weight_gradient(*pair, *weight_gradient_window(weight, window))
         return result
 
-    first = need_weight and _weight_first(weight, input, grad)
+    first = need_weight and weight_comes_first(weight, input, grad)
     if first:
         grad_weight = weight_gradient()
-    if need_input and transposed:
-        shape = (stride, padding, dilation, groups, False, [0] * len(stride), "zeros", "none")
-        grad_input = conv(grad, weight, None, *shape)
-    elif need_input:
-        grad_input = conv_input_gradient(grad, weight, input.shape[2:], stride, padding, dilation, groups, padding_mode)
+    if need_input:
+        grad_input = conv_input_gradient(grad, weight, input.shape[2:], window)
     if need_weight and not first:
         grad_weight = weight_gradient()
-    return grad_input, grad_weight, grad_bias, *(None,) * len(ctx.arguments)
+    return grad_input, grad_weight, grad_bias
 
 
-def _weight_first(weight: Tensor, *read: Tensor) -> bool:
+def bias_gradient(grad: Tensor) -> Tensor:
+    return grad.sum((0, *range(2, grad.dim())))
+
+
+def weight_gradient_window(weight: Tensor, window: Window) -> tuple[Any, ...]:
+    """What the op `conv_weight_gradient` takes besides tensors."""
+    stride, padding, dilation, groups, transposed, _, padding_mode, _ = window
+    channels_last = channels_last_like(weight.shape, weight.stride())
+    return weight.shape[2:], stride, padding, dilation, groups, padding_mode, channels_last, transposed
+
+
+def weight_comes_first(weight: Tensor, *read: Tensor) -> bool:
     """`weight_first` of tensors; where sizes are symbols, which a comparison would tie down, as of a usual batch."""
     first = weight_first(weight.numel(), sum(tensor.numel() for tensor in read))
     return first if isinstance(first, bool) else True
 
 
-def _matching(grad: Tensor, input: Tensor, pads: Pairs, output_padding: Sequence[int]) -> tuple[Tensor, Pairs]:
-    """The output's gradient and the padding with which a forward convolution has exactly the input's size.
+def matched(grad: Tensor, input: Tensor, window: Window) -> tuple[Tensor, Window]:
+    """The gradient of a transposed convolution's output, and the window with whose padding a forward convolution of it
+    has exactly the input's size; of a forward convolution, what is given.
 
     Output padding adds elements at the end: they take the place of padding, or are past the reach of every input.
     """
+    stride, padding, dilation, groups, transposed, output_padding, *others = window
+    if not transposed:
+        return grad, window
     fitted = []
-    for dim, ((before, after), extra) in enumerate(zip(pads, output_padding, strict=True), start=2):
+    for dim, ((before, after), extra) in enumerate(zip(_pairs(padding), output_padding, strict=True), start=2):
         if extra > after:
             grad = grad.narrow(dim, 0, grad.shape[dim] - (extra - after))
         fitted.append((before, max(after - extra, 0)))
-    return grad, fitted
+    return grad, (stride, _flat(fitted), dilation, groups, transposed, output_padding, *others)
 
 
-def _activation_gradient(
-    ctx: Any, grad: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor | None
-) -> Tensor:
-    *arguments, activation = ctx.arguments
+def activation_gradient(tensors: Sequence[Tensor | None], window: Window, grad: Tensor) -> Tensor:
+    """The gradient before the activation."""
+    input, weight, bias, output = tensors
+    *others, activation = window
+    if activation == "none":
+        return grad
     if output is not None:
         live = output > 0
         return grad * (live if activation == "relu" else live & (output < 6))
-    before = conv(input, weight, bias, *arguments, "none")
+    before = conv(input, weight, bias, *others, "none")
     if activation == "gelu":
         result: Tensor = torch.ops.aten.gelu_backward(grad, before)
         return result
@@ -174,14 +199,12 @@ def _weight_gradient_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     """dw is linear in x and in dy: with the gradient G of dw in the weight's place, they are convolutions again."""
     input, grad_output = ctx.saved_tensors
     _, stride, padding, dilation, groups, padding_mode, *_ = ctx.arguments
+    window = stride, padding, dilation, groups, False, [0] * len(stride), padding_mode, "none"
     grad_input = grad_grad = None
     if ctx.needs_input_grad[0]:
-        grad_input = conv_input_gradient(
-            grad_output, grad, input.shape[2:], stride, padding, dilation, groups, padding_mode
-        )
+        grad_input = conv_input_gradient(grad_output, grad, input.shape[2:], window)
     if ctx.needs_input_grad[1]:
-        none = [0] * len(stride)
-        grad_grad = conv(input, grad, None, stride, padding, dilation, groups, False, none, padding_mode, "none")
+        grad_grad = conv(input, grad, None, *window)
     return grad_input, grad_grad, *(None,) * len(ctx.arguments)
 
 
@@ -208,7 +231,7 @@ def _deform_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         )
         return result
 
-    first = _weight_first(weight, input, grad)
+    first = weight_comes_first(weight, input, grad)
     grad_weight = weight_gradient() if first else None
     if any(needed):
         results = deform_conv_input_gradient(
@@ -218,7 +241,7 @@ def _deform_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     if not first:
         grad_weight = weight_gradient()
     if ctx.needs_input_grad[4]:
-        grad_bias = grad.sum((0, 2, 3))
+        grad_bias = bias_gradient(grad)
     return *sampled, grad_weight, grad_bias, None, None, None
 
 
@@ -290,16 +313,14 @@ def _deform_weight_gradient_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 def jvp_of_conv(ctx: Any, *tangents: Any) -> Tensor:
     """A convolution is linear in its input, its weight and its bias; the activation's slope comes after."""
-    input, weight, bias, output = ctx.saved_for_forward
+    input, weight, *_ = ctx.saved_for_forward
     *arguments, _ = ctx.arguments
     dx, dw, db = tangents[:3]
     parts = [] if dx is None else [conv(dx, weight, None, *arguments, "none")]
     parts += [] if dw is None else [conv(input, dw, None, *arguments, "none")]
     parts += [] if db is None else [db.reshape(-1, *(1,) * (input.dim() - 2))]
     tangent: Tensor = sum(parts[1:], parts[0])
-    if ctx.arguments[-1] != "none":
-        tangent = _activation_gradient(ctx, tangent, input, weight, bias, output)
-    return tangent.expand(ctx.shape)
+    return activation_gradient(ctx.saved_for_forward, ctx.arguments, tangent).expand(ctx.shape)
 
 
 def _jvp_of_weight_gradient(ctx: Any, *tangents: Any) -> Tensor:
@@ -309,66 +330,6 @@ def _jvp_of_weight_gradient(ctx: Any, *tangents: Any) -> Tensor:
     parts += [] if dy is None else [conv_weight_gradient(input, dy, *ctx.arguments)]
     result: Tensor = sum(parts[1:], parts[0])
     return result
-
-
-_Formula = Callable[..., Any]
-
-
-def differentiated(op: Any, backward: _Formula, setup: _Formula, jvp: _Formula | None = None) -> _Formula:
-    """Registers an op's gradient for graphs; returns the op with the same gradient for plain calls and for torch.func.
-
-    What `register_autograd` makes of the formulas costs 28 us a call on the host where an autograd.Function costs 5
-    (perf_plots.host_overhead), and torch.func's transforms and forward mode refuse it. `vmaps` adds the rule for vmap.
-    """
-    torch.library.register_autograd(op.name(), backward, setup_context=setup)
-
-    def below(*arguments: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*arguments)
-
-    class Plain(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *arguments: Any) -> Any:
-            output = below(*arguments)
-            setup(ctx, arguments, output)
-            return output
-
-        @staticmethod
-        def backward(ctx: Any, *gradients: Any) -> Any:
-            return backward(ctx, *gradients)
-
-    class Transformed(torch.autograd.Function):
-        @staticmethod
-        def forward(*arguments: Any) -> Any:
-            return below(*arguments)
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            setup(ctx, inputs, output)
-            if jvp is not None:
-                ctx.save_for_forward(*ctx.to_save)
-                ctx.shape = output.shape
-
-        @staticmethod
-        def backward(ctx: Any, *gradients: Any) -> Any:
-            return backward(ctx, *gradients)
-
-    if jvp is not None:
-        Transformed.jvp = staticmethod(jvp)  # type: ignore[method-assign]
-    for function in (Plain, Transformed):
-        function.__name__ = function.__qualname__ = op.name()
-
-    def call(*arguments: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return op(*arguments)
-        if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
-            return Transformed.apply(*arguments)
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-            return Plain.apply(*arguments)
-        return below(*arguments)
-
-    call.transformed = Transformed  # type: ignore[attr-defined]
-    return call
 
 
 conv = differentiated(ops.conv, conv_backward, _conv_setup, jvp_of_conv)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from . import autograd, ops_fused, ops_local
+from .eager import differentiated
 from .problem_lectures import is_channels_last
 
 
@@ -18,14 +19,6 @@ def shuffle_channels(x: Tensor, groups: int) -> Tensor:
     else:
         shuffled = x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
     return shuffled
-
-
-def _conv_gradients(
-    tensors: tuple[Tensor | None, ...], arguments: tuple[Any, ...], needed: tuple[bool, ...], grad: Tensor
-) -> tuple[Any, ...]:
-    """Gradients of a convolution's input, weight and bias; `tensors` are these and its output, if it is at hand."""
-    context = SimpleNamespace(saved_tensors=tensors, arguments=arguments, needs_input_grad=needed)
-    return autograd.conv_backward(context, grad)[:3]
 
 
 # ---------------------------------------------------------------------------------------------------------- shuffled
@@ -44,7 +37,7 @@ def _shuffle_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     grad = shuffle_channels(grad, back)
     output = None if output is None else shuffle_channels(output, back)
     arguments = (stride, padding, dilation, groups, False, [0] * len(stride), "zeros", activation)
-    found = _conv_gradients((input, weight, bias, output), arguments, ctx.needs_input_grad[:3], grad)
+    found = autograd.conv_gradients((input, weight, bias, output), arguments, ctx.needs_input_grad[:3], grad)
     return *found, *(None,) * len(ctx.arguments)
 
 
@@ -82,12 +75,12 @@ def _separable_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     mid = autograd.conv(input, depthwise, mid_bias, *first)
     below = need_input or need_depthwise or need_mid_bias
     needed = (below, need_pointwise, need_bias)
-    grad_mid, grad_pointwise, grad_bias = _conv_gradients((mid, pointwise, bias, output), second, needed, grad)
+    grad_mid, grad_pointwise, grad_bias = autograd.conv_gradients((mid, pointwise, bias, output), second, needed, grad)
     grad_input = grad_depthwise = grad_mid_bias = None
-    if below:
+    if grad_mid is not None:
         kept = mid if first[-1] in ("relu", "relu6") else None
         needed = (need_input, need_depthwise, need_mid_bias)
-        found = _conv_gradients((input, depthwise, mid_bias, kept), first, needed, grad_mid)
+        found = autograd.conv_gradients((input, depthwise, mid_bias, kept), first, needed, grad_mid)
         grad_input, grad_depthwise, grad_mid_bias = found
     return grad_input, grad_depthwise, grad_pointwise, grad_mid_bias, grad_bias, *(None,) * len(ctx.arguments)
 
@@ -222,16 +215,14 @@ def _jvp_of_local_weight_gradient(ctx: Any, *tangents: Any) -> Tensor:
 
 
 # The ops, now with their gradients.
-shuffle_conv = autograd.differentiated(ops_fused.shuffle_conv, _shuffle_backward, _shuffle_setup, _jvp_of_shuffle)
-separable_conv = autograd.differentiated(
-    ops_fused.separable_conv, _separable_backward, _separable_setup, _jvp_of_separable
-)
-local_conv = autograd.differentiated(ops_local.local_conv, _local_backward, _local_setup, _jvp_of_local)
-local_conv_input_gradient = autograd.differentiated(
+shuffle_conv = differentiated(ops_fused.shuffle_conv, _shuffle_backward, _shuffle_setup, _jvp_of_shuffle)
+separable_conv = differentiated(ops_fused.separable_conv, _separable_backward, _separable_setup, _jvp_of_separable)
+local_conv = differentiated(ops_local.local_conv, _local_backward, _local_setup, _jvp_of_local)
+local_conv_input_gradient = differentiated(
     ops_local.local_conv_input_gradient, _local_input_gradient_backward, _local_input_gradient_setup,
     _jvp_of_local_input_gradient,
 )  # fmt: skip
-local_conv_weight_gradient = autograd.differentiated(
+local_conv_weight_gradient = differentiated(
     ops_local.local_conv_weight_gradient, _local_weight_gradient_backward, _local_weight_gradient_setup,
     _jvp_of_local_weight_gradient,
 )  # fmt: skip

@@ -104,9 +104,17 @@ class Plan:
         """Shape and strides of the partial sums that a second pass adds up; None if the kernel writes the result."""
         return self.kernel.partial(self.problem, self.tile, self.target.interpreted)
 
+    @functools.cached_property
+    def result_strides(self) -> tuple[int, ...]:
+        """Those of the result, whichever kernel runs: what the fake kernel says."""
+        return self.problem.result_strides
+
     def arranged(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight as the kernel reads it, which see `Problem.weight_view`: a copy, a view, or the tensor itself."""
-        view, rank = self.problem.weight_view, self.problem.geometry.rank
+        view = self.problem.weight_view
+        if view == "stored":
+            return weight
+        rank = self.problem.geometry.rank
         if view == "packed":
             strides = (*self.problem.w_strides[:2], *self.problem.w_strides[5 - rank :])
             packed = torch.empty_strided(weight.shape, strides, dtype=weight.dtype, device=weight.device)
@@ -115,10 +123,8 @@ class Plan:
                 pack_weight(weight, packed)
                 return packed
             return packed.copy_(weight)
-        if view == "flipped":
-            last: tuple[Any, ...] = (..., *(slice(-1, None),) * rank)
-            return weight[last]
-        return weight
+        last: tuple[Any, ...] = (..., *(slice(-1, None),) * rank)
+        return weight[last]
 
     def launch(self, *tensors: torch.Tensor | None) -> None:
         """Runs the kernel on tensors in the order of `kernel.pointers`; allocates nothing."""

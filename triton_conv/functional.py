@@ -13,19 +13,19 @@ from typing import Any
 
 from torch import Tensor
 
-from . import autograd, ops, ops_deform, vmaps  # noqa: F401 (registers its rules)
+from . import autograd, calls, ops, ops_deform, vmaps  # noqa: F401 (registers its rules)
 from .arguments import Padding, Size, conv_arguments, conv_transpose_arguments, deform_arguments
 from .dispatch import Plan
 from .errors import ArgumentTypeError
 
 
 def _conv(rank: int, input: Tensor, *arguments: Any) -> Tensor:
-    output: Tensor = autograd.conv(*conv_arguments(rank, input, *arguments))
+    output = calls.conv(*conv_arguments(rank, input, *arguments))
     return output if input.dim() == rank + 2 else output.squeeze(0)
 
 
 def _conv_transpose(rank: int, input: Tensor, *arguments: Any) -> Tensor:
-    output: Tensor = autograd.conv(*conv_transpose_arguments(rank, input, *arguments))
+    output = calls.conv(*conv_transpose_arguments(rank, input, *arguments))
     return output if input.dim() == rank + 2 else output.squeeze(0)
 
 

@@ -77,10 +77,14 @@ class Routed(nn.Module):
     def _where(self) -> str:
         return self.backend or policy.current_backend()
 
-    def _call(self, input: Tensor, weight: Tensor, where: str) -> routing.Call | None:
-        """What is remembered of a call that measurements decide; not by a graph, whose sizes are symbols."""
-        asked = where == policy.AUTO and not torch.compiler.is_compiling()
-        return routing.Call(self, input, weight) if asked else None
+    def _call(
+        self, where: str, window: tuple[Any, ...], input: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> routing.Call | None:
+        """A call of which something may be known; not in a graph, whose sizes are symbols."""
+        if where == policy.TORCH or torch.compiler.is_compiling():
+            return None
+        dense = type(input) is Tensor and input.layout is torch.strided
+        return routing.Call(self, where, window, input, weight, bias) if dense else None
 
     def extra_repr(self) -> str:
         activation = "" if self.activation is None else f"activation={self.activation}, "
@@ -146,8 +150,12 @@ class _Conv(Routed, nn.modules.conv._ConvNd):
     # torch's `forward` calls this, and so do its quantised and parametrised relatives.
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         where = self._where()
-        call = self._call(input, weight, where)
-        if self._torchs and (where == policy.TORCH or (call is not None and call.torchs)):
+        window = self.stride, self.padding, self.dilation, self.groups, self.padding_mode, self.activation
+        call = self._call(where, window, input, weight, bias)
+        known = call and call.again()
+        if isinstance(known, Tensor):
+            return known
+        if (where == policy.TORCH or known is routing.TORCHS) and self._torchs:
             return super()._conv_forward(input, weight, bias)  # type: ignore[no-any-return]
         try:
             arguments = self._arguments(input, weight, bias)
@@ -214,9 +222,12 @@ class _ConvTranspose(Routed, nn.modules.conv._ConvTransposeNd):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         where = self._where()
-        call = self._call(input, self.weight, where)
-        torchs = where == policy.TORCH or (call is not None and call.torchs and output_size is None)
-        if torchs and self.activation is None:
+        window = self.stride, self.padding, self.output_padding, self.dilation, self.groups, self.activation
+        call = self._call(where, window, input, self.weight, self.bias) if output_size is None else None
+        known = call and call.again()
+        if isinstance(known, Tensor):
+            return known
+        if (where == policy.TORCH or known is routing.TORCHS) and self.activation is None:
             return super().forward(input, output_size)  # type: ignore[no-any-return,misc]
         try:
             arguments = self._arguments(input, output_size)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from . import first_use, verdicts
+from . import eager, first_use, verdicts
 from . import target as targets
 from .dispatch import Plan, plan
 from .errors import ArgumentError, CaptureError
@@ -23,7 +23,7 @@ from .kernels.sum_partials import sum_partials
 from .layout import channels_last_like, dense_strides, five
 from .problem import Problem, WeightGradientProblem
 
-_cudnn: Any = torch.backends.cudnn  # its `conv` is made at run time, unknown to type checkers
+_cudnn_conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # made at run time
 
 # Each op has a fake kernel with symbolic sizes, autograd and torch's own checks: what torch.compile asks for.
 TAGS = (torch.Tag.pt2_compliant_tag,)
@@ -63,21 +63,26 @@ def cached(planner: Callable[..., T]) -> Callable[..., T]:
     return cache
 
 
+def _forget() -> None:
+    for cache in _caches:
+        cache.cache_clear()
+    for forget in on_forgetting:
+        forget()
+
+
 def forget_plans() -> None:
     """Drops every cached plan and choice, for callers that changed the files of configurations on disk."""
     from . import comparisons, configs
 
-    for cache in (*_caches, comparisons.entries):
-        cache.cache_clear()
-    for forget in on_forgetting:
-        forget()
+    _forget()
+    comparisons.entries.cache_clear()
     configs.forget()
     verdicts.forget()
 
 
 def conv_precision(dtype: torch.dtype) -> str:
     """How float32 products are computed: torch's own setting for convolutions, tf32 or ieee."""
-    if dtype is torch.float32 and _cudnn.conv.fp32_precision == "tf32":
+    if dtype is torch.float32 and _cudnn_conv.fp32_precision == "tf32":
         return "tf32"
     return "ieee"
 
@@ -297,7 +302,7 @@ def allocate(
     shape: Sequence[int], strides: Sequence[int], like: torch.Tensor, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
     """Memory for a result of these sizes, on the device and in the dtype of `like`."""
-    return torch.empty_strided(shape, strides, dtype=dtype or like.dtype, device=like.device)
+    return like.new_empty_strided(shape, strides, dtype=dtype)
 
 
 def _settled(made: Plan, device: torch.device) -> Plan:
@@ -305,8 +310,7 @@ def _settled(made: Plan, device: torch.device) -> Plan:
     chosen = first_use.settle(made, device)
     if chosen is not made:
         # Every plan of the wrong form, and every choice made because of one.
-        for cache in _caches:
-            cache.cache_clear()
+        _forget()
     return chosen
 
 
@@ -319,16 +323,19 @@ def run(made: Plan, input: torch.Tensor, *tensors: torch.Tensor | None) -> torch
     return output
 
 
-def _conv(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *arguments: Any) -> torch.Tensor:
-    made = plan_conv(input, weight, bias, *arguments)
+def run_conv(made: Plan, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Launches the plan of a convolution, on the current device."""
     return run(made, input, made.arranged(weight), bias)
+
+
+def _conv(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *arguments: Any) -> torch.Tensor:
+    return run_conv(plan_conv(input, weight, bias, *arguments), input, weight, bias)
 
 
 def run_partial(made: Plan, input: torch.Tensor, *tensors: torch.Tensor | None) -> torch.Tensor:
     """Launches a plan whose kernel may write partial sums, and adds them up."""
     made = _settled(made, input.device) if made.pending else made
-    # Whichever kernel runs, the result has the strides that the fake kernel says.
-    result = allocate(made.out_shape, made.problem.result_strides, input)
+    result = allocate(made.out_shape, made.result_strides, input)
     if not made.grid:
         return result.zero_()
     if made.partial is None:
@@ -369,28 +376,15 @@ def _fake_conv_weight_gradient(
     return input.new_empty_strided(shape, dense_strides(shape, channels_last))
 
 
-def on_device(implementation: Callable[..., Any]) -> Callable[..., Any]:
-    """The implementation of an op, run with its first tensor's GPU as the current one.
-
-    Triton launches on the current device, and asks it for its stream and for scratch memory.
-    """
-
-    @functools.wraps(implementation)
-    def there(input: torch.Tensor, *arguments: Any) -> Any:
-        if input.get_device() == torch.cuda.current_device():
-            return implementation(input, *arguments)
-        with torch.cuda.device(input.device):
-            return implementation(input, *arguments)
-
-    return there
-
-
 def register(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """Gives a defined op its implementation and its fake kernel; returns the op."""
-    library.impl(name, implementation, "CPU")
-    library.impl(name, on_device(implementation), "CUDA")
+    there = eager.on_device(implementation)
+    for backend in ("CPU", "CUDA"):
+        library.impl(name, there, backend)
     torch.library.register_fake(f"triton_conv::{name}", fake, lib=library)
-    return getattr(torch.ops.triton_conv, name).default
+    op = getattr(torch.ops.triton_conv, name).default
+    eager.implementations[op] = there
+    return op
 
 
 conv = register("conv", _conv, fake_conv)

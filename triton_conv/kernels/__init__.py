@@ -35,7 +35,8 @@ from . import (
     weight_gradient_clipped,
     weight_gradient_rows,
 )
-from .kernel import Arguments, Kernel, Tile, launch, launches
+from .kernel import Kernel, Tile
+from .launching import Arguments, launch, launches
 
 KERNELS: dict[str, Kernel] = {
     module.KERNEL.name: module.KERNEL

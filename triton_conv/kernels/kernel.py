@@ -1,25 +1,23 @@
-"""What every kernel file declares of itself, and the one launch that serves them all."""
+"""What every kernel file declares of itself."""
 
 from __future__ import annotations
 
-import contextvars
 import dataclasses
 import functools
 import inspect
 import math
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import triton
 import triton.language as tl
 
 from ..errors import ConfigError
 from ..layout import dense_strides, same_places
 from ..problem import VECTOR_LIMIT, DeformProblem, Problem, WeightGradientProblem
 from ..target import Target
+from .launching import Arguments, Second
 from .staging import Operand, staged_bytes
 
 _ACCUMULATOR = {torch.float64: tl.float64}
@@ -225,94 +223,6 @@ class Kernel:
         if self.join is not None and (numbers := self.join.numbers(problem, tile)):
             values.second = Second(numbers, self.join.grid(problem, tile), Arguments.of(self.join.function, known))
         return values
-
-
-class Arguments(dict[str, Any]):
-    """The arguments of a kernel that are no tensors, by name; and beside them what Triton compiled for these, and the
-    launch that follows, if one does.
-    """
-
-    __slots__ = ("compiled", "second")
-
-    def __init__(self, *values: Any) -> None:
-        super().__init__(*values)
-        self.compiled: dict[tuple[Any, ...], Any] = {}
-        self.second: Second | None = None
-
-    @classmethod
-    def of(cls, function: Any, known: dict[str, object]) -> Arguments:
-        """Those of all that is known which a function takes, in its order."""
-        return cls(
-            (name, known[name]) for name in inspect.signature(function.fn).parameters if not name.endswith("_ptr")
-        )
-
-
-@dataclass(frozen=True)
-class Second:
-    """A second launch of one problem and tile, as `Join` explains."""
-
-    numbers: int
-    grid: int
-    values: Arguments
-
-
-launches: Counter[str] = Counter()
-"""Launches by kernel name since import, or since a caller cleared it."""
-
-
-def launch(kernel: Kernel, grid: int, tile: Tile, values: Arguments, *tensors: torch.Tensor | None) -> None:
-    """Launches on the current device, the tensors': allocates nothing, decides nothing. Tensors in the order of
-    `kernel.pointers`.
-    """
-    launches[kernel.name] += 1
-    if kernel.join is None:
-        _launch(kernel, grid, tile, values, *tensors)
-    elif (second := values.second) is None:
-        _launch(kernel, grid, tile, values, *tensors, None)
-    else:
-        *_, bias, output = tensors
-        assert output is not None
-        partial = torch.empty(second.numbers, dtype=torch.float32, device=output.device)
-        _launch(kernel, grid, tile, values, *tensors, partial)
-        _launch_function(kernel.join.function, second.grid, tile, second.values, partial, bias, output)
-
-
-def _launch(kernel: Kernel, grid: int, tile: Tile, values: Arguments, *tensors: torch.Tensor | None) -> None:
-    if kernel.descriptors:
-        # Triton's allocator belongs to the context of whoever calls: it is set in a copy, and theirs stays.
-        contextvars.copy_context().run(_launch_with_scratch, kernel.function, grid, tile, values, *tensors)
-    else:
-        _launch_function(kernel.function, grid, tile, values, *tensors)
-
-
-def _launch_function(function: Any, grid: int, tile: Tile, values: Arguments, *tensors: torch.Tensor | None) -> None:
-    """Triton looks at each of some fifty arguments in every call to find what it compiled before: 19 of 32 us. Only the
-    tensors can differ between calls with the same values, and of them only what is in this key.
-    """
-    key = (
-        tile.num_warps,
-        tile.num_stages,
-        *[None if t is None else (t.get_device(), t.dtype, t.data_ptr() % 16 == 0) for t in tensors],
-    )
-    if (compiled := values.compiled.get(key)) is not None:
-        compiled[(grid, 1, 1)](*tensors, *values.values())
-        return
-    compiled = function[(grid,)](*tensors, **values, num_warps=tile.num_warps, num_stages=tile.num_stages)
-    # The interpreter compiles nothing.
-    if compiled is not None:
-        values.compiled[key] = compiled
-
-
-def _launch_with_scratch(
-    function: Any, grid: int, tile: Tile, values: Arguments, *tensors: torch.Tensor | None
-) -> None:
-    triton.set_allocator(_scratch)
-    _launch_function(function, grid, tile, values, *tensors)
-
-
-def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
-    # torch's allocations are aligned to 512 bytes, and live until the stream has passed them.
-    return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 def geometry_arguments(problem: Problem, block_m: int) -> dict[str, object]:

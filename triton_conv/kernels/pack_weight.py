@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import math
+
 import torch
 import triton
 import triton.language as tl
 
 from .kernel import cdiv
+from .launching import Arguments, start_kernel
 
 # 2048 elements of nine to sixteen taps a program: 16 a thread.
 _BLOCK_I = 128
@@ -31,10 +35,13 @@ def pack_weight_kernel(
 
 def pack_weight(weight: torch.Tensor, packed: torch.Tensor) -> None:
     """Copies a contiguous `(rows, columns, *kernel)` weight into `packed`, which has the columns innermost."""
-    rows, columns, *kernel = weight.shape
-    taps = 1
-    for size in kernel:
-        taps *= size
-    pack_weight_kernel[(cdiv(columns, _BLOCK_I), rows)](
-        weight, packed, columns, TAPS=taps, TAPS_PADDED=triton.next_power_of_2(taps), BLOCK_I=_BLOCK_I
-    )
+    start_kernel(pack_weight_kernel, *_launch_of(weight.shape), (weight, packed))
+
+
+@functools.lru_cache(maxsize=1024)
+def _launch_of(shape: tuple[int, ...]) -> tuple[tuple[int, int, int], Arguments]:
+    """Grid and arguments of the kernel for a weight of this shape."""
+    rows, columns, *kernel = shape
+    taps = math.prod(kernel)
+    sizes = {"columns": columns, "TAPS": taps, "TAPS_PADDED": triton.next_power_of_2(taps), "BLOCK_I": _BLOCK_I}
+    return (cdiv(columns, _BLOCK_I), rows, 1), Arguments(sizes)

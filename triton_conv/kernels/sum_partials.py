@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -10,6 +11,7 @@ import triton.language as tl
 
 from .common import narrow
 from .kernel import cdiv
+from .launching import Arguments, start_kernel
 
 # Numbers that a program reads at once: 32 a thread.
 _BLOCK = 4096
@@ -54,16 +56,29 @@ def sum_partials(partial: torch.Tensor, result: torch.Tensor) -> None:
     """Writes the sum of `(parts, rows, columns, *kernel)` over the parts into `(rows, columns, *kernel)`; each part and
     the result are dense in one of torch's memory formats.
     """
-    parts, rows, columns = partial.shape[:3]
-    taps = math.prod(partial.shape[3:])
-    inner = [(1, columns) if c == 1 else (taps, 1) for c in (partial.stride(2), result.stride(1))]
+    launch = _launch_of(partial.shape, partial.stride(2) == 1, result.stride(1) == 1)
+    start_kernel(sum_partials_kernel, *launch, (partial, result))
+
+
+@functools.lru_cache(maxsize=1024)
+def _launch_of(shape: tuple[int, ...], *columns_last: bool) -> tuple[tuple[int, int, int], Arguments]:
+    """Grid and arguments of the kernel for partial sums of this shape; of them and of the result, whether columns are
+    innermost.
+    """
+    parts, rows, columns = shape[:3]
+    taps = math.prod(shape[3:])
+    inner = [(1, columns) if last else (taps, 1) for last in columns_last]
     if columns == 1 or taps == 1 or inner[0] == inner[1]:
         # The same order on both sides: one run, of as many rows as 32-bit indices ask for.
-        rows, columns, taps = (1, rows * columns * taps, 1) if result.numel() < 2**31 else (rows, columns * taps, 1)
+        size = rows * columns * taps
+        rows, columns, taps = (1, size, 1) if size < 2**31 else (rows, columns * taps, 1)
         inner = [(1, 1), (1, 1)]
     block_s, block_t = min(triton.next_power_of_2(parts), 64), min(triton.next_power_of_2(taps), 64)
     block_c = min(triton.next_power_of_2(columns), max(_BLOCK // (block_s * block_t), 1))
-    sum_partials_kernel[(rows * cdiv(taps, block_t) * cdiv(columns, block_c),)](
-        partial, result, parts, rows, columns, taps, *inner[0], *inner[1],
+    (stride_pc, stride_pt), (stride_wc, stride_wt) = inner
+    sizes = dict(
+        parts=parts, rows=rows, columns=columns, taps=taps,
+        stride_pc=stride_pc, stride_pt=stride_pt, stride_wc=stride_wc, stride_wt=stride_wt,
         BLOCK_S=block_s, BLOCK_C=block_c, BLOCK_T=block_t,
     )  # fmt: skip
+    return (rows * cdiv(taps, block_t) * cdiv(columns, block_c), 1, 1), Arguments(sizes)

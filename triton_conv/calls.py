@@ -1,0 +1,144 @@
+"""Convolutions called again: all that one of them launches, forward and backward, is kept together and looked up once.
+
+Of tensors that torch's dispatcher has nothing to do with (`eager.plain`), a call is known by their sizes, strides,
+dtypes and device. One seen before costs a look-up forward and one backward. Everything else goes through `autograd`, to
+the same plans.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import autograd, ops
+from .dispatch import Plan
+from .eager import on_device, plain
+
+# Calls, and gradients of one: beyond them sizes hardly ever repeat.
+_MOST, _MOST_GRADIENTS = 4096, 16
+
+
+def seen(tensor: Tensor | None) -> tuple[Any, ...] | None:
+    """All of a tensor that a plan can depend on."""
+    if tensor is None:
+        return None
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.storage_offset() % 16
+
+
+class Gradients(NamedTuple):
+    """The plans of the gradients of a convolution's input and weight, of those that are needed."""
+
+    of_input: Plan | None
+    of_weight: Plan | None
+    weight_first: bool
+    transposed: bool
+
+
+class Call:
+    """A convolution of tensors like some that were seen: its plan, and its gradients' once they were asked for."""
+
+    __slots__ = ("_gradients", "direct", "plan", "window")
+
+    def __init__(self, made: Plan, window: tuple[Any, ...]) -> None:
+        self.plan, self.window = made, window
+        _, padding, _, _, transposed, output_padding, padding_mode, _ = window
+        past_padding = transposed and any(map(operator.gt, output_padding, padding[1::2]))
+        self.direct = padding_mode == "zeros" and not past_padding
+        """Whether gradients are what kernels write, of the output's gradient as it comes."""
+        self._gradients: dict[tuple[Any, ...], Gradients] = {}
+
+    def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The convolution of tensors that are `plain`, and like those."""
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(input, weight, bias):
+            return _apply(input, weight, bias, self)  # type: ignore[no-any-return]
+        return _forward(input, weight, bias, self.plan)  # type: ignore[no-any-return]
+
+    def gradients(self, input: Tensor, weight: Tensor, grad: Tensor, needed: Sequence[bool]) -> Gradients:
+        """What computes the gradients of input and weight, where needed."""
+        key = seen(input), seen(weight), seen(grad), *needed, ops.conv_precision(grad.dtype)
+        if (found := self._gradients.get(key)) is None:
+            if len(self._gradients) >= _MOST_GRADIENTS:
+                self._gradients.clear()
+            found = self._gradients[key] = self._planned(input, weight, grad, *needed)
+        return found
+
+    def _planned(self, input: Tensor, weight: Tensor, grad: Tensor, need_input: bool, need_weight: bool) -> Gradients:
+        grad, window = autograd.matched(grad, input, self.window)
+        of_input = of_weight = None
+        if need_input:
+            sizes = grad.shape[2:], weight.shape[2:], input.shape[2:]
+            of_input = ops.plan_conv(grad, weight, None, *autograd.input_gradient_window(*sizes, window))
+        if need_weight:
+            pair = (grad, input) if window[4] else (input, grad)
+            of_weight = ops.plan_conv_weight_gradient(*pair, *autograd.weight_gradient_window(weight, window))
+        return Gradients(of_input, of_weight, autograd.weight_comes_first(weight, input, grad), window[4])
+
+
+@on_device
+def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, made: Plan) -> Tensor:
+    return ops.run_conv(made, input, weight, bias)
+
+
+@on_device
+def _backward(grad: Tensor, input: Tensor, weight: Tensor, plans: Gradients) -> tuple[Tensor | None, Tensor | None]:
+    of_input, of_weight, weight_first, transposed = plans
+    pair = (grad, input) if transposed else (input, grad)
+    grad_input = grad_weight = None
+    if of_weight is not None and weight_first:
+        grad_weight = ops.run_partial(of_weight, *pair)
+    if of_input is not None:
+        grad_input = ops.run_conv(of_input, grad, weight, None)
+    if of_weight is not None and not weight_first:
+        grad_weight = ops.run_partial(of_weight, *pair)
+    return grad_input, grad_weight
+
+
+class Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, call: Call) -> Tensor:
+        ctx.call = call
+        output: Tensor = _forward(input, weight, bias, call.plan)
+        ctx.save_for_backward(input, weight, bias, output if autograd.tells_slope(call.window[-1]) else None)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        call, tensors, needed = ctx.call, ctx.saved_tensors, ctx.needs_input_grad[:3]
+        # Gradients that have gradients are made of ops; and hooks may have made anything of what was saved.
+        if not call.direct or torch.is_grad_enabled() or not plain(grad, *tensors):
+            return *autograd.conv_gradients(tensors, call.window, needed, grad), None
+        input, weight, *_ = tensors
+        grad = autograd.activation_gradient(tensors, call.window, grad)
+        grad_bias = autograd.bias_gradient(grad) if needed[2] else None
+        plans = call.gradients(input, weight, grad, needed[:2])
+        return *_backward(grad, input, weight, plans), grad_bias, None
+
+
+Convolution.__name__ = Convolution.__qualname__ = ops.conv.name()
+# What `apply` of autograd.Function does before is for transforms, of which there are none here: 1 of 5 us.
+_apply = super(torch.autograd.Function, Convolution).apply
+
+_calls: dict[tuple[Any, ...], Call] = {}
+ops.on_forgetting.append(_calls.clear)
+
+
+def like(input: Tensor, weight: Tensor, bias: Tensor | None, window: tuple[Any, ...]) -> Call:
+    """The call of `plain` tensors like these; raises what planning it raises."""
+    key = seen(input), seen(weight), seen(bias), window, ops.conv_precision(input.dtype)
+    if (found := _calls.get(key)) is None:
+        made = ops.plan_conv(input, weight, bias, *window)
+        if len(_calls) >= _MOST:
+            _calls.clear()
+        found = _calls[key] = Call(made, window)
+    return found
+
+
+def conv(input: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Tensor:
+    """The op `conv`, differentiable, wherever it is called."""
+    if plain(input, weight, bias):
+        return like(input, weight, bias, window)(input, weight, bias)
+    return autograd.conv(input, weight, bias, *window)  # type: ignore[no-any-return]

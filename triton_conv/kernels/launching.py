@@ -1,0 +1,127 @@
+"""The launch that serves all kernels: one that Triton compiled before starts without another look at its arguments."""
+
+from __future__ import annotations
+
+import contextvars
+import inspect
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+from triton.compiler import CompiledKernel
+
+if TYPE_CHECKING:
+    from .kernel import Kernel, Tile
+
+# How a compiled kernel is run is known of these; of others, how it is asked to run itself.
+_KNOWN = triton.__version__.split(".")[:2] in (["3", "6"], ["3", "7"])
+_knobs: Any = triton.knobs.runtime
+
+
+class Arguments(dict[str, Any]):
+    """The arguments of a kernel that are no tensors, by name; and beside them what Triton compiled for these, and the
+    launch that follows, if one does.
+    """
+
+    __slots__ = ("compiled", "second")
+
+    def __init__(self, *values: Any) -> None:
+        super().__init__(*values)
+        self.compiled: dict[tuple[Any, ...], Any] = {}
+        self.second: Second | None = None
+
+    @classmethod
+    def of(cls, function: Any, known: dict[str, object]) -> Arguments:
+        """Those of all that is known which a function takes, in its order."""
+        return cls(
+            (name, known[name]) for name in inspect.signature(function.fn).parameters if not name.endswith("_ptr")
+        )
+
+
+@dataclass(frozen=True)
+class Second:
+    """A second launch of one problem and tile, as `Join` explains."""
+
+    numbers: int
+    grid: int
+    values: Arguments
+
+
+launches: Counter[str] = Counter()
+"""Launches by kernel name since import, or since a caller cleared it."""
+
+
+def launch(kernel: Kernel, grid: int, tile: Tile, values: Arguments, *tensors: torch.Tensor | None) -> None:
+    """Launches on the current device, the tensors': allocates nothing but what a `Join` adds up, decides nothing.
+    Tensors in the order of `kernel.pointers`.
+    """
+    launches[kernel.name] += 1
+    if kernel.join is None:
+        _start(kernel, grid, tile, values, tensors)
+    elif (second := values.second) is None:
+        _start(kernel, grid, tile, values, (*tensors, None))
+    else:
+        *_, bias, output = tensors
+        assert output is not None
+        partial = torch.empty(second.numbers, dtype=torch.float32, device=output.device)
+        _start(kernel, grid, tile, values, (*tensors, partial))
+        join, operands = kernel.join.function, (partial, bias, output)
+        start_kernel(join, (second.grid, 1, 1), second.values, operands, tile.num_warps, tile.num_stages)
+
+
+def _start(kernel: Kernel, grid: int, tile: Tile, values: Arguments, tensors: tuple[torch.Tensor | None, ...]) -> None:
+    function, programs = kernel.function, (grid, 1, 1)
+    if kernel.descriptors:
+        # Triton's allocator belongs to the context of whoever calls: it is set in a copy, and theirs stays.
+        start = contextvars.copy_context().run
+        start(_start_with_scratch, function, programs, values, tensors, tile.num_warps, tile.num_stages)
+    else:
+        start_kernel(function, programs, values, tensors, tile.num_warps, tile.num_stages)
+
+
+def start_kernel(
+    function: Any,
+    grid: tuple[int, int, int],
+    values: Arguments,
+    tensors: tuple[torch.Tensor | None, ...],
+    num_warps: int | None = None,
+    num_stages: int | None = None,
+) -> None:
+    """Starts a jitted function, of as many warps and stages as Triton takes by itself if none are given.
+
+    Triton looks at each of some fifty arguments in every call to find what it compiled before: 19 of 32 us. Only the
+    tensors can differ between calls with the same values, and of them only what is in this key. Asking the compiled
+    kernel to run itself takes another 1.3 us: for hooks, mostly, of which there are none unless someone is profiling.
+    """
+    device = tensors[0].get_device()  # type: ignore[union-attr]
+    kinds = [None if t is None else (t.dtype, t.data_ptr() % 16 == 0) for t in tensors]
+    key = (device, num_warps, num_stages, *kinds)
+    if (compiled := values.compiled.get(key)) is None:
+        options = {} if num_warps is None else {"num_warps": num_warps, "num_stages": num_stages}
+        # The interpreter compiles nothing.
+        if (compiled := function[grid](*tensors, **values, **options)) is not None:
+            values.compiled[key] = compiled
+    elif _KNOWN and isinstance(compiled, CompiledKernel) and not _hooked():
+        stream = triton.runtime.driver.active.get_current_stream(device)
+        handles = compiled.function, compiled.packed_metadata
+        compiled.run(*grid, stream, *handles, None, None, None, *tensors, *values.values())
+    else:
+        compiled[grid](*tensors, *values.values())
+
+
+def _hooked() -> bool:
+    """Whether somebody is to be told of launches; their chains of hooks are there even where they are empty."""
+    before, after = _knobs.launch_enter_hook, _knobs.launch_exit_hook
+    return bool(getattr(before, "calls", before) or getattr(after, "calls", after))
+
+
+def _start_with_scratch(*arguments: Any) -> None:
+    triton.set_allocator(_scratch)
+    start_kernel(*arguments)
+
+
+def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
+    # torch's allocations are aligned to 512 bytes, and live until the stream has passed them.
+    return torch.empty(size, dtype=torch.int8, device="cuda")
