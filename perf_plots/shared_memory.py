@@ -166,7 +166,7 @@ def fitted(found: Sequence[Case], arch: str) -> tuple[counting.Staging, int]:
     well: what the code has is preferred to its equals, and then the smallest count."""
     before = counting.STAGING[arch]
     mine, best = [case for case in found if case[0].arch == arch], []
-    choices = product((_NEVER, 64), (0, 4, 8, 16), (1, 2), (False, True), (2, 8))
+    choices = product((_NEVER, 64), (0, 4, 8, 16), (1, 2), (False, True), (2, 4, 8))
     try:
         for rows, copied, passed, turns, turned in choices:
             rule = replace(before, rows=rows, copied=copied, passed=passed, turns=turns, turned=turned)

@@ -20,8 +20,9 @@ from .state import FAILURES, PASSED, TESTS, TESTS_HOME, TRACEBACKS, load_state
 # Files of tests that say nothing new on a device.
 NO_DEVICE = (
     "cli", "cli_lectures", "commands", "commands_refusals", "compare", "configs", "cost", "cost_formulas", "errors",
-    "forced_forms", "geometry", "inspect", "lab", "page", "perf_gpu", "perf_models", "perf_plots", "perf_stages",
-    "portfolio", "predictions", "readme", "static_model", "structure", "tune", "tune_journal", "tuner_figures",
+    "forced_forms", "geometry", "inspect", "lab", "likely", "page", "perf_gpu", "perf_models", "perf_plots",
+    "perf_stages", "portfolio", "predictions", "readme", "static_model", "structure", "tune", "tune_journal",
+    "tuner_figures",
 )  # fmt: skip
 # Those in which something has not passed on an H100 yet.
 _FIRST = (

@@ -25,7 +25,18 @@ from typing import Any
 from triton_conv import configs, dispatch
 from triton_conv.autotune.cover import lacking
 from triton_conv.autotune.lab import Trial
-from triton_conv.autotune.portfolio import Costs, Judged, choose, leave_one_out, passed_over, percentile, summary, won
+from triton_conv.autotune.likely import likeliest
+from triton_conv.autotune.portfolio import (
+    Costs,
+    Judged,
+    choose,
+    leave_one_out,
+    passed_over,
+    percentile,
+    summary,
+    tried,
+    won,
+)
 from triton_conv.autotune.replay import Table, read_trials, tables
 from triton_conv.autotune.search import Candidate, Search, cost_of
 from triton_conv.autotune.simulated import Simulation, table
@@ -35,10 +46,12 @@ from triton_conv.autotune.upkeep import corrected, files, known_problems
 from triton_conv.configs import ConfigFile, Entry
 from triton_conv.defaults import default_tile
 from triton_conv.kernels import Tile
+from triton_conv.portfolio import MOST_TILES
 from triton_conv.problem import Problem
 from triton_conv.target import KNOWN, Target
+from triton_conv.workloads import Workload
 
-from . import shared_memory
+from . import layers, shared_memory
 
 Times = Mapping[Candidate, float]
 Strategy = Callable[[Problem, Target, Times, int], Any]
@@ -88,21 +101,17 @@ def top_k(problem: Problem, target: Target, times: Times, seed: int) -> Fixed:
     return Fixed([Candidate(name, tile) for tile in (sorted(tiles, key=cost) if cost else tiles)])
 
 
+SHIPPED = "as shipped: ours, after the likeliest by the others"
 STRATEGIES: dict[str, Strategy] = {"ours": ours, "random": at_random, "top-k": top_k}
 
 
 def seeded(cases: Sequence[tuple[Problem, Target, Times]]) -> Strategy:
-    """Ours, after a portfolio of all problems but the one that is searched."""
+    """Ours, after the twelve likeliest tiles by all problems but the one that is searched: as a tuning begins."""
     tables = {p.describe(): {c: Trial(t, 0.0) for c, t in times.items()} for p, _, times in cases}
-    costs = won(tables)
+    costs, problems = tried(tables), {p.describe(): p for p, _, _ in cases}
 
     def strategy(problem: Problem, target: Target, times: Times, seed: int) -> Search:
-        others = {
-            kernel.name: {key: row for key, row in costs.get(kernel.name, {}).items() if key != problem.describe()}
-            for kernel in dispatch.forms(problem, target)[0]
-        }
-        seeds = [Candidate(name, tile) for name, rows in others.items() for tile in choose(rows)]
-        return Search(problem, target, spaces(problem, target, times), seeds)
+        return Search(problem, target, spaces(problem, target, times), likeliest(costs, problem, target, problems))
 
     return strategy
 
@@ -129,7 +138,7 @@ def search_figures(
     """Regret of each strategy: geometric mean and 95th percentile over the cases, by trials; of `each` case too."""
     figures: dict[str, Any] = {"cases": len(cases)}
     singly: dict[str, Any] = {p.describe(): {"tiles": len(times)} for p, _, times in cases}
-    for name, strategy in (STRATEGIES | {"ours, with the portfolio of the others": seeded(cases)}).items():
+    for name, strategy in (STRATEGIES | {SHIPPED: seeded(cases)}).items():
         rows = [regrets(strategy(p, goal, times, i), times, counts, i) for i, (p, goal, times) in enumerate(cases)]
         for (p, _, _), row in zip(cases, rows, strict=True):
             singly[p.describe()][name] = [round(math.expm1(regret), 4) for regret in row]
@@ -141,6 +150,54 @@ def search_figures(
             for i, count in enumerate(counts)
         }
     return figures | ({"trials": list(counts), "each": singly} if each else {})
+
+
+def twelve_figures(seed: int, cases: Sequence[tuple[Problem, Target, Times]]) -> dict[str, Any]:
+    """Each flagship left out of a simulated device's tables: the first of the twelve likeliest tiles, which costs no
+    trial, and the best of them, which costs twelve; beside the default, twelve tiles at random and by count. Others are
+    the flagships alone, or also the layers of `layers.json`.
+
+    A tile that a table lacks is timed too; one that beats the table's best counts as no better.
+    """
+    simulation = Simulation(seed=seed)
+    more = [p for layer in further_layers() for p in (part.problem() for part in layer.parts())]
+    every = {p.describe(): p for p in [*more, *(p for p, _, _ in cases)]}
+    known = {p.describe(): times for p, _, times in cases}
+    whole = {key: known.get(key) or table(p, simulation) for key, p in every.items()}
+    trials = {key: {c: Trial(t, 0.0) for c, t in times.items()} for key, times in whole.items()}
+    costs = {
+        "flagships": tried({key: trials[key] for key in known}),
+        "flagships and further layers": tried(trials),
+    }
+    found: dict[str, list[float]] = {}
+    for number, (problem, target, times) in enumerate(cases):
+        least = min(times.values())
+
+        def regret(tiles: Sequence[Candidate], problem: Problem = problem, least: float = least) -> float:
+            fastest = min(simulation.true_time(problem, candidate) for candidate in tiles)
+            return max(0.0, math.log(fastest / least))
+
+        first = dispatch.forms(problem, target)[0][0].name
+        found.setdefault("default", []).append(regret([Candidate(first, default_tile(first, problem, target))]))
+        orders = {"random": random.Random(number).sample(list(times), min(MOST_TILES, len(times))),
+                  "top-k": top_k(problem, target, times, 0).round()[:MOST_TILES]}  # fmt: skip
+        for name, others in costs.items():
+            orders[f"likeliest by {name}"] = order = likeliest(others, problem, target, every)
+            found.setdefault(f"without a trial, by {name}", []).append(regret(order[:1]))
+        for name, order in orders.items():
+            found.setdefault(f"best of twelve, {name}", []).append(regret(order))
+    return {
+        name: {
+            "geomean": round(math.expm1(statistics.fmean(row)), 4),
+            "p95": round(math.expm1(percentile(row, 0.95)), 4),
+        }
+        for name, row in found.items()
+    } | {"cases": len(cases), "others": {"flagships": len(cases) - 1, "flagships and further layers": len(every) - 1}}
+
+
+def further_layers() -> list[Workload]:
+    """Layers of networks and of the scaling sweeps."""
+    return [*layers.networks(), *(layer for sweep in layers.sweeps() for layer in sweep.workloads.values())]
 
 
 def simulated_cases(seed: int) -> list[tuple[Problem, Target, dict[Candidate, float]]]:
@@ -279,6 +336,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for seed in range(1, options.seeds + 1):
             cases = simulated_cases(seed)
             keep(f"search, simulated tables, seed {seed}", search_figures(cases, _TRIALS_SIMULATED))
+            keep(f"twelve tiles, simulated tables, seed {seed}", twelve_figures(seed, cases))
             whole = {p.describe(): {c: Trial(t, 0.0) for c, t in times.items()} for p, _, times in cases}
             keep(f"portfolio, simulated tables, seed {seed}", portfolio_figures(whole, cases[0][1], 8.0))
     if options.trials.is_file():

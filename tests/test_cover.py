@@ -199,13 +199,12 @@ def test_a_faster_tile_of_another_gets_a_final_and_no_other_does(tmp_path):
 def test_every_tuning_begins_with_what_won_elsewhere(store):
     """After the defaults, and before what the count of work speaks for."""
     before = len(trials(store))
-    costs, _ = told(store)
     near = replace(FLAGSHIP, name="near", input=(9, 512, 65, 65))
     problem = near.problem()
     names = [kernel.name for kernel in forms(problem, TARGET)[0]]
     defaults = [Candidate(name, default_tile(name, problem, TARGET)) for name in names]
-    expected = [Candidate(n, tile) for n in names for tile in cover.of_others(costs.get(n, {}), problem.describe())]
-    expected = [c for c in dict.fromkeys([*defaults, *expected]) if c.tile.unfit(problem, TARGET) is None]
+    journal = Journal(None, TARGET, [store / PART / "trials.jsonl"])
+    expected = [*defaults, *cover.Cover(TARGET, journal).of(problem)]
     assert len(expected) > len(defaults)
     tune(
         [near], seconds=1000.0, lab=SimulatedLab(Simulation.parse(DEVICE)), folder=store,

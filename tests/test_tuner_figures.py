@@ -61,6 +61,20 @@ def test_portfolios_are_judged_on_problems_that_the_others_tiles_were_tried_on()
     assert tuner.portfolio_figures({first: recorded(a=1.0)}, TARGET, 8.0)["problems with complete trials"]["asked"] == 0
 
 
+def test_twelve_tiles_are_judged_beside_none_tried_and_by_whom_they_were_chosen(monkeypatch):
+    cases = [(w.problem(), TARGET) for w in workloads.find("wide_groups_56,dilated_d36")]
+    simulation = Simulation(seed=2)
+    monkeypatch.setattr(tuner, "further_layers", lambda: workloads.find("dilated_d4"))
+    # Of a layer that nobody measures here the table says one thing: the safe tile.
+    safe = Candidate("implicit_gemm", KERNELS["implicit_gemm"].safe_tile)
+    monkeypatch.setattr(tuner, "table", lambda problem, simulation: {safe: 1.0})
+    figures = tuner.twelve_figures(2, [(p, target, table(p, simulation)) for p, target in cases])
+    assert figures["others"] == {"flagships": 1, "flagships and further layers": 4}
+    best, first = figures["best of twelve, likeliest by flagships"], figures["without a trial, by flagships"]
+    assert 0 <= best["geomean"] <= first["geomean"] < figures["default"]["geomean"]
+    assert best["geomean"] < figures["best of twelve, random"]["geomean"]
+
+
 def test_look_ups_are_measured():
     figures = tuner.look_ups(50)
     assert 0 < figures["warm_us"] < 1e3 * figures["first_ms"]
@@ -79,14 +93,14 @@ def test_the_command_keeps_its_figures_and_adds_to_them(tmp_path, monkeypatch, c
 
 
 def test_the_count_of_shared_memory_never_misses_an_overflow():
-    """Over the kept table of what the compiler took; false alarms are below one in a hundred, on AMD below three."""
+    """Over the kept table of what the compiler took; false alarms are below one in a hundred."""
     _, rows = shared_memory.read_table(shared_memory.TABLE)
     found = shared_memory.cases(rows)
     for arch in KNOWN:
         result = shared_memory.judged(found, arch)
         assert result["compiled"] >= 300
         assert result["missed"] == 0, result["examples"]
-        assert result["false_alarm_share"] < (0.03 if arch == "gfx942" else 0.01), result["examples"]
+        assert result["false_alarm_share"] < 0.01, result["examples"]
 
 
 def test_a_wrong_constant_is_found_out_by_the_fit(monkeypatch):

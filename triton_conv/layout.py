@@ -51,3 +51,8 @@ def same_places(shape: Sequence[int], first: Sequence[int], second: Sequence[int
 def dense_like(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
     """Strides of a dense tensor in the memory format that these strides have."""
     return dense_strides(shape, channels_last_like(shape, strides))
+
+
+def span(strides: Sequence[int], sizes: Sequence[int]) -> int:
+    """Elements from a tensor's first place to the end of its last step, at least one step a dimension."""
+    return sum(abs(stride) * max(size, 1) for stride, size in zip(strides, sizes, strict=True))

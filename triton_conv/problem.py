@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .geometry import ConvGeometry
-from .layout import Strides, dense_like, dense_strides, five
+from .layout import Strides, dense_like, dense_strides, five, span
 
 INT32_LIMIT = 2**31 - 1
 # Triton knows an integer argument's divisibility by 16 at most; more would say nothing new.
@@ -180,10 +180,10 @@ class Problem:
         pixels = math.prod(max(size // step, 1) for size, step in zip(g.out_size, steps, strict=True))
         images = min((block_m - 1) // pixels + 2, max(g.batch, 1))
         spans = [
-            _span(self.x_strides, (images, g.c_in, *(i + sum(p) for i, p in zip(g.in_size, g.padding, strict=True)))),
-            _span(self.y_strides, (images, g.c_out, *g.out_size)),
-            _span(self.w_strides, (g.c_in if g.transposed else g.c_out, max(g.c_in_group, g.c_out_group), *g.kernel)),
-            _span((self.stride_b,), (g.c_out,)),
+            span(self.x_strides, (images, g.c_in, *(i + sum(p) for i, p in zip(g.in_size, g.padding, strict=True)))),
+            span(self.y_strides, (images, g.c_out, *g.out_size)),
+            span(self.w_strides, (g.c_in if g.transposed else g.c_out, max(g.c_in_group, g.c_out_group), *g.kernel)),
+            span((self.stride_b,), (g.c_out,)),
             g.M + block_m,
         ]
         return max(spans) > INT32_LIMIT
@@ -284,7 +284,7 @@ class DeformProblem(Problem):
         """Whether the images that a tile touches pass 2^31 in one of these tensors of (strides, shape)."""
         g = self.geometry
         images = min((block_m - 1) // max(g.out_pixels, 1) + 2, max(g.batch, 1))
-        spans = [_span(strides, (images, *shape[1:])) for strides, shape in tensors if strides is not None]
+        spans = [span(strides, (images, *shape[1:])) for strides, shape in tensors if strides is not None]
         return max(spans) > INT32_LIMIT
 
     def wide_index(self, block_m: int) -> bool:
@@ -398,7 +398,3 @@ def _run(strides: Strides, width: int, *steps: int) -> int:
 def vector_of(*numbers: int) -> int:
     """The widest vector, of a power of two elements, that divides all of these strides and steps."""
     return math.gcd(VECTOR_LIMIT, *(abs(n) for n in numbers))
-
-
-def _span(strides: Sequence[int], sizes: Sequence[int]) -> int:
-    return sum(abs(stride) * max(size, 1) for stride, size in zip(strides, sizes, strict=True))

@@ -19,9 +19,11 @@ from ..problem import Problem
 from ..target import Target
 from .journal import Journal
 from .lab import Trial
-from .portfolio import Costs, portfolio, won
+from .likely import likeliest
+from .portfolio import Costs, portfolio, tried, won
 from .replay import Table
 from .search import Candidate
+from .upkeep import known_problems
 
 
 def of_others(costs: Costs, problem: str) -> list[Tile]:
@@ -55,14 +57,17 @@ class Cover:
         self._target, self._journal = target, journal
         self._count = -1
         self._tables: dict[str, Table] = {}
+        self._tried: dict[str, Costs] = {}
         self._costs: dict[str, Costs] = {}
+        self._problems = known_problems()
 
     def of(self, problem: Problem) -> list[Candidate]:
-        """For each of a problem's forms what won with it elsewhere."""
+        """What is likeliest to win by what was tried elsewhere, besides the defaults."""
         self._look()
-        key = problem.describe()
-        names = [kernel.name for kernel in forms(problem, self._target)[0]]
-        return [Candidate(name, tile) for name in names for tile in of_others(self._costs.get(name, {}), key)]
+        self._problems[problem.describe()] = problem
+        defaults = {default_tile(kernel.name, problem, self._target) for kernel in forms(problem, self._target)[0]}
+        found = likeliest(self._tried, problem, self._target, self._problems)
+        return [candidate for candidate in found if candidate.tile not in defaults]
 
     def table(self, problem: Problem) -> Table:
         """What became of each candidate of a problem that was ever tried."""
@@ -93,7 +98,7 @@ class Cover:
                 for key, entry in file.entries.items():
                     trial = Trial(entry.time_us, entry.relative_error)
                     self._tables.setdefault(key, {})[Candidate(kernel, entry.tile)] = trial
-        self._costs = won(self._tables)
+        self._tried, self._costs = tried(self._tables), won(self._tables)
 
 
 def _placed(description: str) -> Place | None:

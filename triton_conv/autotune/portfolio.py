@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..dispatch import idle
 from ..kernels import KERNELS, Tile
 from ..portfolio import MOST_TILES, Portfolio
@@ -47,36 +49,44 @@ class Judged:
     default_regret: float | None
 
 
-def won(tables: Mapping[str, Table]) -> dict[str, Costs]:
-    """The costs of each kernel on the problems on which it is the fastest form."""
+def tried(tables: Mapping[str, Table]) -> dict[str, Costs]:
+    """The costs of each kernel on the problems on which any of its tiles ran."""
     found: dict[str, dict[str, dict[Tile, float]]] = {}
     for problem, table in tables.items():
         times = {candidate: trial.time_us for candidate, trial in table.items() if not trial.failure}
-        if not times:
-            continue
-        best = min(times, key=lambda candidate: times[candidate])
-        found.setdefault(best.kernel, {})[problem] = {
-            candidate.tile: math.log(time_us / times[best])
-            for candidate, time_us in times.items()
-            if candidate.kernel == best.kernel
-        }
+        least = min(times.values(), default=0.0)
+        for candidate, time_us in times.items():
+            found.setdefault(candidate.kernel, {}).setdefault(problem, {})[candidate.tile] = math.log(time_us / least)
     return {kernel: dict(costs) for kernel, costs in found.items()}
 
 
+def won(tables: Mapping[str, Table]) -> dict[str, Costs]:
+    """The costs of each kernel on the problems on which it is the fastest form."""
+    found: dict[str, Costs] = {}
+    for kernel, costs in tried(tables).items():
+        rows = {problem: row for problem, row in costs.items() if min(row.values()) == 0.0}
+        found |= {kernel: rows} if rows else {}
+    return found
+
+
 def choose(costs: Costs) -> list[Tile]:
-    """At most twelve tiles, each the one that helps most beside those before it."""
-    left = sorted({tile for row in costs.values() for tile in row}, key=str)
-    covered = dict.fromkeys(costs, _UNKNOWN)
-    chosen: list[Tile] = []
-    while left and len(chosen) < MOST_TILES:
-        gains = {tile: sum(max(0.0, covered[p] - row.get(tile, _UNKNOWN)) for p, row in costs.items()) for tile in left}
-        best = max(left, key=lambda tile: gains[tile])
+    """At most twelve tiles, each the one that helps most beside those before it; of each problem the best of the same
+    kernel is what can be reached.
+    """
+    tiles = sorted({tile for row in costs.values() for tile in row}, key=str)
+    column = {tile: number for number, tile in enumerate(tiles)}
+    table = np.full((len(costs), len(tiles)), _UNKNOWN)
+    for line, row in zip(table, costs.values(), strict=True):
+        line[[column[tile] for tile in row]] = np.array(list(row.values())) - min(row.values())
+    covered, chosen = np.full(len(costs), _UNKNOWN), list[int]()
+    while len(chosen) < min(MOST_TILES, len(tiles)):
+        gains = np.maximum(covered[:, None] - table, 0.0).sum(0)
+        best = int(gains.argmax())
         if gains[best] < _LEAST_GAIN:
             break
         chosen.append(best)
-        left.remove(best)
-        covered = {p: min(covered[p], row.get(best, _UNKNOWN)) for p, row in costs.items()}
-    return chosen
+        covered = np.minimum(covered, table[:, best])
+    return [tiles[number] for number in chosen]
 
 
 def portfolio(costs: Costs, radius: float, regret: Mapping[str, float] | None = None) -> Portfolio:

@@ -25,7 +25,7 @@ from .common import (
     wide,
 )
 from .kernel import Kernel, Tile, cdiv, deform_arguments, geometry_arguments
-from .staging import Operand, staged_bytes
+from .staging import Operand, staged_bytes, staging_of
 
 
 @triton.jit
@@ -186,10 +186,10 @@ class DeformableInputGradientTile(Tile):
         factors = [Operand(size * self.BLOCK_K * problem.itemsize) for size in (self.BLOCK_M, self.BLOCK_N)]
         # The product changes its layout for the gather and, in the dtype of the atomics, for the scatter.
         sums = self.BLOCK_M * self.BLOCK_N, 8 if problem.operand("dx_ptr") == torch.int64 else problem.accumulator_bytes
-        staged = staged_bytes(factors, self.BLOCK_M, self.num_warps, self.num_stages, sums, target)
+        staged = staged_bytes(factors, self.BLOCK_M, self.num_warps, self.num_stages, (0, 0), target)
         # Atomics are of the sums' own dtype, also where stores are turned in a narrower one. gfx942 turns half of them
         # at a time where there are more than 16 a lane.
-        turns = 2 if sums[0] > 1024 * self.num_warps else 1
+        turns = 2 if staging_of(target).turns and sums[0] > 1024 * self.num_warps else 1
         return max(staged, math.prod(sums) // turns)
 
     def accumulator_values(self) -> int:

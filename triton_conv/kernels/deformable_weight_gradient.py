@@ -22,7 +22,7 @@ from .common import (
     tile_pixels,
 )
 from .kernel import Kernel, Tile, cdiv, deform_arguments, geometry_arguments
-from .staging import Operand, sampled_operands, staged_bytes
+from .staging import Operand, partial_bytes, sampled_operands, staged_bytes
 
 
 @triton.jit
@@ -130,7 +130,7 @@ class DeformableWeightGradientTile(Tile):
             *sampled_operands(self.BLOCK_N * self.BLOCK_K, problem),
             Operand(self.BLOCK_M * self.BLOCK_K * problem.itemsize),
         ]
-        sums = self.BLOCK_M * self.BLOCK_N, problem.accumulator_bytes
+        sums = self.BLOCK_M * self.BLOCK_N, partial_bytes(problem, target)
         return staged_bytes(factors, self.BLOCK_M, self.num_warps, self.num_stages, sums, target)
 
     def accumulator_values(self) -> int:

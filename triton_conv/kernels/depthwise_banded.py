@@ -232,7 +232,7 @@ class DepthwiseBandedTile(Tile):
         operands = max(band, row) if staging.turns else bands * band + self.rows_read(problem) * row
         # A product is turned into the layout of its store in the same memory, with a little padding.
         padded = block_n if staging.turns else block_n + 8
-        turned = self.BLOCK_M * padded * min(problem.accumulator_bytes, staging.turned)
+        turned = self.BLOCK_M * padded * (problem.itemsize if staging.turns else problem.accumulator_bytes)
         return max(operands * problem.itemsize, turned) + (0 if staging.turns else 2048)
 
     def accumulator_values(self) -> int:

@@ -11,7 +11,7 @@ from ..problem import INT32_LIMIT, Problem, WeightGradientProblem
 from ..target import Target
 from .common import aligned, dot, load_turned, next_tile, tap_offset, tile_digits, tile_pixels, wide
 from .kernel import Kernel, Tile, cdiv, geometry_arguments
-from .staging import Operand, staged_bytes
+from .staging import Operand, partial_bytes, staged_bytes
 
 
 @triton.jit
@@ -149,7 +149,7 @@ class GroupedPackedWeightGradientTile(Tile):
             ),
             Operand(self.BLOCK_N * self.BLOCK_K * itemsize, problem.x_vector(packed * g.c_in_group, g.c_in) * itemsize),
         ]
-        sums = self.BLOCK_M * self.BLOCK_N, problem.accumulator_bytes
+        sums = self.BLOCK_M * self.BLOCK_N, partial_bytes(problem, target)
         return staged_bytes(factors, self.BLOCK_M, self.num_warps, self.num_stages, sums, target)
 
     def accumulator_values(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import triton
 import triton.language as tl
@@ -153,6 +154,8 @@ def implicit_gemm_kernel(
 @dataclass(frozen=True)
 class ImplicitGemmTile(ProductTile):
     """BLOCK_M output pixels by BLOCK_N output channels, BLOCK_K products a step; FLAT_K as the kernel explains."""
+
+    gathered: ClassVar[int | None] = 0
 
     FLAT_K: bool = False
 

@@ -12,7 +12,7 @@ from ..problem import Problem
 from ..target import Target
 from .common import aligned, below, dot, epilogue, narrow, tile_pixels, wide
 from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
-from .staging import Operand, staged_bytes
+from .staging import Operand, staged_bytes, staging_of
 from .windows import chosen, elements, first_tap, load_segments
 
 # Elements of 16 bits that a thread loads at once.
@@ -222,15 +222,18 @@ class ImplicitGemmRowsTile(ProductTile):
         width = window(problem, self.BLOCK_T)[0]
         run = problem.x_run(width, read(problem, self.BLOCK_T)) * size
         w_run = problem.w_vector(g.c_in_group, g.c_out_group) * size
+        turns = staging_of(target).turns
+        # gfx942 copies no vectors that are taken apart.
+        vectors = 0 if turns else vectors_read(problem, self.BLOCK_T)
         operands = [
-            *[Operand(self.BLOCK_K * segments * width * size, run, corner=True)] * vectors_read(problem, self.BLOCK_T),
+            *[Operand(self.BLOCK_K * segments * width * size, run, corner=True)] * vectors,
             *[Operand(self.BLOCK_N * self.BLOCK_K * size, w_run)] * g.kernel[2],
             # Taps take turns in the memory that their tiles pass through.
             Operand(self.BLOCK_K * segments * self.BLOCK_T * size, 0),
         ]
         sums = self.BLOCK_M * self.BLOCK_N, size
-        # Three dimensions of sums turn into the layout of their store in rows that are padded by a quarter.
-        turned = self.BLOCK_M * self.BLOCK_N * size * 5 // 4
+        # Three dimensions of sums turn into the layout of their store in rows that are padded by a quarter, elsewhere.
+        turned = self.BLOCK_M * self.BLOCK_N * size * (4 if turns else 5) // 4
         return max(staged_bytes(operands, self.rows(), self.num_warps, self.num_stages, sums, target), turned)
 
     def mismatch(self, problem: Problem) -> str | None:

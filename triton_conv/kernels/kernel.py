@@ -18,7 +18,7 @@ from ..layout import dense_strides, same_places
 from ..problem import VECTOR_LIMIT, DeformProblem, Problem, WeightGradientProblem
 from ..target import Target
 from .launching import Arguments, Second
-from .staging import Operand, staged_bytes
+from .staging import Operand, staged_bytes, staging_of
 
 _ACCUMULATOR = {torch.float64: tl.float64}
 _POWERS = frozenset(2**i for i in range(13))
@@ -107,6 +107,9 @@ class Tile:
 class ProductTile(Tile):
     """A tile of one matrix product in a pipelined loop: BLOCK_M by BLOCK_N sums, BLOCK_K products a step."""
 
+    gathered: ClassVar[int | None] = None
+    """Which factor is read pixel by pixel from the input: 0 along BLOCK_M, 1 along BLOCK_N."""
+
     BLOCK_M: int = 64
     BLOCK_N: int = 64
     BLOCK_K: int = 32
@@ -116,22 +119,37 @@ class ProductTile(Tile):
         it is not known."""
         return VECTOR_LIMIT, VECTOR_LIMIT
 
-    def stored_bytes(self, problem: Problem) -> int:
-        """Bytes of a sum as it is stored."""
-        return problem.itemsize
+    def stored_bytes(self, problem: Problem, target: Target | None) -> int:
+        """Bytes of a sum as it is stored, as shared memory holds it."""
+        # gfx942's matrix unit leaves channels side by side.
+        direct = self.gathered == 0 and staging_of(target).turns and not problem.pixels_last
+        return 0 if direct else problem.itemsize
 
     def rows(self) -> int:
         """Rows of the product, as the matrix unit counts them."""
         return self.BLOCK_M
 
+    def factors(self, problem: Problem, target: Target | None) -> list[Operand]:
+        """What is read along BLOCK_M and along BLOCK_N, as shared memory holds it."""
+        sizes, runs = (self.BLOCK_M, self.BLOCK_N), self.runs(problem)
+        size = problem.itemsize
+        found = [Operand(n * self.BLOCK_K * size, run * size) for n, run in zip(sizes, runs, strict=True)]
+        if self.gathered is not None and runs[self.gathered] == 1 and staging_of(target).turns:
+            # Single words of neighbouring pixels that are fetched ahead stay in registers where no two warps share one.
+            if size == 4 and problem.pixels_last and self.num_stages > 1 and self._divided():
+                found[self.gathered] = Operand(0)
+        return found
+
+    def _divided(self) -> bool:
+        """Whether gfx942 lays all warps along the pixels that are read, as it does in long tiles."""
+        if self.gathered == 0:
+            return self.num_warps * max(self.BLOCK_N, 16) <= self.BLOCK_M
+        return self.num_warps * self.BLOCK_M < 4 * self.BLOCK_N and 32 * self.num_warps <= self.BLOCK_N
+
     def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
-        sizes = self.BLOCK_M * self.BLOCK_K, self.BLOCK_N * self.BLOCK_K
-        operands = [
-            Operand(size * problem.itemsize, run * problem.itemsize)
-            for size, run in zip(sizes, self.runs(problem), strict=True)
-        ]
-        sums = self.BLOCK_M * self.BLOCK_N, self.stored_bytes(problem)
-        return staged_bytes(operands, self.rows(), self.num_warps, self.num_stages, sums, target)
+        sums = self.BLOCK_M * self.BLOCK_N, self.stored_bytes(problem, target)
+        factors = self.factors(problem, target)
+        return staged_bytes(factors, self.rows(), self.num_warps, self.num_stages, sums, target)
 
     def accumulator_values(self) -> int:
         return self.BLOCK_M * self.BLOCK_N

@@ -57,7 +57,7 @@ STAGING = {
     "sm_80": Staging(_NEVER),
     "sm_90": Staging(64),
     "sm_100": Staging(64, passed=2),
-    "gfx942": Staging(_NEVER, turns=True, turned=2, barriers=0),
+    "gfx942": Staging(_NEVER, turns=True, turned=4, barriers=0),
 }
 """Fitted by `python -m perf_plots.shared_memory`; an architecture that is not here gets the most of all of them."""
 _MOST = Staging(0, copied=0, passed=2)
@@ -74,6 +74,12 @@ def sampled_operands(elements: int, problem: Problem) -> list[Operand]:
 def staging_of(target: Target | None) -> Staging:
     """The constants of a target; without one, or for an architecture that is not known, those that take most."""
     return STAGING.get(target.arch, _MOST) if target else _MOST
+
+
+def partial_bytes(problem: Problem, target: Target | None) -> int:
+    """Bytes of a weight gradient's sum as it turns into the layout of its store: where operands take turns, the matrix
+    unit's own layout is stored."""
+    return 0 if staging_of(target).turns else problem.accumulator_bytes
 
 
 def staged_bytes(

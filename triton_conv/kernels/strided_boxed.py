@@ -239,7 +239,7 @@ class StridedBoxedTile(ProductTile):
 
     def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
         # Sums that are stored while copies are under way turn beside their buffers, a part of a warp's at a time.
-        turned = min(4096 * self.num_warps, self.BLOCK_M * self.BLOCK_N * self.stored_bytes(problem))
+        turned = min(4096 * self.num_warps, self.BLOCK_M * self.BLOCK_N * self.stored_bytes(problem, target))
         return super().shared_bytes(problem, target) + (turned if self.TOGETHER else 0)
 
     def mismatch(self, problem: Problem) -> str | None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import triton
 import triton.language as tl
 
 from ..problem import VECTOR_LIMIT, Problem
+from ..target import Target
 from .common import aligned, below, dot, epilogue, load_pixels, store_pixels, tap_offset, tile_pixels, wide
 from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
+from .staging import Operand, staging_of
 from .windows import first_tap
 
 
@@ -150,10 +153,19 @@ def transposed_phase_kernel(
 class TransposedPhaseTile(ProductTile):
     """BLOCK_M pixels of a phase by BLOCK_N output channels, BLOCK_K input channels a step; narrow groups are packed."""
 
+    gathered: ClassVar[int | None] = 0
+
     def runs(self, problem: Problem) -> tuple[int, int]:
         g = problem.geometry
         packed = self.groups_per_tile(problem)
         return problem.x_vector(packed * g.c_in_group, g.c_in), problem.w_vector(g.c_out_group)
+
+    def factors(self, problem: Problem, target: Target | None) -> list[Operand]:
+        x, weight = super().factors(problem, target)
+        if staging_of(target).turns and problem.itemsize == 2 and self.groups_per_tile(problem) > 1:
+            # On gfx942 a weight of several groups, mostly zeros, is not copied ahead.
+            weight = replace(weight, run=0)
+        return [x, weight]
 
     def groups_per_tile(self, problem: Problem) -> int:
         g = problem.geometry

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import triton
 import triton.language as tl
@@ -22,6 +23,7 @@ from .common import (
     wide,
 )
 from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
+from .staging import Operand, partial_bytes, staging_of
 
 
 @triton.jit
@@ -142,6 +144,8 @@ class WeightGradientTile(ProductTile):
     """BLOCK_M output by BLOCK_N input channels of one tap (FLAT_N: (channel, tap) pairs), BLOCK_K pixels a step, SPLITS
     partial sums."""
 
+    gathered: ClassVar[int | None] = 1
+
     FLAT_N: bool = False
     SPLITS: int = 1
 
@@ -149,15 +153,18 @@ class WeightGradientTile(ProductTile):
         g = problem.geometry
         return problem.y_vector(g.c_out_group), 1 if self.FLAT_N else problem.x_vector(g.c_in_group)
 
-    def stored_bytes(self, problem: Problem) -> int:
-        return problem.accumulator_bytes
+    def stored_bytes(self, problem: Problem, target: Target | None) -> int:
+        return partial_bytes(problem, target)
 
-    def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
-        counted = super().shared_bytes(problem, target)
-        if self.FLAT_N and self.num_stages > 1 and target and target.vendor == "amd":
-            # As compiled: 64 x 64 x 32 of 16 bits, 4096 bytes an operand, take 12288 in two stages, 16384 in three.
-            counted += self.BLOCK_N * self.BLOCK_K * problem.itemsize
-        return counted
+    def factors(self, problem: Problem, target: Target | None) -> list[Operand]:
+        dy, x = super().factors(problem, target)
+        ahead = staging_of(target).turns and self.num_stages > 1 and problem.itemsize == 2
+        # On gfx942 (170 tiles, as compiled) addresses of pairs pass in x's place where a step reads more of dy
+        # than of x, 8 bytes each, or 4 of many; and where it reads half as much, unless four warps share many.
+        half = self.BLOCK_N == 2 * self.BLOCK_M and (self.num_warps != 4 or self.BLOCK_N <= 64)
+        if ahead and self.FLAT_N and dy.run >= 4 and (self.BLOCK_M > self.BLOCK_N or half):
+            x = replace(x, size=self.BLOCK_N * self.BLOCK_K * (8 if self.BLOCK_N <= 64 else 4))
+        return [dy, x]
 
 
 def _grid(problem: Problem, tile: WeightGradientTile) -> int:

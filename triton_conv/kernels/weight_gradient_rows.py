@@ -22,7 +22,7 @@ from .common import (
 )
 from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
 from .row_vectors import gathered_operand, row_operand, vectors_read
-from .staging import Operand, staged_bytes
+from .staging import Operand, partial_bytes, staged_bytes, staging_of
 
 
 @triton.jit
@@ -179,9 +179,6 @@ class WeightGradientRowsTile(ProductTile):
     TAPS: int = 4
     SPLITS: int = 1
 
-    def stored_bytes(self, problem: Problem) -> int:
-        return problem.accumulator_bytes
-
     def accumulator_values(self) -> int:
         return self.BLOCK_M * self.BLOCK_N * self.TAPS
 
@@ -202,10 +199,11 @@ class WeightGradientRowsTile(ProductTile):
             # Put together in registers.
             Operand(columns * self.BLOCK_K * itemsize, 0),
         ]
-        if width > 1:
+        if width > 1 and not staging_of(target).turns:
+            # gfx942 copies no vectors that are taken apart.
             read = self.BLOCK_N * self.BLOCK_K * problem.geometry.stride[2] * itemsize
             operands += [Operand(read, width * itemsize, corner=True)] * self.shifts(problem)
-        sums = self.BLOCK_M * columns, self.stored_bytes(problem)
+        sums = self.BLOCK_M * columns, partial_bytes(problem, target)
         return staged_bytes(operands, self.BLOCK_M, self.num_warps, self.num_stages, sums, target)
 
     def shifts(self, problem: Problem) -> int:
