@@ -112,10 +112,19 @@ def lacking(folder, names=FEW):
     return [c for p in problems for c in cover.lacking(costs, found.get(p.describe(), {}), p, TARGET)]
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Stores of six layers, sixteen tiles tried on each, that know nothing of each other."""
+    folder = tmp_path_factory.mktemp("alone")
+    for name in FEW.split(","):
+        assert tuned(folder / name, "--preset", "rapid", workload=name) == 0
+    return [folder / name for name in FEW.split(",")]
+
+
 @pytest.fixture
-def store(tmp_path):
-    """A store of six layers, sixteen tiles tried on each."""
-    assert tuned(tmp_path, "--preset", "rapid", workload=FEW) == 0
+def store(alone, tmp_path):
+    """All of them in one."""
+    assert run("merge", *alone, "--store", tmp_path) == 0
     return tmp_path
 
 

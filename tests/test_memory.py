@@ -45,13 +45,15 @@ def test_partial_sums_are_added_up_and_rounded_once(shape, parts, dtype, sums):
 
 
 class Meter:
-    """Bytes of live results of torch.empty_strided, which everything that the ops allocate comes from."""
+    """Bytes of live results of the functions that everything comes from which the ops, plans and launches allocate."""
 
     def __init__(self, monkeypatch):
         self.live = self.peak = 0
-        allocate = torch.empty_strided
+        for owner, name in ((torch, "empty"), (torch, "empty_strided"), (torch.Tensor, "new_empty_strided")):
+            monkeypatch.setattr(owner, name, self.metered(getattr(owner, name)))
 
-        def metered(*args, **kwargs):
+    def metered(self, allocate):
+        def call(*args, **kwargs):
             tensor = allocate(*args, **kwargs)
             size = tensor.untyped_storage().nbytes()
             self.live += size
@@ -59,7 +61,7 @@ class Meter:
             weakref.finalize(tensor, self.freed, size)
             return tensor
 
-        monkeypatch.setattr(torch, "empty_strided", metered)
+        return call
 
     def freed(self, size):
         self.live -= size

@@ -137,13 +137,17 @@ def test_a_plan_cannot_be_changed():
 
 
 def test_a_call_allocates_one_output_and_no_padded_copy(monkeypatch):
-    made, allocate = [], ops.torch.empty_strided
+    made = []
 
-    def counted(*args, **kwargs):
-        made.append(allocate(*args, **kwargs))
-        return made[-1]
+    def counted(allocate):
+        def call(*args, **kwargs):
+            made.append(allocate(*args, **kwargs))
+            return made[-1]
 
-    monkeypatch.setattr(ops.torch, "empty_strided", counted, raising=False)
+        return call
+
+    for owner, name in ((torch, "empty"), (torch, "empty_strided"), (torch.Tensor, "new_empty_strided")):
+        monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
     result = tc.conv2d(random((2, 3, 5, 5)), random((4, 3, 3, 3)), padding=1, padding_mode="circular")
     assert [tensor.data_ptr() for tensor in made] == [result.data_ptr()]
 
