@@ -188,7 +188,9 @@ def lines(judged: Sequence[Judged]) -> list[str]:
     for kernel in sorted({one.trial.kernel for one in sound}):
         own = [one for one in sound if one.trial.kernel == kernel]
         counts = {binds: sum(one.binds == binds for one in own) for binds in {one.binds for one in own}}
-        most = ", ".join(f"{name} {count}" for name, count in sorted(counts.items(), key=lambda item: -item[1])[:3])
+        most = ", ".join(
+            f"{name} {count}" for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:3]
+        )
         told.append(f"  {kernel}: {Error.of(own)}; bound by {most}")
     clean = [one for one in sound if not one.trial.spilled]
     told.append(f"without a spill: {Error.of(clean)}")

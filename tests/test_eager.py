@@ -78,7 +78,7 @@ LEAVING = {
     "a function mode": in_mode(Function),
     "a dispatch mode": in_mode(Dispatch),
     "a default device": in_mode(lambda: torch.device(DEVICE)),
-    "a profiler": in_mode(torch.profiler.profile),
+    "a profiler": in_mode(lambda: torch.profiler.profile(acc_events=True)),
     "vmap": lambda x, w: torch.vmap(conv, (0, None))(x[:, None], w)[:, 0],
     "grad": lambda x, w: torch.func.grad_and_value(lambda x: ((y := conv(x, w)).sum(), y), has_aux=True)(x)[1][1],
     "forward mode": dual,
