@@ -183,7 +183,7 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "FUSED": (1, 2, 4),
         "FILTER_ROWS": (1, 3, 5, 8, 9),
         "TILES": (1, 4),
-        "STEPS": (1, 8),
+        "STEPS": (1, 4, 8, 16),
         "num_warps": (4, 8),
         "num_stages": (1, 2),
     },
