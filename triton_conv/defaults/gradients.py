@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from ..kernels import depthwise_banded_weight_gradient as banded
-from ..kernels import depthwise_fused_weight_gradient as fused_rows
+from ..kernels.banded_sums import filter_parts, split_count
 from ..kernels.deformable_input_gradient import DeformableInputGradientTile
 from ..kernels.deformable_weight_gradient import DeformableWeightGradientTile
 from ..kernels.depthwise_banded_weight_gradient import DepthwiseBandedWeightGradientTile
@@ -275,7 +274,7 @@ def depthwise_banded_weight_gradient(
         num_warps=warps(target, THREADS),
         num_stages=2 if ahead else 1,
     )
-    return _lengthened(tile, problem, target, banded)
+    return _lengthened(tile, problem, target)
 
 
 def depthwise_fused_weight_gradient(problem: WeightGradientProblem, target: Target) -> DepthwiseFusedWeightGradientTile:
@@ -304,10 +303,10 @@ def depthwise_fused_weight_gradient(problem: WeightGradientProblem, target: Targ
         num_warps=warps(target, THREADS),
         num_stages=2 if ahead else 1,
     )
-    return _lengthened(tile, problem, target, fused_rows)
+    return _lengthened(tile, problem, target)
 
 
-def _lengthened(tile: _Banded, problem: WeightGradientProblem, target: Target, form: Any) -> _Banded:
+def _lengthened(tile: _Banded, problem: WeightGradientProblem, target: Target) -> _Banded:
     """A tile of a banded weight gradient that fits twice, and whose programs take as many steps as leave enough."""
     while getattr(tile, "FUSED", 1) < tile.ROWS and (
         tile.mismatch(problem) or 2 * tile.shared_bytes(problem) > target.shared_bytes
@@ -316,12 +315,12 @@ def _lengthened(tile: _Banded, problem: WeightGradientProblem, target: Target, f
     if 2 * tile.shared_bytes(problem) > target.shared_bytes:
         tile = replace(tile, BLOCK_M=32, num_stages=1)
     # The sums are read along diagonals at the end, as dear as two steps: eight before it, if programs are enough.
-    each = problem.geometry.c_out * form.filter_parts(problem, tile)
-    while each * form.split_count(problem, tile) > (4 if tile.STEPS * tile.TILES < 8 else 16) * target.sms:
+    each = problem.geometry.c_out * filter_parts(problem, tile)
+    while each * split_count(problem, tile) > (4 if tile.STEPS * tile.TILES < 8 else 16) * target.sms:
         longer = replace(tile, STEPS=2 * tile.STEPS)
-        if form.split_count(problem, longer) == form.split_count(problem, tile):
+        if split_count(problem, longer) == split_count(problem, tile):
             longer = replace(tile, TILES=2 * tile.TILES)
-        if form.split_count(problem, longer) == form.split_count(problem, tile) or longer.STEPS * longer.TILES > 64:
+        if split_count(problem, longer) == split_count(problem, tile) or longer.STEPS * longer.TILES > 64:
             break
         tile = longer
     # Without a next step there is nothing to fetch ahead.

@@ -9,14 +9,14 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 import triton
 import triton.language as tl
 
-from ..problem import Problem, WeightGradientProblem
+from ..problem import Problem
 from ..target import Target
+from .banded_sums import BandedSumsTile, filter_rows, grid, images_of_tile, unsuited
 from .common import aligned, decode_pixel, dot, inside_row, load_row, wide, within
-from .kernel import Kernel, Tile, cdiv, columns_left, columns_read, geometry_arguments, image_group, run_read
+from .kernel import Kernel, columns_left, columns_read, geometry_arguments, run_read
 from .staging import Operand, staged_bytes, staging_of
 
 
@@ -146,7 +146,7 @@ def depthwise_banded_weight_gradient_kernel(
 
 
 @dataclass(frozen=True)
-class DepthwiseBandedWeightGradientTile(Tile):
+class DepthwiseBandedWeightGradientTile(BandedSumsTile):
     """BLOCK_M blocks of ROWS output rows by BLOCK_T output columns a step, each with BLOCK_K input columns of its rows.
 
     Blocks are counted over (image, depth, row, column) of a group of images; a program takes TILES times BLOCK_M of
@@ -155,13 +155,7 @@ class DepthwiseBandedWeightGradientTile(Tile):
 
     whole: ClassVar[frozenset[str]] = frozenset({"num_stages", "FILTER_ROWS"})
 
-    BLOCK_M: int = 64
-    BLOCK_T: int = 32
     BLOCK_K: int = 64
-    ROWS: int = 4
-    FILTER_ROWS: int = 1
-    TILES: int = 1
-    STEPS: int = 1
 
     def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
         # Rows that are not fetched ahead pass one after the other.
@@ -182,45 +176,15 @@ class DepthwiseBandedWeightGradientTile(Tile):
     def accumulator_values(self) -> int:
         return self.FILTER_ROWS * self.BLOCK_K * self.BLOCK_T
 
-    def parts(self, problem: Problem) -> int:
-        return max(split_count(problem, self), 1)
-
     def rows_read(self, problem: Problem) -> int:
         """Input rows that a step reads."""
-        rows = _filter_rows(problem, self)
+        rows = filter_rows(problem, self)
         next_a, next_r = _next(problem)
         pairs = ((a, r) for a in range(self.ROWS) for r in range(rows["HEIGHT"]))
         return rows["DEPTH"] * sum(a < next_a or r + next_r >= rows["HEIGHT"] for a, r in pairs)
 
-    def mismatch(self, problem: Problem) -> str | None:
-        depth, height, _ = problem.geometry.kernel
-        if min(self.BLOCK_M, self.BLOCK_T, self.BLOCK_K) < 16:
-            return "a product takes at least 16 of each dimension"
-        if (need := columns_read(problem, self.BLOCK_T)) > self.BLOCK_K:
-            return f"{self.BLOCK_T} outputs of a row read {need} columns, more than {self.BLOCK_K}"
-        planes, rest = divmod(self.FILTER_ROWS, height)
-        if planes > 0 and (depth % planes or (planes > 1 and rest)):
-            return f"{self.FILTER_ROWS} rows are no whole part of a filter of {depth} x {height} rows"
-        if (products := self.FILTER_ROWS * self.ROWS) > 64:
-            return f"{products} products are too many to unroll"
-        return None
-
-
-def _filter_rows(problem: Problem, tile: DepthwiseBandedWeightGradientTile) -> dict[str, int]:
-    """The filter rows of a program: DEPTH planes of HEIGHT rows each."""
-    height = problem.geometry.kernel[1]
-    return dict(HEIGHT=min(tile.FILTER_ROWS, height), DEPTH=max(tile.FILTER_ROWS // height, 1))
-
-
-def _blocks(problem: Problem, tile: DepthwiseBandedWeightGradientTile) -> int:
-    """Blocks of an image."""
-    g = problem.geometry
-    return g.out_size[0] * cdiv(g.out_size[1], tile.ROWS) * cdiv(g.out_size[2], tile.BLOCK_T)
-
-
-def _images(problem: Problem, tile: DepthwiseBandedWeightGradientTile) -> int:
-    """How many images share the blocks of a tile."""
-    return image_group(problem.geometry.batch, _blocks(problem, tile), tile.BLOCK_M)
+    def columns(self, problem: Problem) -> int:
+        return columns_read(problem, self.BLOCK_T)
 
 
 def _next(problem: Problem) -> tuple[int, int]:
@@ -230,27 +194,9 @@ def _next(problem: Problem) -> tuple[int, int]:
     return dilation // common, stride // common
 
 
-def split_count(problem: Problem, tile: DepthwiseBandedWeightGradientTile) -> int:
-    """How many partial sums there are: parts of the tiles of a group of images, by parts of the groups."""
-    images = _images(problem, tile)
-    tiles = cdiv(images * _blocks(problem, tile), tile.BLOCK_M)
-    return cdiv(tiles, tile.TILES) * cdiv(problem.geometry.batch, tile.STEPS * images)
-
-
-def filter_parts(problem: Problem, tile: DepthwiseBandedWeightGradientTile) -> int:
-    """In how many programs the rows of a filter are."""
-    depth, height, _ = problem.geometry.kernel
-    rows = _filter_rows(problem, tile)
-    return depth // rows["DEPTH"] * cdiv(height, rows["HEIGHT"])
-
-
-def _grid(problem: Problem, tile: DepthwiseBandedWeightGradientTile) -> int:
-    return filter_parts(problem, tile) * problem.geometry.c_out * split_count(problem, tile)
-
-
 def _arguments(problem: Problem, tile: DepthwiseBandedWeightGradientTile) -> dict[str, object]:
     g = problem.geometry
-    images = _images(problem, tile)
+    images = images_of_tile(problem, tile)
     next_a, next_r = _next(problem)
     return (
         geometry_arguments(problem, images * g.out_pixels)
@@ -270,28 +216,13 @@ def _arguments(problem: Problem, tile: DepthwiseBandedWeightGradientTile) -> dic
     )
 
 
-def _unsuited(problem: Problem) -> str | None:
-    if not isinstance(problem, WeightGradientProblem):
-        return "it is no weight gradient"
-    g = problem.geometry
-    if g.c_in_group != 1 or g.c_out_group != 1:
-        return f"a group has {g.c_in_group} input and {g.c_out_group} output channels, not one each"
-    if g.padding_mode != "zeros":
-        return f"its border is {g.padding_mode}, not zero"
-    if problem.x_strides[4] != 1:
-        return "neighbouring pixels are not contiguous"
-    if problem.dtype == torch.float64 or (problem.dtype == torch.float32 and problem.precision == "ieee"):
-        return "tensor cores have no exact products of its dtype"
-    return None
-
-
 KERNEL = Kernel(
     name="depthwise_banded_weight_gradient",
     function=depthwise_banded_weight_gradient_kernel,
     tile_type=DepthwiseBandedWeightGradientTile,
-    grid=_grid,
+    grid=grid,
     arguments=_arguments,
-    unsuited=_unsuited,
+    unsuited=unsuited,
     safe_tile=DepthwiseBandedWeightGradientTile(
         num_warps=4, num_stages=1, BLOCK_M=32, BLOCK_T=16, BLOCK_K=64, ROWS=1, FILTER_ROWS=1
     ),

@@ -9,14 +9,14 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 import triton
 import triton.language as tl
 
-from ..problem import Problem, WeightGradientProblem
+from ..problem import Problem
 from ..target import Target
+from .banded_sums import BandedSumsTile, filter_rows, grid, images_of_tile, unsuited
 from .common import aligned, decode_pixel, dot, wide, within
-from .kernel import Kernel, Tile, cdiv, geometry_arguments, image_group, row_columns, row_left, run_read
+from .kernel import Kernel, geometry_arguments, row_columns, row_left, run_read
 from .staging import Operand, staged_bytes, staging_of
 
 
@@ -173,7 +173,7 @@ def is_met(first, ROWS, STRIDE, FUSED, HOP, DIL, HEIGHT):
 
 
 @dataclass(frozen=True)
-class DepthwiseFusedWeightGradientTile(Tile):
+class DepthwiseFusedWeightGradientTile(BandedSumsTile):
     """BLOCK_M blocks of ROWS output rows by BLOCK_T output columns a step, each with BLOCK_K input columns of its rows,
     of which a product takes FUSED.
 
@@ -183,14 +183,7 @@ class DepthwiseFusedWeightGradientTile(Tile):
 
     whole: ClassVar[frozenset[str]] = frozenset({"num_stages", "FILTER_ROWS"})
 
-    BLOCK_M: int = 64
-    BLOCK_T: int = 32
-    BLOCK_K: int = 32
-    ROWS: int = 4
     FUSED: int = 2
-    FILTER_ROWS: int = 1
-    TILES: int = 1
-    STEPS: int = 1
 
     def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
         # Rows that are not fetched ahead pass one after the other.
@@ -211,12 +204,9 @@ class DepthwiseFusedWeightGradientTile(Tile):
         # Where groups of rows begin at every row of the filter, and before it.
         return (self.FILTER_ROWS + self.FUSED - 1) * self.FUSED * self.BLOCK_K * self.BLOCK_T
 
-    def parts(self, problem: Problem) -> int:
-        return max(split_count(problem, self), 1)
-
     def groups_read(self, problem: Problem) -> int:
         """Groups of input rows that a step reads."""
-        g, rows = problem.geometry, _filter_rows(problem, self)
+        g, rows = problem.geometry, filter_rows(problem, self)
         hop = math.gcd(g.stride[1], g.dilation[1])
         met = {
             (a * g.stride[1] + r * g.dilation[1]) // (self.FUSED * hop)
@@ -225,26 +215,13 @@ class DepthwiseFusedWeightGradientTile(Tile):
         }
         return rows["DEPTH"] * len(met)
 
+    def columns(self, problem: Problem) -> int:
+        return row_columns(problem, self.BLOCK_T)
+
     def mismatch(self, problem: Problem) -> str | None:
-        depth, height, _ = problem.geometry.kernel
-        if min(self.BLOCK_M, self.BLOCK_T, self.BLOCK_K) < 16:
-            return "a product takes at least 16 of each dimension"
-        if (need := row_columns(problem, self.BLOCK_T)) > self.BLOCK_K:
-            return f"{self.BLOCK_T} outputs of a row read {need} columns, more than {self.BLOCK_K}"
         if self.FUSED > self.ROWS:
             return f"{self.ROWS} output rows do not meet the rows of a filter with {self.FUSED} a product"
-        planes, rest = divmod(self.FILTER_ROWS, height)
-        if planes > 0 and (depth % planes or (planes > 1 and rest)):
-            return f"{self.FILTER_ROWS} rows are no whole part of a filter of {depth} x {height} rows"
-        if (products := self.FILTER_ROWS * self.ROWS) > 64:
-            return f"{products} products are too many to unroll"
-        return None
-
-
-def _filter_rows(problem: Problem, tile: DepthwiseFusedWeightGradientTile) -> dict[str, int]:
-    """The filter rows of a program: DEPTH planes of HEIGHT rows each."""
-    height = problem.geometry.kernel[1]
-    return dict(HEIGHT=min(tile.FILTER_ROWS, height), DEPTH=max(tile.FILTER_ROWS // height, 1))
+        return super().mismatch(problem)
 
 
 def _sums(problem: Problem, tile: DepthwiseFusedWeightGradientTile) -> dict[str, int]:
@@ -253,42 +230,13 @@ def _sums(problem: Problem, tile: DepthwiseFusedWeightGradientTile) -> dict[str,
     hop = math.gcd(g.stride[1], g.dilation[1])
     step = math.gcd(tile.FUSED * hop, g.stride[1])
     least = -((tile.FUSED - 1) * hop // step) * step
-    most = (_filter_rows(problem, tile)["HEIGHT"] - 1) * g.dilation[1]
+    most = (filter_rows(problem, tile)["HEIGHT"] - 1) * g.dilation[1]
     return dict(HOP=hop, STEP=step, LEAST=least, COUNT=(most - least) // step + 1)
-
-
-def _blocks(problem: Problem, tile: DepthwiseFusedWeightGradientTile) -> int:
-    """Blocks of an image."""
-    g = problem.geometry
-    return g.out_size[0] * cdiv(g.out_size[1], tile.ROWS) * cdiv(g.out_size[2], tile.BLOCK_T)
-
-
-def _images(problem: Problem, tile: DepthwiseFusedWeightGradientTile) -> int:
-    """How many images share the blocks of a tile."""
-    return image_group(problem.geometry.batch, _blocks(problem, tile), tile.BLOCK_M)
-
-
-def split_count(problem: Problem, tile: DepthwiseFusedWeightGradientTile) -> int:
-    """How many partial sums there are: parts of the tiles of a group of images, by parts of the groups."""
-    images = _images(problem, tile)
-    tiles = cdiv(images * _blocks(problem, tile), tile.BLOCK_M)
-    return cdiv(tiles, tile.TILES) * cdiv(problem.geometry.batch, tile.STEPS * images)
-
-
-def filter_parts(problem: Problem, tile: DepthwiseFusedWeightGradientTile) -> int:
-    """In how many programs the rows of a filter are."""
-    depth, height, _ = problem.geometry.kernel
-    rows = _filter_rows(problem, tile)
-    return depth // rows["DEPTH"] * cdiv(height, rows["HEIGHT"])
-
-
-def _grid(problem: Problem, tile: DepthwiseFusedWeightGradientTile) -> int:
-    return filter_parts(problem, tile) * problem.geometry.c_out * split_count(problem, tile)
 
 
 def _arguments(problem: Problem, tile: DepthwiseFusedWeightGradientTile) -> dict[str, object]:
     g = problem.geometry
-    images = _images(problem, tile)
+    images = images_of_tile(problem, tile)
     return (
         geometry_arguments(problem, images * g.out_pixels)
         | tile.sizes()
@@ -306,28 +254,13 @@ def _arguments(problem: Problem, tile: DepthwiseFusedWeightGradientTile) -> dict
     )
 
 
-def _unsuited(problem: Problem) -> str | None:
-    if not isinstance(problem, WeightGradientProblem):
-        return "it is no weight gradient"
-    g = problem.geometry
-    if g.c_in_group != 1 or g.c_out_group != 1:
-        return f"a group has {g.c_in_group} input and {g.c_out_group} output channels, not one each"
-    if g.padding_mode != "zeros":
-        return f"its border is {g.padding_mode}, not zero"
-    if problem.x_strides[4] != 1:
-        return "neighbouring pixels are not contiguous"
-    if problem.dtype == torch.float64 or (problem.dtype == torch.float32 and problem.precision == "ieee"):
-        return "tensor cores have no exact products of its dtype"
-    return None
-
-
 KERNEL = Kernel(
     name="depthwise_fused_weight_gradient",
     function=depthwise_fused_weight_gradient_kernel,
     tile_type=DepthwiseFusedWeightGradientTile,
-    grid=_grid,
+    grid=grid,
     arguments=_arguments,
-    unsuited=_unsuited,
+    unsuited=unsuited,
     safe_tile=DepthwiseFusedWeightGradientTile(
         num_warps=4, num_stages=1, BLOCK_M=32, BLOCK_T=16, BLOCK_K=64, ROWS=1, FUSED=1, FILTER_ROWS=1
     ),
