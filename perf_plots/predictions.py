@@ -267,7 +267,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     told = lines(judge(trials, machine))
     print(*told, sep="\n")
-    prediction_page.write(options.page, told, options.processes)
+    prediction_page.write(options.page, told, trials, options.processes)
     print(f"{options.page} written")
     return 0
 

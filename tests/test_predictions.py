@@ -8,11 +8,11 @@ import pytest
 
 from perf_plots import predictions, trial_demands
 from perf_plots.model_fit import fit
-from perf_plots.prediction_page import _row
+from perf_plots.prediction_page import _beside, _reason, _row
 from perf_plots.predictions import Error, Judged
 from perf_plots.trial_demands import Counted
 from triton_conv.static_model.demand import Demand
-from triton_conv.static_model.machine import MACHINES, TERMS
+from triton_conv.static_model.machine import MACHINES
 from triton_conv.static_model.rows import Prediction
 from triton_conv.workloads import FLAGSHIPS
 
@@ -127,11 +127,22 @@ def test_counting_goes_on_where_it_stopped(tmp_path, capsys):
     assert 0.5 < MACHINE.predict(second.demand)[0] / MACHINE.predict(full[1].demand)[0] < 2
 
 
+ROW = Prediction(
+    "a", "dx", "k", "", "", 1, 1, 1.0, 32, 5.0, 1.0, 2.0, 50.0, 100.0, 0.5, 0.7, "L2", None,
+    {"l2": 90.0, "issue": 30.0, "tensor": 40.0}, {},
+)  # fmt: skip
+
+
 def test_a_row_of_the_page():
-    row = Prediction(
-        "a", "dx", "k", "", "", 1, 1, 1.0, 32, 5.0, 1.0, 2.0, 50.0, 100.0, 0.5, 0.7, "L2", None,
-        dict.fromkeys(TERMS, 1.0), {},
-    )  # fmt: skip
-    assert row.missed
-    assert _row(row, 80.0) == "| a | dx | k | 50.0 | 100.0 | 50% | **70%** | 80.0 | 62% | L2 |"
-    assert _row(replace(row, goal=None), None).endswith("| – | – | – | L2 |")
+    assert ROW.missed
+    assert _row(ROW, 80.0) == "| a | dx | k | 50.0 | 100.0 | 50% | **70%** | 80.0 | 62% | L2 |"
+    assert _row(replace(ROW, goal=None), None).endswith("| – | – | – | L2 |")
+
+
+def test_a_form_that_waits_stands_beside_the_one_that_runs():
+    faster = replace(ROW, kernel="f", predicted_us=62.5, share=0.8)
+    assert _beside(faster, ROW, 96.0) == "| a | dx | f | 62.5 | 80% | 70% | k | 100.0 | 96.0 |"
+    assert _beside(replace(faster, error="ptxas"), ROW, None).split(" | ")[3] == "ptxas"
+    reason = "* a dx: 50% of 70%; L2 takes 90 us alone, then tensor 40, issue 30."
+    assert _reason(ROW, [replace(faster, part="dw"), replace(faster, error="ptxas")]) == reason
+    assert _reason(ROW, [faster, replace(faster, kernel="g", share=0.6)]) == f"{reason} f would reach 80%."

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from triton_conv import aot, cli, dispatch
+from triton_conv import aot, cli, configs, dispatch
 from triton_conv.errors import WorkloadError
 from triton_conv.static_model.demand import CountedJob, Demand, matched, of_row, total
 from triton_conv.static_model.machine import MACHINES, TERMS, of_target
-from triton_conv.static_model.rows import goal
+from triton_conv.static_model.rows import goal, planned, waiting
 from triton_conv.static_model.sass import parse
 from triton_conv.static_model.trips import trips
 from triton_conv.target import KNOWN
@@ -223,9 +223,25 @@ def test_inspect_a_workload(tmp_path, capsys):
     assert math.isfinite(row["waves"])
 
 
+def test_forms_that_wait_for_a_measurement(monkeypatch, capsys):
+    device, _ = of_target("sm_90")
+    (layer,) = [w for w in FLAGSHIPS if w.title == "dilated_d36-bfloat16-nhwc"]
+    (form,) = waiting(layer, device)
+    assert form.kernel.name == "implicit_gemm_persistent"
+    assert planned(layer, device)[0].kernel.name != form.kernel.name
+    # Once a time of it is stored it waits no more.
+    entry = configs.Entry(form.tile, 100.0, (99.0, 101.0), 110.0, 0.0, 1)
+    file = configs.ConfigFile(form.kernel.name, device, entries={form.problem.describe(): entry})
+    monkeypatch.setattr(configs, "files", lambda kernel, target: (("user", file),))
+    assert not waiting(layer, device)
+    assert cli.main(["inspect", "--workload", "dcnv2", "--waiting"]) == 0
+    assert "no form of dcnv2 waits for a measurement on sm_90" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--waiting"], "forms wait for a measurement of a workload"),
         (["--workload", "dcnv2", "--target", "sm_100"], "no static model of 'sm_100'"),
         (["--workload", "dcnv2", "--target", "sm_90", "--target", "sm_80"], "expected one with --workload"),
         (["--workload", "dcnv2", "--all"], "--all, --kernel and --dtype go without one"),

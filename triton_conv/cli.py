@@ -67,6 +67,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
         return cli_model.inspect(arguments)
     if arguments.part:
         raise WorkloadError("part: only a workload has parts; name one with --workload")
+    if arguments.waiting:
+        raise WorkloadError("waiting: forms wait for a measurement of a workload; name one with --workload")
     if arguments.dtype and not arguments.all:
         raise WorkloadError("dtype: without --all every kernel is compiled for bfloat16; add --all")
     jobs = inspection.jobs(

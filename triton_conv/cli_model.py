@@ -7,7 +7,7 @@ import argparse
 from . import workloads
 from .autotune.console import ERR, OUT, Progress, Table, write_json
 from .errors import WorkloadError
-from .static_model.rows import PARTS, Prediction, predictions
+from .static_model.rows import PARTS, Prediction, planned, predictions, waiting
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +18,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="predict the time of this workload, kind, all, lectures or .json file instead",
     )
     parser.add_argument("--part", choices=PARTS, action="append", help="with --workload, only this part (repeatable)")
+    parser.add_argument(
+        "--waiting", action="store_true", help="with --workload, the forms that serve where measured, and are not"
+    )
 
 
 def inspect(arguments: argparse.Namespace) -> int:
@@ -32,8 +35,11 @@ def inspect(arguments: argparse.Namespace) -> int:
         bar = progress.add_task("compiling", total=None)
         found = predictions(
             selected, arguments.part or tuple(PARTS), targets[0], arguments.processes,
-            lambda total: progress.update(bar, total=total, advance=1),
+            lambda total: progress.update(bar, total=total, advance=1), waiting if arguments.waiting else planned,
         )  # fmt: skip
+    if arguments.waiting and not found:
+        OUT.print(f"no form of {arguments.workload} waits for a measurement on {targets[0]}", highlight=False)
+        return 0
     OUT.print(table(found))
     for row in found:
         if len(found) <= 3 and not row.error:

@@ -205,6 +205,15 @@ def forms(problem: Problem, target: Target) -> tuple[list[Kernel], list[str]]:
     return suited, notes
 
 
+def untimed(problem: Problem, target: Target) -> list[Kernel]:
+    """The forms that would serve if a measurement said so, and have none of this problem that is stored."""
+    waiting = [kernel for kernel in forms(problem, target)[0] if kernel.name in _MEASURED]
+    key = problem.describe()
+    return [
+        kernel for kernel in waiting if all(key not in file.entries for _, file in configs.files(kernel.name, target))
+    ]
+
+
 @functools.lru_cache(maxsize=4096)
 def plan(problem: Problem, target: Target, kernel: str | None = None, tile: Tile | None = None) -> Plan:
     """The plan for a problem on a target; `kernel` and `tile` force a choice.

@@ -75,26 +75,40 @@ def goal(workload: Workload) -> float | None:
     return _GOALS.get(workload.name)
 
 
+def planned(work: Workload, device: Target) -> list[Plan]:
+    """What would run."""
+    return [dispatch.plan(work.problem(), device)]
+
+
+def waiting(work: Workload, device: Target) -> list[Plan]:
+    """The forms that would run if a measurement said so, and have none."""
+    problem = work.problem()
+    return [dispatch.plan(problem, device, kernel=kernel.name) for kernel in dispatch.untimed(problem, device)]
+
+
 def predictions(
     selected: Sequence[Workload],
     parts: Sequence[str],
     target: str,
     processes: int | None = None,
     advance: Callable[[int], None] = lambda count: None,
+    plans: Callable[[Workload, Target], list[Plan]] = planned,
 ) -> list[Prediction]:
-    """Compiles the planned kernel of every workload's parts and predicts its time; `advance` is told of each."""
+    """Compiles the kernels of every workload's parts, by default those that are planned, and predicts their times;
+    `advance` is told of each.
+    """
     device, machine = of_target(target)
     wanted = [PARTS[part] for part in parts]
     works = [part for workload in selected for part in workload.parts() if part.part in wanted]
-    plans = [dispatch.plan(work.problem(), device) for work in works]
-    jobs = [CountedJob(made.kernel.name, made.problem, made.tile, device) for made in plans]
+    made = [(work, plan) for work in works for plan in plans(work, device)]
+    jobs = [CountedJob(plan.kernel.name, plan.problem, plan.tile, device) for _, plan in made]
     rows: dict[int, Any] = {}
     for index, row in compile_all(jobs, processes):
         rows[index] = row
         advance(len(jobs))
     return [
-        _predicted(work, made, rows[index], of_row(rows[index], jobs[index]), machine)
-        for index, (work, made) in enumerate(zip(works, plans, strict=True))
+        _predicted(work, plan, rows[index], of_row(rows[index], jobs[index]), machine)
+        for index, (work, plan) in enumerate(made)
     ]
 
 
