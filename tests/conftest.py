@@ -15,7 +15,8 @@ else:
     os.environ.setdefault("TRITON_CONV_FIRST_USE", "0")
 
 import pytest
-from helpers import DEVICE, launches
+from helpers import DEVICE, INTERPRETED, launches
+from interpreter import quicken
 from outcomes import leave_out_passed, pytest_runtest_logreport  # noqa: F401, which pytest calls
 
 from triton_conv import configs, ops
@@ -23,6 +24,8 @@ from triton_conv.ops_fused import set_separable_fusion
 
 # One process a core runs the tests; torch's own threads would only get in the way.
 torch.set_num_threads(1)
+if INTERPRETED:
+    quicken()
 
 
 class NanFilled:
