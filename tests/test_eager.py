@@ -226,6 +226,19 @@ def test_a_saved_tensor_must_not_change():
         y.sum().backward()
 
 
+@pytest.mark.parametrize("mode", [contextlib.nullcontext, Function], ids=["plain", "through the op"])
+def test_what_no_gradient_reads_may_change(mode):
+    """A bias, as with torch's convolution; the gradient of gelu reads it."""
+    x, w, b = (t.requires_grad_() for t in (random((1, 2, 4, 4)), random((2, 2, 3, 3)), random((2,))))
+    for activation in (None, "relu", "gelu"):
+        with mode():
+            y = tc.conv2d(x, w, b, activation=activation)
+        with torch.no_grad():
+            b.add_(1)
+        with pytest.raises(RuntimeError, match="inplace") if activation == "gelu" else contextlib.nullcontext():
+            y.sum().backward()
+
+
 def test_second_derivatives(direct):
     found = []
     tensors = [t.requires_grad_() for t in (random((1, 2, 4, 4), torch.float64), random((2, 2, 3, 3), torch.float64))]

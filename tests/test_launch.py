@@ -3,15 +3,18 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import triton
 from helpers import DEVICE, compare, launches, random
+from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.compiler import CompiledKernel
 
 import triton_conv as tc
-from triton_conv import ops
+from triton_conv import calls, ops
+from triton_conv.geometry import TensorMeta
 from triton_conv.kernels import KERNELS, launch, launching
 from triton_conv.kernels.kernel import Arguments
 from triton_conv.reference import tolerance
@@ -105,6 +108,29 @@ def test_other_values_are_compiled_for_themselves(stub):
     for each in (values, Arguments({"a": 2, "b": "zeros"}), values):
         launch(kernel, 3, kernel.safe_tile, each, *tensors())
     assert [call[2]["a"] for call in function.compiled] == [1, 2] and len(function.reused) == 1
+
+
+def test_memory_that_torch_was_lent_may_begin_anywhere():
+    """As through DLPack: such a tensor lies at the begin of its storage, and yet at no multiple of 16 bytes."""
+    room = np.zeros(64, dtype=np.uint8)
+    own = 16 - room.ctypes.data % 16
+    at_16, at_20 = (torch.from_numpy(room[first : first + 16].view(np.float32)) for first in (own, own + 4))
+    assert at_20.storage_offset() == 0 and calls.seen(at_16) != calls.seen(at_20)
+    assert [TensorMeta.of("input", tensor).aligned for tensor in (at_16, at_20, at_16[1:], at_20[3:])] == [1, 0, 0, 1]
+
+
+def test_what_has_no_memory_is_judged_by_its_offset():
+    found = []
+
+    def look(tensor):
+        found.append([TensorMeta.of("input", tensor[first:]).aligned for first in (0, 1, 4)])
+        return tensor
+
+    look(torch.empty(8, device="meta"))
+    look(FakeTensorMode().from_tensor(torch.empty(8)))
+    torch.vmap(look)(torch.empty(2, 8))
+    torch.func.functionalize(look)(torch.empty(8))
+    assert found == [[True, False, True]] * 4
 
 
 @pytest.mark.parametrize("told", ["nobody", "a hook", "another hook", "an unknown Triton"])

@@ -173,3 +173,10 @@ def test_results_are_the_same_bits_twice():
 def test_a_bias_may_be_a_view_of_the_weight():
     w = random((4, 3, 3, 3))
     check("conv2d", {"input": random((1, 3, 4, 4)), "weight": w, "bias": w[:, 0, 0, 0]})
+
+
+def test_what_the_tests_see_of_unwritten_memory():
+    """The fixture that all tests of kernels rely on."""
+    like = random((1,), torch.float16)
+    assert ops.allocate((2, 3), (3, 1), like).isnan().all()
+    assert ops.allocate((2,), (1,), like, torch.float32).isnan().all()

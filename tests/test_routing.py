@@ -35,6 +35,12 @@ def test_a_layer_that_stays_with_torch_is_not_asked_about_again(kind, monkeypatc
         launches.clear()
         assert asks(x) == 1 and sum(launches.values()) == 1
     assert asks(x) == 0
+    # A training step of the bias alone is one, too.
+    layer.weight.requires_grad_(False)
+    assert [asks(x[:, :, 1:]), asks(x[:, :, 1:])] == [1, 0]
+    layer.bias.requires_grad_(False)
+    assert [asks(x[:, :, 1:]), asks(x[:, :, 1:])] == [1, 0]
+    layer.requires_grad_()
     # What was read from disk may be another by now.
     ops.forget_plans()
     assert asks(x) == 1

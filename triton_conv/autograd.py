@@ -92,12 +92,16 @@ def _fold_back(grad: Tensor, dim: int, before: int, after: int, padding_mode: st
 
 def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, weight, bias, *ctx.arguments = inputs
-    ctx.save_for_backward(input, weight, bias, output if tells_slope(ctx.arguments[-1]) else None)
+    ctx.save_for_backward(input, weight, *slope_tellers(ctx.arguments[-1], bias, output))
 
 
-def tells_slope(activation: str) -> bool:
-    """Whether the output tells where relu was flat; others need what was before them, which is computed anew."""
-    return activation in ("relu", "relu6")
+def slope_tellers(activation: str, bias: Tensor | None, output: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Bias and output, those of them that an activation's gradient reads: the output tells where relu was flat; others
+    need what was before them, which is computed anew. What is not saved may change before the backward pass.
+    """
+    if activation == "none":
+        return None, None
+    return (None, output) if activation in ("relu", "relu6") else (bias, None)
 
 
 def conv_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -108,8 +112,8 @@ def conv_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 def conv_gradients(
     tensors: Sequence[Tensor | None], window: Window, needed: Sequence[bool], grad: Tensor
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of a convolution's input, weight and bias, those that are needed; `tensors` are these three and, where
-    it tells the activation's slope, the output.
+    """Gradients of a convolution's input, weight and bias, those that are needed; `tensors` are input and weight, and
+    the `slope_tellers`.
     """
     input, weight, *_ = tensors
     assert input is not None and weight is not None

@@ -26,7 +26,7 @@ def shuffle_channels(x: Tensor, groups: int) -> Tensor:
 
 def _shuffle_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, weight, bias, *ctx.arguments = inputs
-    ctx.save_for_backward(input, weight, bias, output if ctx.arguments[-1] in ("relu", "relu6") else None)
+    ctx.save_for_backward(input, weight, *autograd.slope_tellers(ctx.arguments[-1], bias, output))
 
 
 def _shuffle_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -62,9 +62,9 @@ def separable_pair(
 
 
 def _separable_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, stride, padding, dilation, mid_activation, activation = inputs
+    *tensors, bias, stride, padding, dilation, mid_activation, activation = inputs
     ctx.arguments = stride, padding, dilation, mid_activation, activation
-    ctx.save_for_backward(*tensors, output if activation in ("relu", "relu6") else None)
+    ctx.save_for_backward(*tensors, *autograd.slope_tellers(activation, bias, output))
 
 
 def _separable_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -78,9 +78,8 @@ def _separable_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     grad_mid, grad_pointwise, grad_bias = autograd.conv_gradients((mid, pointwise, bias, output), second, needed, grad)
     grad_input = grad_depthwise = grad_mid_bias = None
     if grad_mid is not None:
-        kept = mid if first[-1] in ("relu", "relu6") else None
-        needed = (need_input, need_depthwise, need_mid_bias)
-        found = autograd.conv_gradients((input, depthwise, mid_bias, kept), first, needed, grad_mid)
+        tensors = input, depthwise, *autograd.slope_tellers(first[-1], mid_bias, mid)
+        found = autograd.conv_gradients(tensors, first, (need_input, need_depthwise, need_mid_bias), grad_mid)
         grad_input, grad_depthwise, grad_mid_bias = found
     return grad_input, grad_depthwise, grad_pointwise, grad_mid_bias, grad_bias, *(None,) * len(ctx.arguments)
 

@@ -23,10 +23,10 @@ _MOST, _MOST_GRADIENTS = 4096, 16
 
 
 def seen(tensor: Tensor | None) -> tuple[Any, ...] | None:
-    """All of a tensor that a plan can depend on."""
+    """All of a `plain` tensor that a plan can depend on."""
     if tensor is None:
         return None
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.storage_offset() % 16
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr() % 16
 
 
 class Gradients(NamedTuple):
@@ -102,7 +102,7 @@ class Convolution(torch.autograd.Function):
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, call: Call) -> Tensor:
         ctx.call = call
         output: Tensor = _forward(input, weight, bias, call.plan)
-        ctx.save_for_backward(input, weight, bias, output if autograd.tells_slope(call.window[-1]) else None)
+        ctx.save_for_backward(input, weight, *autograd.slope_tellers(call.window[-1], bias, output))
         return output
 
     @staticmethod

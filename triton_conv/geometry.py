@@ -7,6 +7,7 @@ output channels of a group, K the products summed for one output.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -346,17 +347,26 @@ class TensorMeta(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     aligned: bool = True
-    """Whether it begins a multiple of 16 bytes into its storage, which torch aligns to more."""
+    """Whether it begins at a multiple of 16 bytes."""
 
     @classmethod
     def of(cls, name: str, tensor: torch.Tensor) -> TensorMeta:
         """Reads a tensor; `name` is the argument it was passed as, for the errors."""
         if tensor.layout is not torch.strided:
             raise ArgumentError(f"{name}: expected a strided tensor, got layout {tensor.layout}")
-        dtype = tensor.dtype
-        aligned = tensor.storage_offset() * dtype.itemsize % 16 == 0
         # A named tuple's own constructor takes half as long again as the rest of this.
-        return tuple.__new__(cls, (tensor.shape, tensor.stride(), dtype, tensor.device, aligned))
+        known = tensor.shape, tensor.stride(), tensor.dtype, tensor.device, _begin(tensor) % 16 == 0
+        return tuple.__new__(cls, known)
+
+
+def _begin(tensor: torch.Tensor) -> int:
+    """A tensor's address, which torch aligns to more than 16 bytes unless it was lent the memory, as through DLPack; of
+    one without memory, as in graphs and under transforms, the bytes before it in its storage.
+    """
+    if type(tensor) in (torch.Tensor, torch.nn.Parameter):
+        with contextlib.suppress(RuntimeError):
+            return tensor.data_ptr()
+    return tensor.storage_offset() * tensor.dtype.itemsize
 
 
 def check_tensors(

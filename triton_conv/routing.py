@@ -58,7 +58,7 @@ class Call:
         bias: Tensor | None,
     ) -> None:
         self._layer, self._window, self._tensors = layer, window, (input, weight, bias)
-        training = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
+        training = torch.is_grad_enabled() and torch._C._any_requires_grad(input, weight, bias)
         self._lower = autocast.lower(input)
         tensor = input.shape, input.stride(), input.dtype, input.device
         self._key = (*tensor, weight.dtype, training, self._lower, backend)
