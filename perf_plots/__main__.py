@@ -9,6 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from triton_conv.amounts import counted
+
 from .evidence import EVIDENCE
 from .record import COMMITTED
 
@@ -46,7 +48,7 @@ def _draw(arguments: list[str]) -> int:
     if options.evidence != EVIDENCE and not options.evidence.is_file():
         parser.error(f"argument --evidence: {options.evidence} is no file")
     paths, complaints = draw_all(options.results, options.out, evidence=options.evidence)
-    print(f"\n{len(paths)} files written below {options.out}; the page: {paths[-1]}")
+    print(f"\n{counted(len(paths), 'file')} written below {options.out}; the page: {paths[-1]}")
     for complaint in complaints:
         print(complaint, file=sys.stderr)
     return 1 if complaints else 0

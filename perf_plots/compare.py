@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from triton_conv.amounts import counted
+
 from .record import OURS, Record
 from .store import load
 from .style import ratio
@@ -91,7 +93,7 @@ def _table(changes: Sequence[Change]) -> list[str]:
         (c.title, c.device, f"{c.before.ours_us:.1f}", f"{c.after.ours_us:.1f}", ratio(c.gain), c.verdict)
         for c in moved
     ]
-    return [*(aligned(rows) if moved else []), f"{len(changes)} cases: {total}"] if changes else []
+    return [*(aligned(rows) if moved else []), f"{counted(len(changes), 'case')}: {total}"] if changes else []
 
 
 def _versions(changes: Sequence[Change]) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from triton_conv import comparisons, configs
+from triton_conv.amounts import counted
 from triton_conv.comparisons import Comparison, Signature, Times
 from triton_conv.target import Target
 from triton_conv.workloads import LECTURE_KINDS
@@ -86,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         write_json(path, comparisons.to_json(target, found, runs))
         totals = [comparison.total(training=False) for comparison in found.values()]
         faster = sum(not isinstance(total, str) and (total[1] is None or total[0] < total[1]) for total in totals)
-        print(f"{path}: {len(found)} layers, ours faster in the forward pass of {faster}")
+        print(f"{path}: {counted(len(found), 'layer')}, ours faster in the forward pass of {faster}")
     for complaint in complaints:
         print(complaint, file=sys.stderr)
     return 1 if complaints else 0

@@ -140,7 +140,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m perf_plots.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the pictures (default: demo)")
     out: Path = parser.parse_args(argv).out
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as reason:
+        parser.error(f"argument --out: {out} cannot be made a folder: {reason.strerror}")
     console = Console(width=None if os.isatty(1) else 120)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = torch.cuda.get_device_name() if device.type == "cuda" else "Triton's interpreter (no GPU here)"

@@ -99,6 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"argument {name}: {folder} cannot be made a folder: {error.strerror}")
     # Plans see the tiles that this run tunes.
     os.environ["TRITON_CONV_HOME"] = str(work)
+    from triton_conv.amounts import counted
+
     from .record import COMMITTED
     from .run import Run
     from .state import TRIALS, adopt
@@ -111,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     run = Run(work, device, options.rehearse, kinds=kinds)
     if options.committed:
         count = adopt(COMMITTED / run.results.name, run.results, work / TRIALS)
-        print(f"{count} committed files of {run.results.name} to begin with")
+        print(f"to begin with {counted(count, 'committed file')} of {run.results.name}")
     if not options.base:
         return _run(run, budget, stages, options)
     code = _run(run, Budget(0.5 * budget.end.left), stages, options)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from triton_conv import ops
+from triton_conv.amounts import counted
 from triton_conv.autotune.measure import DeviceLostError, usable
 from triton_conv.workloads import Workload
 
@@ -83,7 +84,7 @@ def benchmark(stage: str, run: Run, deadline: Deadline) -> Report:
         if record.error and not usable(run.device):
             raise DeviceLostError(f"the device does not answer after {workload.title}")
     kept, left = len(workloads) - len(todo), len(todo) - ran
-    run.say(f"{ran} cases run, {kept} kept, {left} left for want of time")
+    run.say(f"{counted(ran, 'case')} run, {kept} kept, {left} left for want of time")
     return {"ran": ran, "kept": kept, "left": left}
 
 
@@ -109,7 +110,7 @@ def portfolio(run: Run, deadline: Deadline) -> Report:
     committed = COMMITTED / run.results.name / TRIALS
     outcomes = _tuned(run, deadline, workloads, known=(committed,), portfolio=True)
     faster = sum(math.isfinite(outcome.interval_us[0]) for outcome in outcomes)
-    run.say(f"{faster} workloads with a final, for a tile of another that is faster")
+    run.say(f"{counted(faster, 'workload')} with a final, for a tile of another that is faster")
     return {"finals": faster, "left": len(workloads) - len(outcomes)}
 
 
@@ -150,7 +151,7 @@ def figures(run: Run, deadline: Deadline) -> Report:
     from .figures import draw_all
 
     paths, complaints = draw_all(run.out / "results", run.out / "figures", say=lambda line: None)
-    run.say(f"{len(paths)} files written below {run.out / 'figures'}")
+    run.say(f"{counted(len(paths), 'file')} written below {run.out / 'figures'}")
     return {"files": len(paths), "complaints": complaints}
 
 
@@ -233,7 +234,7 @@ def _in_children(
 def first_calls(run: Run, deadline: Deadline) -> Report:
     """What the first call of a process costs."""
     left = cold_start.measure(run.results, provenance(run.device), run.rehearse, deadline)
-    run.say(f"{left} cases left for want of time")
+    run.say(f"{counted(left, 'case')} left for want of time")
     return {"left": left}
 
 

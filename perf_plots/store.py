@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from triton_conv.amounts import counted
 from triton_conv.target import KNOWN, Target
 
 from .floors import Limits
@@ -127,7 +128,7 @@ def _of_one_device(records: list[Record], folder: Path) -> tuple[list[Record], l
     names = Counter(str(record.provenance.get("device")) for record in records)
     for name, count in names.most_common()[1:]:
         complaints.append(
-            f"left out: {folder}: {count} results of {name} among {names.most_common()[0][1]} of "
+            f"left out: {folder}: {counted(count, 'result')} of {name} among {names.most_common()[0][1]} of "
             f"{names.most_common()[0][0]}; a folder holds one device"
         )
     device = names.most_common()[0][0] if names else ""

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from triton_conv.amounts import counted
+
 from . import ceilings, model_figures
 from .baselines import COMPILED
 from .cases import OF_STAGE, flagships, gradients
@@ -112,7 +114,7 @@ def _device(device: DeviceResults, folder: Path) -> list[str]:
     lines.append(_stage("other cases", [record for record in device.records if record.workload.title not in known]))
     lines += _models(device)
     slow = [record.workload.title for record in device.records if throttled(record.clocks)]
-    lines += [f"the device was throttled in {len(slow)} cases: {', '.join(_few(slow))}"] if slow else []
+    lines += [f"the device was throttled in {counted(len(slow), 'case')}: {', '.join(_few(slow))}"] if slow else []
     return [line for line in lines if line]
 
 
@@ -175,6 +177,7 @@ def _tuning(outcomes: dict[str, Any]) -> list[str]:
     most = f", most {better[0][0]:.2f}x ({better[0][1]})" if better else ""
     trials = sum(outcome["trials"] for outcome in outcomes.values())
     return [
-        f"tuning: {len(outcomes)} workloads, {trials} tiles tried, {len(better)} better than the default{most}",
+        f"tuning: {counted(len(outcomes), 'workload')}, {counted(trials, 'tile')} tried, {len(better)} better than the "
+        f"default{most}",
         *_few(errors),
     ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from triton_conv.amounts import counted
 from triton_conv.defaults import default_tile
 from triton_conv.dispatch import forms
 from triton_conv.errors import TritonConvError
@@ -52,7 +53,7 @@ def read_trials(folder: Path) -> tuple[Times, list[str]]:
                 times.setdefault(row["workload"], {})[key] = float(row["time_us"])
         except (ValueError, TypeError, KeyError, AttributeError):
             broken += 1
-    return times, [f"left out: {broken} lines of {path}, which hold no trial"] if broken else []
+    return times, [f"left out: no trial in {counted(broken, 'line')} of {path}"] if broken else []
 
 
 def _key(kernel: str, tile: dict[str, Any]) -> tuple[Any, ...]:

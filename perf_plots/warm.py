@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
+from triton_conv.amounts import counted
 from triton_conv.aot import WarmJob
 from triton_conv.dispatch import plan
 from triton_conv.problem import Problem
@@ -62,7 +63,7 @@ def _compile(problems: Iterable[Problem], device: torch.device, seconds: float) 
             continue
         jobs[WarmJob(made.kernel.name, problem, made.tile, target)] = None
     if len(jobs) < _WORTHWHILE:
-        return f"{len(jobs)} kernels to compile, on the way"
+        return f"{counted(len(jobs), 'kernel')} to compile, on the way"
     made_ahead = _compilers[target].compile(list(jobs), began + seconds)
     failed = "".join(f"; {count} in vain: {error}" for error, count in Counter(made_ahead.errors).most_common(1))
     return f"{made_ahead.done} of {len(jobs)} kernels compiled ahead in {time.monotonic() - began:.0f} s{failed}"

@@ -226,7 +226,7 @@ def tuned_store(tmp_path):
 def test_report_shows_gains_with_their_intervals(tuned_store, tmp_path, capsys):
     file = tmp_path / "report.json"
     assert run("report", "--store", tuned_store, "--json", file) == 0
-    assert "1 problems, 0 slower than the default" in capsys.readouterr().out
+    assert "1 problem, 0 slower than the default" in capsys.readouterr().out
     (row,) = json.loads(file.read_text())["entries"]
     assert row["gain"] == pytest.approx(row["default_time_us"] / row["time_us"])
 

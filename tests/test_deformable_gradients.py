@@ -296,11 +296,14 @@ def test_second_derivatives_where_the_offset_comes_from_the_input():
         torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name_of)
-def test_second_derivatives_in_half_precision(dtype):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=name_of)
+def test_second_derivatives_in_half_precision(dtype, exact_products):
+    """Of float32 in a backward pass under autocast, which concerns forward passes alone."""
     leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in small(False)[:3]]
-    first = torch.autograd.grad(tc.deform_conv2d(*leaves).square().sum(), leaves, create_graph=True)
-    second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+    y = tc.deform_conv2d(*leaves)
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.float32):
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
     assert [g.dtype for g in second] == [dtype] * 3
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
     first = torch.autograd.grad(defined(*exact).square().sum(), exact, create_graph=True)

@@ -390,7 +390,7 @@ def test_what_is_committed_is_not_measured_again(bench, small, tmp_path, monkeyp
     monkeypatch.setitem(stages.STAGES, "figures", (1.0, lambda run, deadline: {}))
     arguments = ["--rehearse", "--committed", f"--work={work}", "--budget=60", "--only=figures"]
     assert gpu.main(arguments) == 0
-    assert "2 committed files of rehearsal to begin with" in capsys.readouterr().out
+    assert "to begin with 2 committed files of rehearsal" in capsys.readouterr().out
     found = runner.finished(small, replace(bench, folder=work / "results" / "rehearsal"))
     assert found is not None and found.ours_us == record.ours_us
     assert not list(work.rglob("README.md"))

@@ -17,6 +17,7 @@ from triton_conv.kernels import KERNELS
 ROOT = Path(tc.__file__).parent
 # A module imports only what stands before it.
 LAYERS = (
+    "amounts",
     "errors",
     "settings",
     "target",

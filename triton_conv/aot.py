@@ -343,13 +343,9 @@ def compile_all(
 
 
 def serve() -> None:
-    """The worker's loop: jobs in, results out, until the input ends. Whatever a compiler prints goes to stderr."""
-    channel = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    while True:
-        try:
-            job = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        pickle.dump(job.run(), channel)
-        channel.flush()
+    """The worker's loop: jobs in, results out, until nobody gives or takes any. What compilers print goes to stderr."""
+    with contextlib.suppress(EOFError, BrokenPipeError), os.fdopen(os.dup(1), "wb") as channel:
+        os.dup2(2, 1)
+        while True:
+            pickle.dump(pickle.load(sys.stdin.buffer).run(), channel)
+            channel.flush()

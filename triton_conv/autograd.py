@@ -270,7 +270,8 @@ def _second_derivatives(
 ) -> list[Tensor | None]:
     """Gradients of sum(first derivatives * cotangents) for (input, offset, mask, weight, grad_output)."""
     again = torch.is_grad_enabled()
-    with torch.enable_grad():
+    # A backward pass may run under autocast; what is precise stays so.
+    with torch.enable_grad(), torch.autocast(cotangents[0].device.type, enabled=False):
         # Views cut off what the tensors have in common: an offset may itself have been computed from the input.
         leaves = [
             None if t is None else t.view_as(t) if again and t.requires_grad else t.detach().requires_grad_()

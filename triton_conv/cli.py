@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__, cli_lectures, cli_model, inspection, target
+from .amounts import counted, number
 from .aot import Compiled, compile_all
 from .autotune.commands import add_to as commands_of_the_tuner
 from .autotune.console import ERR, OUT, Progress, Table, write_json
@@ -49,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     inspect.add_argument("--target", choices=target.KNOWN, action="append", help="only this target (repeatable)")
     inspect.add_argument("--dtype", choices=inspection.DTYPES, action="append", help="with --all, only this dtype")
-    inspect.add_argument("--processes", type=int, metavar="N", help="compiler processes (default: one a core)")
+    inspect.add_argument("--processes", type=number, metavar="N", help="compiler processes (default: one a core)")
     inspect.add_argument("--json", type=Path, metavar="FILE", help="also write all rows to FILE")
     cli_model.add(inspect)
     inspect.set_defaults(run=_inspect)
@@ -110,7 +111,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         )  # fmt: skip
     OUT.print(table)
     write_json(arguments.json, {"kernels": [rows[index].asdict() for index in range(len(jobs))]})
-    OUT.print(f"{len(jobs)} compiled, {len(wrong)} complaints", highlight=False)
+    OUT.print(f"{len(jobs)} compiled, {counted(len(wrong), 'complaint')}", highlight=False)
     for line in wrong:
         OUT.print(f"  {line}", highlight=False, markup=False)
     return 1 if wrong else 0

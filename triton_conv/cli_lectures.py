@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from . import cost
+from .amounts import number
 from .cost.arithmetic import Dimension, explain_all
 from .errors import ArgumentError, WorkloadError
 from .geometry import PADDING_MODES
@@ -35,7 +36,7 @@ def add(commands: Any, say: Say) -> None:
     )
     count.add_argument("--dtype", help="count as if everything had this dtype, for instance bfloat16")
     count.add_argument("--device", default="sm_90", metavar="NAME", help="whose datasheet the floors come from")
-    count.add_argument("--groups", type=int, default=4, metavar="N", help="groups of the plot's grouped forms")
+    count.add_argument("--groups", type=number, default=4, metavar="N", help="groups of the plot's grouped forms")
     count.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to FILE")
     count.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw each layer as standard, separable, grouped, shuffle"

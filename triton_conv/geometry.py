@@ -355,18 +355,18 @@ class TensorMeta(NamedTuple):
         if tensor.layout is not torch.strided:
             raise ArgumentError(f"{name}: expected a strided tensor, got layout {tensor.layout}")
         # A named tuple's own constructor takes half as long again as the rest of this.
-        known = tensor.shape, tensor.stride(), tensor.dtype, tensor.device, _begin(tensor) % 16 == 0
+        known = tensor.shape, tensor.stride(), tensor.dtype, tensor.device, _aligned(tensor)
         return tuple.__new__(cls, known)
 
 
-def _begin(tensor: torch.Tensor) -> int:
-    """A tensor's address, which torch aligns to more than 16 bytes unless it was lent the memory, as through DLPack; of
-    one without memory, as in graphs and under transforms, the bytes before it in its storage.
+def _aligned(tensor: torch.Tensor) -> bool:
+    """By its address: torch aligns memory to more, but may have been lent some, as through DLPack. By its place in the
+    storage, where there is no memory: in graphs and under transforms.
     """
     if type(tensor) in (torch.Tensor, torch.nn.Parameter):
         with contextlib.suppress(RuntimeError):
-            return tensor.data_ptr()
-    return tensor.storage_offset() * tensor.dtype.itemsize
+            return tensor.data_ptr() % 16 == 0
+    return tensor.storage_offset() * tensor.dtype.itemsize % 16 == 0
 
 
 def check_tensors(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from .amounts import counted
 from .policy import Choice
 
 
@@ -59,7 +60,7 @@ class Report:
 
     def __str__(self) -> str:
         ours = sum(row.choice.ours for row in self.rows)
-        lines = [f"{self.title}: {len(self.rows)} convolutions, {ours} on our kernels"]
+        lines = [f"{self.title}: {counted(len(self.rows), 'convolution')}, {ours} on our kernels"]
         table = [("name", "layer", "runs on", "expected gain", "kernel of ours", "why", "problem")]
         table += [
             (row.name, row.layer, row.choice.backend, row.gain, row.kernel, row.choice.reason, row.problem)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from .. import configs, dispatch, ops, target
+from ..amounts import counted, number, seconds
 from ..errors import DeviceError, StoreError, WorkloadError
 from ..problem import Problem
 from ..target import Target
@@ -46,7 +47,7 @@ def add_to(commands: Any) -> None:
     plan.add_argument("--funnel", action="store_true", help="also show the candidates, and what removes how many")
     plan.add_argument("--top", type=number, default=64, metavar="N", help="with --funnel: the best ranked (default 64)")
     plan.add_argument(
-        "--compile", type=float, default=0.0, metavar="SECONDS",
+        "--compile", type=seconds, default=0.0, metavar="SECONDS",
         help="with --funnel: compile these for so many seconds, and filter by registers, spills and occupancy",
     )  # fmt: skip
 
@@ -55,7 +56,7 @@ def add_to(commands: Any) -> None:
     predict.add_argument("--target", choices=target.KNOWN, required=True, help="the device's architecture")
     predict.add_argument("--top", type=number, default=16, metavar="N", help="candidates of each workload (default 16)")
     predict.add_argument(
-        "--compile", type=float, default=0.0, metavar="SECONDS", help="compile them too, for so many seconds"
+        "--compile", type=seconds, default=0.0, metavar="SECONDS", help="compile them too, for so many seconds"
     )
 
     tuning = _command(commands, "tune", _tune, "measure candidate tiles and keep the winners")
@@ -93,14 +94,7 @@ def _selection(parser: argparse.ArgumentParser, default: str | None = None) -> N
 
 
 def _budget(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--budget", type=float, required=True, metavar="SECONDS", help="time for all of it")
-
-
-def number(text: str) -> int:
-    """A count of at least one, for argparse, which says this function's name of what is no number at all."""
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {value}")
-    return value
+    parser.add_argument("--budget", type=seconds, required=True, metavar="SECONDS", help="time for all of it")
 
 
 def _selected(arguments: argparse.Namespace) -> list[Workload]:
@@ -156,7 +150,7 @@ def _funnel(problem: Problem, goal: Target, count: int, seconds: float) -> dict[
     """Shows what each stage leaves of the candidates: of each form by count, and over all of them by compilation."""
     found = funnels(problem, goal)
     for funnel in found:
-        say(f"  {funnel.kernel}: {funnel.space} candidates, {funnel.left} left")
+        say(f"  {funnel.kernel}: {counted(funnel.space, 'candidate')}, {funnel.left} left")
         for stage in funnel.stages:
             say(f"    {stage.name}: {stage.left} left")
             for reason, removed in stage.removed.items():
@@ -221,8 +215,6 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _tune(arguments: argparse.Namespace) -> int:
-    if not arguments.budget > 0:
-        raise WorkloadError(f"budget: expected a positive number of seconds, got {arguments.budget:g}")
     selected = _selected(arguments)
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         if arguments.target is not None:
@@ -324,7 +316,7 @@ def _shown(seconds: float, workloads: int) -> Iterator[Any]:
             nonlocal last
             trials[race.workload.title] += 1
             now = time.monotonic()
-            line = f"{trials.total()} trials of {len(trials)}/{workloads} workloads; {race.standing}"
+            line = f"{counted(trials.total(), 'trial')} of {len(trials)}/{workloads} workloads; {race.standing}"
             bar.update(task, completed=now - start, description=line)
             if bar.disable and now - last > _SECONDS_BETWEEN_LINES:
                 last = now

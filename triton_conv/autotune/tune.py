@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import ops
+from ..amounts import counted
 from ..aot import Compiled, Pool, WarmJob
 from ..workloads import Workload
 from .cover import Cover
@@ -84,7 +85,7 @@ def tune(
         done = sum(not race.lacking for race in races)
         report(f"{done} of {len(races)} workloads tried with every tile of a portfolio of the others")
     if left := len(races) - len(outcomes):
-        report(f"out of time: {left} workloads not tuned")
+        report(f"out of time: {counted(left, 'workload')} not tuned")
     ops.forget_plans()
     return outcomes
 
@@ -204,5 +205,6 @@ def describe(outcome: Outcome) -> str:
     failures = "".join(f", {count} {kind}" for kind, count in sorted(outcome.failures.items()))
     return (
         f"{outcome.workload}: {outcome.time_us:.1f} us{interval}, "
-        f"{outcome.gain:.2f}x the default, {outcome.trials} tiles tried{failures}; {outcome.kernel} {outcome.tile}"
+        f"{outcome.gain:.2f}x the default, {counted(outcome.trials, 'tile')} tried{failures}; "
+        f"{outcome.kernel} {outcome.tile}"
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import comparisons, configs
+from ..amounts import counted
 from ..configs import ConfigFile
 from ..defaults import default_tile
 from ..errors import ConfigError, StoreError
@@ -108,7 +109,7 @@ def _report(arguments: argparse.Namespace) -> int:
                          "trials": entry.trials})  # fmt: skip
     OUT.print(grid)
     losses = sum(row["gain"] < 1 for row in rows)
-    say(f"{len(rows)} problems, {losses} slower than the default")
+    say(f"{counted(len(rows), 'problem')}, {losses} slower than the default")
     write_json(arguments.json, {"entries": rows})
     return 0
 
@@ -127,7 +128,7 @@ def _merge(arguments: argparse.Namespace) -> int:
         for path in sorted(source.glob(f"*/*/{journal.NAME}")):
             read_trials(path)
             trials += journal.append(path, folder / path.relative_to(source))
-    say(f"{taken} winners and {trials} trials merged into {folder}")
+    say(f"{counted(taken, 'winner')} and {counted(trials, 'trial')} merged into {folder}")
     write_json(arguments.json, {"winners": taken, "trials": trials})
     return 0
 
@@ -150,7 +151,7 @@ def _promote(arguments: argparse.Namespace) -> int:
         report[device] = add_portfolios(goal, target, tables(rows))
         for kernel, regret in report[device].items():
             say(f"{device} {kernel}: {regret}")
-    say(f"{sum(len(file.entries) for file in found)} winners promoted to {goal}")
+    say(f"{counted(sum(len(file.entries) for file in found), 'winner')} promoted to {goal}")
     write_json(arguments.json, {"portfolios": report})
     return 0
 

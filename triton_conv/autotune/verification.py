@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..amounts import counted, seconds
 from ..configs import ConfigFile, Entry
 from ..defaults import default_tile
 from ..errors import ConfigError, DeviceError, StoreError, WorkloadError
@@ -50,7 +51,9 @@ def add_to(command: Any) -> None:
     parser.add_argument(
         "--device", metavar="NAME", help="cuda, cuda:N or simulated:h100 (default: a GPU, if there is one)"
     )
-    parser.add_argument("--budget", type=float, default=math.inf, metavar="SECONDS", help="time for running them again")
+    parser.add_argument(
+        "--budget", type=seconds, default=math.inf, metavar="SECONDS", help="time for running them again"
+    )
     parser.add_argument("--workload", metavar="NAME", help="where stored problems come from besides: a .json file")
     parser.add_argument("--model", metavar="MODULE:FUNCTION", help="or this function, a step of a model")
 
@@ -75,7 +78,7 @@ def verify(arguments: argparse.Namespace) -> int:
             say(f"not run: {row.problem}: {row.skipped}")
     if device is not None:
         say(f"{len(ran)} of {len(rows)} winners of this device ran again")
-    say(f"{len(found)} files, {len(complaints)} complaints")
+    say(f"{counted(len(found), 'file')}, {counted(len(complaints), 'complaint')}")
     shown = [vars(row) | {"path": str(row.path)} for row in rows]
     write_json(arguments.json, {"files": len(found), "complaints": complaints, "device": device, "entries": shown})
     return 1 if complaints or not found else 0

@@ -1,0 +1,27 @@
+"""Amounts of things: how messages say them, and how commands are given them."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 tile`, `2 tiles`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+# argparse says a function's name of what is no number at all.
+
+
+def number(text: str) -> int:
+    """A count of at least one."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {value}")
+    return value
+
+
+def seconds(text: str) -> float:
+    """A time to spend."""
+    if not (value := float(text)) > 0:
+        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text}")
+    return value
