@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from triton_conv import ops
-from triton_conv.amounts import counted
+from triton_conv.amounts import counted, finite
 from triton_conv.autotune.measure import DeviceLostError, usable
 from triton_conv.workloads import Workload
 
@@ -97,7 +97,7 @@ def tuning(run: Run, deadline: Deadline) -> Report:
     """Tunes flagships, their gradients and the lectures' kinds, the worst first; trials of the same code are kept."""
     names = ("benchmark",) if run.rehearse else ("benchmark", "gradients", "lectures")
     outcomes = _tuned(run, deadline, sorted((each for name in names for each in run.cases(name)), key=_standing(run)))
-    found = {outcome.workload: _plain(asdict(outcome)) for outcome in outcomes}
+    found = {outcome.workload: finite(asdict(outcome)) for outcome in outcomes}
     write_json(run.out / TUNING, {"provenance": provenance(run.device), "outcomes": found})
     return {"tuned": len(found), "trials": sum(outcome.trials for outcome in outcomes)}
 
@@ -135,15 +135,6 @@ def _standing(run: Run) -> Callable[[Workload], float]:
         return (record.speedup(False) or record.speedup(True) or 0.0) if record else 0.0
 
     return standing
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: where there is no number there is none."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def figures(run: Run, deadline: Deadline) -> Report:

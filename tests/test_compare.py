@@ -58,7 +58,7 @@ def test_compare_with_nothing_lost(tmp_path, capsys):
     before, after = folders(tmp_path, {"dcnv2": 100}, {"dcnv2": 90})
     assert command.main(["compare", before, after]) == 0
     assert command.main(["compare", before, before]) == 0
-    assert "1 cases: 0 slower, 0 faster, 1 within both intervals" in capsys.readouterr().out
+    assert "1 case: 0 slower, 0 faster, 1 within both intervals" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         command.main(["compare", before, str(tmp_path / "none")])
     assert "none is no folder of results" in capsys.readouterr().err
@@ -120,7 +120,7 @@ def test_a_folder_of_two_devices(tmp_path):
     write(replace(other, provenance=PROVENANCE | {"device": "NVIDIA B200"}), folder)
     (device,), complaints = load(tmp_path / "results")
     assert [each.workload.name for each in device.records] == ["dcnv2", "dw3d"]
-    assert "1 results of NVIDIA B200 among 2 of NVIDIA H100 80GB HBM3; a folder holds one device" in complaints[0]
+    assert "1 result of NVIDIA B200 among 2 of NVIDIA H100 80GB HBM3; a folder holds one device" in complaints[0]
 
 
 def test_a_rehearsal_among_measurements_is_left_out(tmp_path):

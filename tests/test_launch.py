@@ -14,10 +14,10 @@ from triton.compiler import CompiledKernel
 
 import triton_conv as tc
 from triton_conv import calls, ops
-from triton_conv.geometry import TensorMeta
 from triton_conv.kernels import KERNELS, launch, launching
 from triton_conv.kernels.kernel import Arguments
 from triton_conv.reference import tolerance
+from triton_conv.tensors import TensorMeta
 
 FLAT = (1, 1), (1, 1, 1, 1), (1, 1), 4, False, (0, 0), "zeros", "none"
 

@@ -21,6 +21,7 @@ LAYERS = (
     "errors",
     "settings",
     "target",
+    "tensors",
     "geometry",
     "deform_geometry",
     "layout",

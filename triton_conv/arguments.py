@@ -16,7 +16,8 @@ from torch import Tensor
 from . import autocast
 from .deform_geometry import forward_geometry
 from .errors import ArgumentError, ArgumentTypeError, ArgumentValueError
-from .geometry import ACTIVATIONS, TensorMeta
+from .geometry import ACTIVATIONS
+from .tensors import TensorMeta, meta
 
 _PLAIN = functools.partial(operator.is_, int)
 
@@ -191,12 +192,8 @@ def _as_image_of_one_row(
     """
     if not torch.compiler.is_compiling():
         # Wrong shapes are told of as they were given.
-        sampled = TensorMeta.of("input", input), TensorMeta.of("offset", offset), _meta("mask", mask)
-        forward_geometry(*sampled, TensorMeta.of("weight", weight), _meta("bias", bias), stride, padding, dilation)
+        sampled = TensorMeta.of("input", input), TensorMeta.of("offset", offset), meta("mask", mask)
+        forward_geometry(*sampled, TensorMeta.of("weight", weight), meta("bias", bias), stride, padding, dilation)
     both = torch.stack((torch.zeros_like(offset), offset), 2).flatten(1, 2)
     rows = [None if tensor is None else tensor.unsqueeze(2) for tensor in (input, both, mask, weight)]
     return *rows, bias, (1, *stride), (0, 0, *padding), (1, *dilation)
-
-
-def _meta(name: str, tensor: Tensor | None) -> TensorMeta | None:
-    return None if tensor is None else TensorMeta.of(name, tensor)

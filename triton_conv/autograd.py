@@ -19,14 +19,8 @@ from .layout import channels_last_like
 from .problem import weight_first
 from .reference import deform_conv2d
 
-Pairs = list[tuple[int, int]]
 
-
-def _pairs(flat: Sequence[int]) -> Pairs:
-    return [(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)]
-
-
-def _flat(pairs: Pairs) -> list[int]:
+def _flat(pairs: list[tuple[int, int]]) -> list[int]:
     return [p for pair in pairs for p in pair]
 
 
@@ -43,7 +37,7 @@ def conv_input_gradient(grad: Tensor, weight: Tensor, size: Sequence[int], windo
     result: Tensor = conv(grad, weight, None, *input_gradient_window(grad.shape[2:], weight.shape[2:], size, window))
     padding, padding_mode = window[1], window[6]
     if padding_mode != "zeros":
-        for dim, (before, after) in enumerate(_pairs(padding), start=2):
+        for dim, (before, after) in enumerate(ops.pairs(padding), start=2):
             result = _fold_back(result, dim, before, after, padding_mode)
     return result
 
@@ -55,7 +49,7 @@ def input_gradient_window(
     stride, padding, dilation, groups, transposed, _, padding_mode, _ = window
     if transposed:
         return stride, padding, dilation, groups, False, (0,) * len(stride), "zeros", "none"
-    pads = _pairs(padding)
+    pads = ops.pairs(padding)
     # A folded border is an input of its own, as wide as the padding; its gradient is folded back afterwards.
     inner = pads if padding_mode == "zeros" else [(0, 0)] * len(pads)
     wide = [s + b + a - i - j for s, (b, a), (i, j) in zip(size, pads, inner, strict=True)]
@@ -165,7 +159,7 @@ def matched(grad: Tensor, input: Tensor, window: Window) -> tuple[Tensor, Window
     if not transposed:
         return grad, window
     fitted = []
-    for dim, ((before, after), extra) in enumerate(zip(_pairs(padding), output_padding, strict=True), start=2):
+    for dim, ((before, after), extra) in enumerate(zip(ops.pairs(padding), output_padding, strict=True), start=2):
         if extra > after:
             grad = grad.narrow(dim, 0, grad.shape[dim] - (extra - after))
         fitted.append((before, max(after - extra, 0)))

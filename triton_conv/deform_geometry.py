@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from .errors import ArgumentError
-from .geometry import ConvGeometry, TensorMeta, check_bias, check_tensors
+from .geometry import ConvGeometry
+from .tensors import TensorMeta, check_bias, check_grad_output, check_tensors
 
 
 def _geometry(
@@ -63,14 +64,6 @@ def _offset_groups(geometry: ConvGeometry, input: TensorMeta, offset: TensorMeta
     return groups
 
 
-def _check_grad_output(geometry: ConvGeometry, grad_output: TensorMeta, input: TensorMeta) -> None:
-    if tuple(grad_output.shape) != geometry.out_shape:
-        raise ArgumentError(
-            f"grad_output: expected shape {list(geometry.out_shape)} for input {list(input.shape)}, got grad_output "
-            f"{list(grad_output.shape)}"
-        )
-
-
 def forward_geometry(
     input: TensorMeta,
     offset: TensorMeta,
@@ -102,7 +95,7 @@ def input_gradient_geometry(
     """Of the gradients of input, offset and mask, as far as they are `needed`."""
     check_tensors(input, {"weight": weight, "grad_output": grad_output}, {"offset": offset, "mask": mask})
     geometry, fields = _geometry(input, offset, mask, weight.shape, stride, padding, dilation)
-    _check_grad_output(geometry, grad_output, input)
+    check_grad_output(grad_output, geometry.out_shape, input.shape)
     if len(needed) != 3:
         raise ArgumentError(f"needed: expected three flags, for input, offset and mask, got {list(needed)}")
     if needed[2] and mask is None:
@@ -125,5 +118,5 @@ def weight_gradient_geometry(
     check_tensors(input, {"grad_output": grad_output}, {"offset": offset, "mask": mask})
     weight = (grad_output.shape[1], input.shape[1] // groups, *kernel_size)
     geometry, fields = _geometry(input, offset, mask, weight, stride, padding, dilation)
-    _check_grad_output(geometry, grad_output, input)
+    check_grad_output(grad_output, geometry.out_shape, input.shape)
     return geometry, fields

@@ -18,8 +18,8 @@ from . import autocast, autograd_lectures, functional, ops, ops_fused, ops_local
 from .arguments import Padding, Size, activation_name, batched, flat_padding, group_count, per_dimension
 from .dispatch import Plan
 from .errors import ArgumentError, ArgumentTypeError
-from .geometry import TensorMeta
 from .ops_fused import Chain
+from .tensors import TensorMeta, meta
 
 
 def _window(
@@ -171,7 +171,7 @@ def _plan_separable(rank: int, *given: Any) -> Plan | Chain:
     first, second = autograd_lectures.separable_halves(tuple(options), input.shape[1])
     plan = ops.plan_conv(input, depthwise, mid_bias, *first)
     between = TensorMeta(plan.out_shape, plan.out_strides, input.dtype, input.device)
-    tensors = between, TensorMeta.of("pointwise_weight", pointwise), ops.meta("bias", bias)
+    tensors = between, TensorMeta.of("pointwise_weight", pointwise), meta("bias", bias)
     return Chain((plan, ops.plan_conv_of(*tensors, *second, ops.conv_precision(input.dtype))), reason, made)
 
 

@@ -18,10 +18,11 @@ from . import eager, first_use, verdicts
 from . import target as targets
 from .dispatch import Plan, plan
 from .errors import ArgumentError, CaptureError
-from .geometry import ConvGeometry, TensorMeta, check_bias, check_tensors
+from .geometry import ConvGeometry
 from .kernels.sum_partials import sum_partials
 from .layout import channels_last_like, dense_strides, five
 from .problem import Problem, WeightGradientProblem
+from .tensors import TensorMeta, check_bias, check_grad_output, check_tensors, meta
 
 _cudnn_conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # made at run time
 
@@ -85,11 +86,6 @@ def conv_precision(dtype: torch.dtype) -> str:
     if dtype is torch.float32 and _cudnn_conv.fp32_precision == "tf32":
         return "tf32"
     return "ieee"
-
-
-def meta(name: str, tensor: torch.Tensor | None) -> TensorMeta | None:
-    """What planning sees of a tensor that may be absent."""
-    return None if tensor is None else TensorMeta.of(name, tensor)
 
 
 def traced(value: Any) -> Any:
@@ -259,11 +255,7 @@ def _weight_gradient_geometry(
     geometry = ConvGeometry.of(
         input.shape, weight_shape, stride, pairs(padding), dilation, groups, padding_mode=padding_mode
     )
-    if tuple(grad_output.shape) != geometry.out_shape:
-        raise ArgumentError(
-            f"grad_output: expected shape {list(geometry.out_shape)} for input {list(input.shape)} and weight "
-            f"{list(weight_shape)}, got grad_output {list(grad_output.shape)}"
-        )
+    check_grad_output(grad_output, geometry.out_shape, input.shape)
     return geometry
 
 

@@ -14,10 +14,10 @@ from . import ops
 from . import target as targets
 from .deform_geometry import forward_geometry, input_gradient_geometry, weight_gradient_geometry
 from .dispatch import Plan, plan
-from .geometry import TensorMeta
 from .layout import dense_like, five
-from .ops import cached, conv_precision, meta
+from .ops import cached, conv_precision
 from .problem import DeformInputGradientProblem, DeformProblem, DeformWeightGradientProblem
+from .tensors import TensorMeta, meta
 
 ops.library.define(
     "deform_conv(Tensor input, Tensor offset, Tensor? mask, Tensor weight, Tensor? bias, SymInt[] stride, "

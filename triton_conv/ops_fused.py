@@ -12,11 +12,12 @@ import torch
 from . import configs, ops
 from .dispatch import Plan, plan
 from .errors import ArgumentError, ArgumentValueError
-from .geometry import ConvGeometry, TensorMeta, check_bias, check_tensors
+from .geometry import ConvGeometry
 from .layout import channels_last_like, dense_strides, five
-from .ops import cached, meta
+from .ops import cached
 from .problem_lectures import SeparableProblem, ShuffleProblem
 from .settings import Setting
+from .tensors import TensorMeta, check_bias, check_tensors, meta
 
 ops.library.define(
     "shuffle_conv(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "

@@ -11,9 +11,9 @@ from . import ops
 from . import target as targets
 from .dispatch import Plan, plan
 from .errors import ArgumentError
-from .geometry import ConvGeometry, TensorMeta, check_tensors, triple
+from .geometry import ConvGeometry, triple
 from .layout import channels_last_like, dense_strides, five
-from .ops import cached, conv_precision, meta, pairs
+from .ops import cached, conv_precision, pairs
 from .problem_lectures import (
     LocalInputGradientProblem,
     LocalProblem,
@@ -22,6 +22,7 @@ from .problem_lectures import (
     is_channels_last,
     local_weight_strides,
 )
+from .tensors import TensorMeta, check_grad_output, check_tensors, meta
 
 ops.library.define(
     "local_conv(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
@@ -171,7 +172,7 @@ def _input_gradient_geometry(
     *_, groups = window
     shape = (grad_output.shape[0], weight.shape[len(size) + 1] * groups, *size)
     geometry = _local_geometry(shape, weight.shape, *window)
-    _check_grad_output(geometry, grad_output, shape)
+    check_grad_output(grad_output, geometry.out_shape, shape)
     return geometry, shape
 
 
@@ -224,7 +225,7 @@ def _weight_gradient_geometry(
     *_, groups = window
     shape = (*grad_output.shape[2:], grad_output.shape[1], input.shape[1] // groups, *kernel_size)
     geometry = _local_geometry(input.shape, shape, *window)
-    _check_grad_output(geometry, grad_output, input.shape)
+    check_grad_output(grad_output, geometry.out_shape, input.shape)
     return geometry, shape
 
 
@@ -253,14 +254,6 @@ def _plan_local_conv_weight_gradient(
         **_filters(weight, rank),
     )
     return plan(problem, targets.of_device(input.device))
-
-
-def _check_grad_output(geometry: ConvGeometry, grad_output: TensorMeta, input: Sequence[int]) -> None:
-    if tuple(grad_output.shape) != geometry.out_shape:
-        raise ArgumentError(
-            f"grad_output: expected shape {list(geometry.out_shape)} for input {list(input)}, got grad_output "
-            f"{list(grad_output.shape)}"
-        )
 
 
 def _local_conv(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *rest: Any) -> torch.Tensor:

@@ -26,8 +26,8 @@ from .errors import (
     CaptureError,
     TritonConvError,
 )
-from .geometry import TensorMeta
 from .settings import Setting
+from .tensors import TensorMeta
 
 AUTO, OURS, TORCH = BACKENDS = ("auto", "triton", "torch")
 

@@ -31,13 +31,6 @@ library.define(
     tags=TAGS,
 )
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "gelu": F.gelu,
-    "silu": F.silu,
-}
-
 
 class Call:
     """A layer's call, by what a choice of a library for it depends on, and by what it computes.
@@ -178,7 +171,7 @@ def torch_conv(
             before = (0,) * rank
         function = getattr(F, f"conv{rank}d")
         result = function(input, weight, bias, stride, before, dilation, groups)
-    return result if activation == "none" else _ACTIVATIONS[activation](result)
+    return reference.activated(result, activation)
 
 
 @functools.cache

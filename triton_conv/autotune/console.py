@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
+
+from ..amounts import finite
 
 try:
     from rich.console import Console
@@ -38,14 +39,5 @@ def write_json(path: Path | None, content: Any) -> None:
     """Writes a command's result where `--json` says, if it says so."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(_plain(content), indent=1) + "\n")
+        path.write_text(json.dumps(finite(content), indent=1) + "\n")
         say(f"wrote {path}")
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: where there is no number there is none."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -16,6 +16,7 @@ import triton.language as tl
 from ..errors import ConfigError
 from ..layout import dense_strides, same_places
 from ..problem import VECTOR_LIMIT, DeformProblem, Problem, WeightGradientProblem
+from ..problem_lectures import LocalProblem
 from ..target import Target
 from .launching import Arguments, Second
 from .staging import Operand, staged_bytes, staging_of
@@ -287,6 +288,14 @@ def deform_arguments(problem: DeformProblem) -> dict[str, object]:
     for prefix, strides in (("o", problem.offset_strides), ("m", problem.mask_strides or (0, 0, 0, 0))):
         arguments |= {f"stride_{prefix}{axis}": s for axis, s in zip("nchw", strides, strict=True)}
     return arguments
+
+
+def place_arguments(problem: LocalProblem, block_m: int) -> dict[str, object]:
+    """The arguments of every kernel with filters for each place: those that all kernels take, places and groups."""
+    g = problem.geometry
+    places = {f"stride_p{axis}": s for axis, s in zip("dhw", problem.place_strides, strict=True)}
+    groups = dict(c_in_group=g.c_in_group, c_out_group=g.c_out_group, groups=g.groups)
+    return geometry_arguments(problem, block_m) | places | groups
 
 
 def run_read(problem: Problem) -> int:

@@ -10,7 +10,7 @@ import triton.language as tl
 from ..problem import Problem
 from ..problem_lectures import LocalInputGradientProblem, LocalProblem, LocalWeightGradientProblem
 from .common import aligned, below, dot, store_pixels, wide, within
-from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
+from .kernel import Kernel, ProductTile, cdiv, place_arguments
 
 
 @triton.jit
@@ -155,19 +155,19 @@ def _grid(problem: LocalProblem, tile: LocallyConnectedTile) -> int:
 
 def _arguments(problem: LocalProblem, tile: LocallyConnectedTile) -> dict[str, object]:
     g = problem.geometry
-    arguments = geometry_arguments(problem, tile.BLOCK_M) | tile.sizes()
-    arguments |= {f"stride_p{axis}": s for axis, s in zip("dhw", problem.place_strides, strict=True)}
-    arguments |= {f"stride_b{axis}": s for axis, s in zip("cdhw", problem.bias_strides, strict=True)}
+    biases = {f"stride_b{axis}": s for axis, s in zip("cdhw", problem.bias_strides, strict=True)}
     images = problem.image_vector(problem.x_strides, tile.BLOCK_M, g.batch)
-    return arguments | dict(
-        c_in_group=g.c_in_group,
-        c_out_group=g.c_out_group,
-        groups=g.groups,
-        FLAT_K=problem.flat,
-        IMAGE_VECTOR=images,
-        X_VECTOR=problem.x_vector(g.c_in_group),
-        W_VECTOR=problem.weight_vector(),
-        Y_VECTOR=problem.y_vector(g.c_out_group),
+    return (
+        place_arguments(problem, tile.BLOCK_M)
+        | tile.sizes()
+        | biases
+        | dict(
+            FLAT_K=problem.flat,
+            IMAGE_VECTOR=images,
+            X_VECTOR=problem.x_vector(g.c_in_group),
+            W_VECTOR=problem.weight_vector(),
+            Y_VECTOR=problem.y_vector(g.c_out_group),
+        )
     )
 
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from ..problem import VECTOR_LIMIT, Problem
 from ..problem_lectures import LocalInputGradientProblem
 from .common import aligned, below, dot, store_pixels, wide, within
-from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
+from .kernel import Kernel, ProductTile, cdiv, place_arguments
 
 
 @triton.jit
@@ -137,16 +137,15 @@ def _grid(problem: LocalInputGradientProblem, tile: LocallyConnectedInputGradien
 
 def _arguments(problem: LocalInputGradientProblem, tile: LocallyConnectedInputGradientTile) -> dict[str, object]:
     g = problem.geometry
-    arguments = geometry_arguments(problem, tile.BLOCK_M) | tile.sizes()
-    arguments |= {f"stride_p{axis}": s for axis, s in zip("dhw", problem.place_strides, strict=True)}
-    return arguments | dict(
-        c_in_group=g.c_in_group,
-        c_out_group=g.c_out_group,
-        groups=g.groups,
-        IMAGE_VECTOR=problem.image_vector(problem.y_strides, tile.BLOCK_M, g.batch),
-        X_VECTOR=problem.x_vector(g.c_in_group),
-        W_VECTOR=1 if problem.flat else problem.weight_vector(),
-        Y_VECTOR=problem.y_vector(g.c_out_group),
+    return (
+        place_arguments(problem, tile.BLOCK_M)
+        | tile.sizes()
+        | dict(
+            IMAGE_VECTOR=problem.image_vector(problem.y_strides, tile.BLOCK_M, g.batch),
+            X_VECTOR=problem.x_vector(g.c_in_group),
+            W_VECTOR=1 if problem.flat else problem.weight_vector(),
+            Y_VECTOR=problem.y_vector(g.c_out_group),
+        )
     )
 
 

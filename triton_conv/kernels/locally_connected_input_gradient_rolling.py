@@ -11,7 +11,7 @@ from ..problem import INT32_LIMIT, VECTOR_LIMIT, Problem
 from ..problem_lectures import LocalInputGradientProblem
 from ..target import Target
 from .common import aligned, below, dot, narrow, wide, within
-from .kernel import Kernel, Tile, cdiv, geometry_arguments
+from .kernel import Kernel, Tile, cdiv, place_arguments
 from .staging import Operand, staged_bytes
 
 
@@ -193,19 +193,18 @@ def _grid(problem: LocalInputGradientProblem, tile: LocallyConnectedInputGradien
 
 def _arguments(problem: LocalInputGradientProblem, tile: LocallyConnectedInputGradientRollingTile) -> dict[str, object]:
     g = problem.geometry
-    arguments = geometry_arguments(problem, tile.BLOCK_M) | tile.sizes()
-    arguments |= {f"stride_p{axis}": s for axis, s in zip("dhw", problem.place_strides, strict=True)}
     # Offsets inside a tile reach from one output row to another.
     depth, height, _ = problem.place_strides
     rows = (g.kernel[0] * abs(depth) * g.dilation[0]) + (g.kernel[1] * abs(height) * g.dilation[1])
     far = rows + g.c_out_group * abs(problem.w_strides[0]) > INT32_LIMIT
-    return arguments | dict(
-        c_in_group=g.c_in_group,
-        c_out_group=g.c_out_group,
-        groups=g.groups,
-        SPAN=g.c_out_group * g.kernel[0] * g.kernel[1],
-        INDEX_INT64=problem.wide_index(tile.BLOCK_M) or far,
-        IMAGE_VECTOR=problem.image_vector(problem.y_strides, tile.BLOCK_M, g.batch),
+    return (
+        place_arguments(problem, tile.BLOCK_M)
+        | tile.sizes()
+        | dict(
+            SPAN=g.c_out_group * g.kernel[0] * g.kernel[1],
+            INDEX_INT64=problem.wide_index(tile.BLOCK_M) or far,
+            IMAGE_VECTOR=problem.image_vector(problem.y_strides, tile.BLOCK_M, g.batch),
+        )
     )
 
 

@@ -11,7 +11,7 @@ from ..problem import Problem
 from ..problem_lectures import LocalWeightGradientProblem
 from ..target import Target
 from .common import aligned, below, dot, narrow, wide, within
-from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
+from .kernel import Kernel, ProductTile, cdiv, place_arguments
 
 
 @triton.jit
@@ -154,19 +154,18 @@ def _grid(problem: LocalWeightGradientProblem, tile: LocallyConnectedWeightGradi
 
 def _arguments(problem: LocalWeightGradientProblem, tile: LocallyConnectedWeightGradientTile) -> dict[str, object]:
     g = problem.geometry
-    arguments = geometry_arguments(problem, tile.BLOCK_M) | tile.sizes()
-    arguments |= {f"stride_p{axis}": s for axis, s in zip("dhw", problem.place_strides, strict=True)}
     x_images = problem.image_vector(problem.x_strides, tile.BLOCK_K, g.batch)
     y_images = problem.image_vector(problem.y_strides, tile.BLOCK_K, g.batch)
-    return arguments | dict(
-        c_in_group=g.c_in_group,
-        c_out_group=g.c_out_group,
-        groups=g.groups,
-        FLAT_N=problem.flat,
-        IMAGE_VECTOR=min(x_images, y_images),
-        X_VECTOR=problem.x_vector(g.c_in_group),
-        W_VECTOR=problem.weight_vector(),
-        Y_VECTOR=problem.y_vector(g.c_out_group),
+    return (
+        place_arguments(problem, tile.BLOCK_M)
+        | tile.sizes()
+        | dict(
+            FLAT_N=problem.flat,
+            IMAGE_VECTOR=min(x_images, y_images),
+            X_VECTOR=problem.x_vector(g.c_in_group),
+            W_VECTOR=problem.weight_vector(),
+            Y_VECTOR=problem.y_vector(g.c_out_group),
+        )
     )
 
 
