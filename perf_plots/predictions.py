@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from triton_conv.amounts import number
 from triton_conv.autotune.search import cost_of
 from triton_conv.kernels import KERNELS
 from triton_conv.static_model.machine import MACHINES, TERMS, Machine
@@ -257,7 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--fit", action="store_true", help="fit the constants, and judge them on cases left out")
     parser.add_argument("--demands", type=Path, default=DEMANDS)
     parser.add_argument("--page", type=Path, default=PAGE)
-    parser.add_argument("--processes", type=int, metavar="N", help="compiler processes")
+    parser.add_argument("--processes", type=number, metavar="N", help="compiler processes")
     options = parser.parse_args(arguments)
     trials, machine = read(options.demands), MACHINES["sm_90"]
     if options.fit:

@@ -23,6 +23,7 @@ from typing import Any
 
 import triton
 
+from triton_conv.amounts import number
 from triton_conv.aot import Pool
 from triton_conv.autotune.allocation import AllocationJob
 from triton_conv.autotune.space import SPACES
@@ -201,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", type=Path, default=TABLE, metavar="FILE")
     parser.add_argument("--compiles", type=int, default=0, metavar="N", help="compile so many tiles an architecture")
     parser.add_argument("--seed", type=int, default=0, help="which tiles are drawn")
-    parser.add_argument("--processes", type=int, default=1, metavar="N")
+    parser.add_argument("--processes", type=number, default=1, metavar="N")
     parser.add_argument("--arch", choices=KNOWN, action="append", help="only this architecture (repeatable)")
     options = parser.parse_args(argv)
     for arch in (options.arch or KNOWN) if options.compiles else ():

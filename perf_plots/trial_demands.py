@@ -17,6 +17,7 @@ from typing import Any
 
 import triton
 
+from triton_conv.amounts import number
 from triton_conv.aot import compile_all
 from triton_conv.kernels import KERNELS
 from triton_conv.static_model.demand import CountedJob, Demand, of_row
@@ -98,8 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m perf_plots.trial_demands", description=__doc__.partition("\n")[0])
     parser.add_argument("--results", type=Path, default=H100, help="the device's folder, which has its trials")
     parser.add_argument("--out", type=Path, default=DEMANDS)
-    parser.add_argument("--processes", type=int, metavar="N")
-    parser.add_argument("--limit", type=int, metavar="N", help="no more than so many compilations")
+    parser.add_argument("--processes", type=number, metavar="N")
+    parser.add_argument("--limit", type=number, metavar="N", help="no more than so many compilations")
     options = parser.parse_args(arguments)
     rows: dict[int, list[float]] = {}
     if options.out.is_file():

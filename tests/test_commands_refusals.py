@@ -164,6 +164,11 @@ def test_an_amount_of_nothing(arguments, phrase, capsys):
     assert stopped.value.code == 2 and phrase in capsys.readouterr().err
 
 
+def test_a_folder_that_is_no_store(tmp_path, capsys):
+    assert run("verify", "--store", tmp_path) == 2
+    assert f"there is no file of tiles in {tmp_path}" in "".join(capsys.readouterr().err.split("\n"))
+
+
 def test_a_step_in_the_working_directory(tmp_path, monkeypatch):
     (tmp_path / "mine_for_tuning.py").write_text(
         "import torch, triton_conv as tc\n"

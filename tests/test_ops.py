@@ -1,15 +1,21 @@
 """The registered ops: what torch's own checks say of them, and that shapes are known without running anything."""
 
+import contextlib
+from functools import partial
+
 import pytest
 import test_lectures
 import torch
+import torch.nn.functional as F
 from cases import CASES
 from helpers import check, launches, name_of, random
 from test_deformable import tensors as deformable_tensors
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import triton_conv as tc
 from triton_conv import ops, ops_deform
+from triton_conv.ops_fused import set_separable_fusion
 
 SMALL = CASES["smoke"] + CASES["transposed"] + CASES["empty"] + CASES["strided-views"]
 
@@ -173,6 +179,33 @@ def test_results_are_the_same_bits_twice():
 def test_a_bias_may_be_a_view_of_the_weight():
     w = random((4, 3, 3, 3))
     check("conv2d", {"input": random((1, 3, 4, 4)), "weight": w, "bias": w[:, 0, 0, 0]})
+
+
+def counted(call, *tensors, backward=True):
+    """Operations of a call, and of the gradients of all its tensors, by torch's own counter."""
+    with FlopCounterMode(display=False) as counter, contextlib.nullcontext() if backward else torch.no_grad():
+        output = call(*(tensor.detach().requires_grad_() for tensor in tensors))
+        if backward:
+            output.sum().backward()
+    return counter.get_total_flops()
+
+
+def test_torch_counts_our_operations():
+    x, w, offset = random((2, 4, 6, 5)), random((8, 2, 3, 3)), random((2, 18, 4, 3))
+    grouped = counted(lambda x, w: F.conv2d(x, w, groups=2), x, w)
+    assert counted(lambda x, w: tc.conv2d(x, w, groups=2), x, w) == grouped > 0
+    assert counted(lambda x, w: tc.shuffle_conv2d(x, w, groups=2), x, w) == grouped
+    assert counted(tc.deform_conv2d, x, offset, w) == grouped
+    z, options = random((2, 8, 3, 4)), {"groups": 2, "stride": 2, "padding": 1}
+    transposed = random((8, 3, 3, 2))
+    ours, torchs = (partial(function, **options) for function in (tc.conv_transpose2d, F.conv_transpose2d))
+    assert counted(ours, z, transposed) == counted(torchs, z, transposed)
+    depthwise, pointwise = random((4, 1, 3, 3)), random((7, 4, 1, 1))
+    with set_separable_fusion(True):
+        fused = counted(tc.separable_conv2d, x, depthwise, pointwise, backward=False)
+    assert fused == 2 * 2 * 4 * 3 * (4 * 9 + 4 * 7)
+    places = random((4, 3, 2, 4, 3, 3))
+    assert counted(tc.locally_connected2d, x, places) == 3 * 2 * 2 * places.numel()
 
 
 def test_what_the_tests_see_of_unwritten_memory():

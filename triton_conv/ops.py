@@ -9,10 +9,12 @@ shapes). `padding` is flat: before and after for each dimension.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
+from torch.utils.flop_counter import register_flop_formula
 
 from . import eager, first_use, verdicts
 from . import target as targets
@@ -368,16 +370,30 @@ def _fake_conv_weight_gradient(
     return input.new_empty_strided(shape, dense_strides(shape, channels_last))
 
 
-def register(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Gives a defined op its implementation and its fake kernel; returns the op."""
+def register(name: str, implementation: Callable[..., Any], fake: Callable[..., Any], flops: Callable[..., int]) -> Any:
+    """Gives a defined op its implementation, its fake kernel, and what torch's FlopCounterMode counts of it by shapes;
+    returns the op.
+    """
     there = eager.on_device(implementation)
     for backend in ("CPU", "CUDA"):
         library.impl(name, there, backend)
     torch.library.register_fake(f"triton_conv::{name}", fake, lib=library)
-    op = getattr(torch.ops.triton_conv, name).default
-    eager.implementations[op] = there
-    return op
+    packet = getattr(torch.ops.triton_conv, name)
+    register_flop_formula(packet)(flops)
+    eager.implementations[packet.default] = there
+    return packet.default
 
 
-conv = register("conv", _conv, fake_conv)
-conv_weight_gradient = register("conv_weight_gradient", _conv_weight_gradient, _fake_conv_weight_gradient)
+def flops_at(outputs: Sequence[int], *weights: Sequence[int]) -> int:
+    """Those of filters of these shapes at every pixel of a shape, a multiply and an add each, as torch counts them."""
+    return 2 * outputs[0] * math.prod(outputs[2:]) * sum(map(math.prod, weights))
+
+
+conv = register(
+    "conv", _conv, fake_conv,
+    lambda x, w, b, s, p, d, g, transposed, *rest, out_shape: flops_at(x if transposed else out_shape, w),
+)  # fmt: skip
+conv_weight_gradient = register(
+    "conv_weight_gradient", _conv_weight_gradient, _fake_conv_weight_gradient,
+    lambda x, dy, *rest, out_shape: flops_at(dy, out_shape),
+)  # fmt: skip

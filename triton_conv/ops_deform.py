@@ -323,6 +323,16 @@ def _fake_weight_gradient(
     return input.new_empty((geometry.c_out, geometry.c_in_group, *arguments[0]))
 
 
-deform_conv = ops.register("deform_conv", _deform_conv, _fake_deform_conv)
-deform_conv_input_gradient = ops.register("deform_conv_input_gradient", _input_gradient, _fake_input_gradient)
-deform_conv_weight_gradient = ops.register("deform_conv_weight_gradient", _weight_gradient, _fake_weight_gradient)
+# What is counted of these are the products; sampling is none.
+deform_conv = ops.register(
+    "deform_conv", _deform_conv, _fake_deform_conv,
+    lambda x, offset, mask, w, *rest, out_shape: ops.flops_at(out_shape, w),
+)  # fmt: skip
+deform_conv_input_gradient = ops.register(
+    "deform_conv_input_gradient", _input_gradient, _fake_input_gradient,
+    lambda x, offset, mask, w, dy, *rest, out_shape: ops.flops_at(dy, w),
+)  # fmt: skip
+deform_conv_weight_gradient = ops.register(
+    "deform_conv_weight_gradient", _weight_gradient, _fake_weight_gradient,
+    lambda x, offset, mask, dy, *rest, out_shape: ops.flops_at(dy, out_shape),
+)  # fmt: skip

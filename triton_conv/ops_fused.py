@@ -280,8 +280,13 @@ def _fake_separable_conv(input: torch.Tensor, *arguments: Any) -> torch.Tensor:
     return input.new_empty_strided(shape, strides)
 
 
-shuffle_conv = ops.register("shuffle_conv", _shuffle_conv, _fake_shuffle_conv)
-separable_conv = ops.register("separable_conv", _separable_conv, _fake_separable_conv)
+shuffle_conv = ops.register(
+    "shuffle_conv", _shuffle_conv, _fake_shuffle_conv, lambda x, w, *rest, out_shape: ops.flops_at(out_shape, w)
+)
+separable_conv = ops.register(
+    "separable_conv", _separable_conv, _fake_separable_conv,
+    lambda x, depthwise, pointwise, *rest, out_shape: ops.flops_at(out_shape, depthwise, pointwise),
+)  # fmt: skip
 
 PLANNERS: dict[Any, Callable[..., Plan]] = {shuffle_conv: plan_shuffle_conv, separable_conv: plan_separable_conv}
 """What plans each op, by op."""

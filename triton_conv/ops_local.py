@@ -292,11 +292,18 @@ def _fake_weight_gradient(input: torch.Tensor, grad_output: torch.Tensor, *rest:
     return input.new_empty_strided(shape, local_weight_strides(shape, channels_last))
 
 
-local_conv = ops.register("local_conv", _local_conv, _fake_local_conv)
-local_conv_input_gradient = ops.register("local_conv_input_gradient", _local_conv_input_gradient, _fake_input_gradient)
-local_conv_weight_gradient = ops.register(
-    "local_conv_weight_gradient", _local_conv_weight_gradient, _fake_weight_gradient
+# A weight has a filter for every pixel already.
+local_conv = ops.register(
+    "local_conv", _local_conv, _fake_local_conv, lambda x, w, *rest, out_shape: ops.flops_at(x[:1], w)
 )
+local_conv_input_gradient = ops.register(
+    "local_conv_input_gradient", _local_conv_input_gradient, _fake_input_gradient,
+    lambda dy, w, *rest, out_shape: ops.flops_at(dy[:1], w),
+)  # fmt: skip
+local_conv_weight_gradient = ops.register(
+    "local_conv_weight_gradient", _local_conv_weight_gradient, _fake_weight_gradient,
+    lambda x, dy, *rest, out_shape: ops.flops_at(x[:1], out_shape),
+)  # fmt: skip
 
 PLANNERS: dict[Any, Callable[..., Plan]] = {
     local_conv: plan_local_conv,

@@ -38,33 +38,33 @@ class Report:
     """One row for every layer and size, or every call; prints as a table."""
 
     title: str
-    rows: list[Row] = field(default_factory=list)
+    # In the order of their coming: a long run may have as many as it has sizes.
+    _rows: dict[Row, None] = field(default_factory=dict)
 
     def add(self, row: Row) -> None:
         """Adds a row, unless it is there."""
-        if row not in self.rows:
-            self.rows.append(row)
+        self._rows[row] = None
 
     def __iter__(self) -> Iterator[Row]:
-        return iter(self.rows)
+        return iter(self._rows)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._rows)
 
     def __getitem__(self, name: str) -> Row:
         """The first row of that name."""
-        for row in self.rows:
+        for row in self:
             if row.name == name:
                 return row
         raise KeyError(name)
 
     def __str__(self) -> str:
-        ours = sum(row.choice.ours for row in self.rows)
-        lines = [f"{self.title}: {counted(len(self.rows), 'convolution')}, {ours} on our kernels"]
+        ours = sum(row.choice.ours for row in self)
+        lines = [f"{self.title}: {counted(len(self._rows), 'convolution')}, {ours} on our kernels"]
         table = [("name", "layer", "runs on", "expected gain", "kernel of ours", "why", "problem")]
         table += [
             (row.name, row.layer, row.choice.backend, row.gain, row.kernel, row.choice.reason, row.problem)
-            for row in self.rows
+            for row in self
         ]
         widths = [max(map(len, column)) for column in zip(*table)]
         lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table]

@@ -135,7 +135,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     with _store_of(arguments):
         for workload in selected:
             made = dispatch.plan(workload.problem(), goal)
-            say(f"{workload.title} ({workload.origin}): {made}")
+            origin = f" ({workload.origin})" if workload.origin else ""
+            say(f"{workload.title}{origin}: {made}")
             row: dict[str, Any] = {"workload": workload.title, "kernel": made.kernel.name, "tile": made.tile.asdict()}
             row |= {"source": made.source, "notes": list(made.notes)}
             if arguments.funnel:

@@ -62,6 +62,8 @@ def verify(arguments: argparse.Namespace) -> int:
     """Runs the command; 1 if anything is wrong."""
     folder = folder_of(arguments)
     found = list(files(folder))
+    if not found:
+        raise StoreError(f"store: there is no file of tiles in {folder}")
     complaints = [complaint for path, file in found for complaint in complaints_of(path, file)]
     rows: list[Checked] = []
     device = arguments.device or ("cuda" if torch.cuda.is_available() else None)
@@ -81,7 +83,7 @@ def verify(arguments: argparse.Namespace) -> int:
     say(f"{counted(len(found), 'file')}, {counted(len(complaints), 'complaint')}")
     shown = [vars(row) | {"path": str(row.path)} for row in rows]
     write_json(arguments.json, {"files": len(found), "complaints": complaints, "device": device, "entries": shown})
-    return 1 if complaints or not found else 0
+    return 1 if complaints else 0
 
 
 def complaints_of(path: Path, file: ConfigFile | ConfigError) -> Iterator[str]:
