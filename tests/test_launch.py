@@ -15,7 +15,7 @@ from triton.compiler import CompiledKernel
 import triton_conv as tc
 from triton_conv import calls, ops
 from triton_conv.kernels import KERNELS, launch, launching
-from triton_conv.kernels.kernel import Arguments
+from triton_conv.kernels.arguments import Arguments
 from triton_conv.reference import tolerance
 from triton_conv.tensors import TensorMeta
 

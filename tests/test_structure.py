@@ -114,7 +114,7 @@ def test_imports_run_one_way(path):
 def test_kernels_know_neither_each_other_nor_the_planning(path):
     inside = {name for name in imports(path) if name.startswith("kernels")}
     shared = (
-        "banded_sums", "boxed_sums", "boxes", "common", "kernel", "launching", "row_vectors", "staging",
+        "arguments", "banded_sums", "boxed_sums", "boxes", "common", "kernel", "launching", "row_vectors", "staging",
         "turned_boxes", "windows",
     )  # fmt: skip
     assert inside <= {f"kernels.{name}" for name in shared}

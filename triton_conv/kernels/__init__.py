@@ -35,8 +35,9 @@ from . import (
     weight_gradient_clipped,
     weight_gradient_rows,
 )
+from .arguments import Arguments
 from .kernel import Kernel, Tile
-from .launching import Arguments, launch, launches
+from .launching import launch, launches
 
 KERNELS: dict[str, Kernel] = {
     module.KERNEL.name: module.KERNEL

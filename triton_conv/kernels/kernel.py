@@ -18,7 +18,7 @@ from ..layout import dense_strides, same_places
 from ..problem import VECTOR_LIMIT, DeformProblem, Problem, WeightGradientProblem
 from ..problem_lectures import LocalProblem
 from ..target import Target
-from .launching import Arguments, Second
+from .arguments import Arguments, Second
 from .staging import Operand, staged_bytes, staging_of
 
 _ACCUMULATOR = {torch.float64: tl.float64}

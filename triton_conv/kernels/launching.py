@@ -3,51 +3,19 @@
 from __future__ import annotations
 
 import contextvars
-import inspect
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
 from triton.compiler import CompiledKernel
 
-if TYPE_CHECKING:
-    from .kernel import Kernel, Tile
+from .arguments import Arguments
+from .kernel import Kernel, Tile
 
 # How a compiled kernel is run is known of these; of others, how it is asked to run itself.
 _KNOWN = triton.__version__.split(".")[:2] in (["3", "6"], ["3", "7"])
 _knobs: Any = triton.knobs.runtime
-
-
-class Arguments(dict[str, Any]):
-    """The arguments of a kernel that are no tensors, by name; and beside them what Triton compiled for these, and the
-    launch that follows, if one does.
-    """
-
-    __slots__ = ("compiled", "second")
-
-    def __init__(self, *values: Any) -> None:
-        super().__init__(*values)
-        self.compiled: dict[tuple[Any, ...], Any] = {}
-        self.second: Second | None = None
-
-    @classmethod
-    def of(cls, function: Any, known: dict[str, object]) -> Arguments:
-        """Those of all that is known which a function takes, in its order."""
-        return cls(
-            (name, known[name]) for name in inspect.signature(function.fn).parameters if not name.endswith("_ptr")
-        )
-
-
-@dataclass(frozen=True)
-class Second:
-    """A second launch of one problem and tile, as `Join` explains."""
-
-    numbers: int
-    grid: int
-    values: Arguments
-
 
 launches: Counter[str] = Counter()
 """Launches by kernel name since import, or since a caller cleared it."""

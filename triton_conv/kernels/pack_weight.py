@@ -9,8 +9,9 @@ import torch
 import triton
 import triton.language as tl
 
+from .arguments import Arguments
 from .kernel import cdiv
-from .launching import Arguments, start_kernel
+from .launching import start_kernel
 
 # 2048 elements of nine to sixteen taps a program: 16 a thread.
 _BLOCK_I = 128

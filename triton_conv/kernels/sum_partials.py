@@ -9,9 +9,10 @@ import torch
 import triton
 import triton.language as tl
 
+from .arguments import Arguments
 from .common import narrow
 from .kernel import cdiv
-from .launching import Arguments, start_kernel
+from .launching import start_kernel
 
 # Numbers that a program reads at once: 32 a thread.
 _BLOCK = 4096
