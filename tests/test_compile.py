@@ -136,6 +136,19 @@ def test_modules_compile_into_one_graph(backend):
     assert counter.frame_count == 1
 
 
+def test_where_a_slice_begins_may_be_a_symbol():
+    layer = tc.nn.Conv2d(3, 3, 3, padding=1, backend="triton", device=DEVICE)
+    filters = random((3, 1, 3, 3)), random((4, 3, 1, 1))
+
+    def function(x):
+        return tc.separable_conv2d(layer(x[:, :, 1:]), *filters)
+
+    graph, counter = compiled(function, dynamic=True)
+    for size in ((6, 5), (7, 8)):
+        compare(function, graph, (random((2, 3, *size)),))
+    assert counter.frame_count == 1
+
+
 def test_a_change_of_backend_is_seen_by_a_graph():
     layer = tc.nn.Conv2d(3, 4, 3).to(DEVICE)
     graph, counter = compiled(layer, dynamic=True)

@@ -134,3 +134,29 @@ def test_our_own_layers_are_in_the_report():
     assert [(row.name, row.choice.ours) for row in report] == [("0", True), ("1", True), ("2", True)]
     assert "torch has no such layer: always ours" in str(report)
     assert [type(layer) for layer in tc.revert(model)] == kinds
+
+
+class Remembering(nn.Module):
+    """Keeps what it saw: in place, by another tensor of that name, and in a buffer that was None."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 2, 3, device=DEVICE), nn.BatchNorm2d(2, device=DEVICE)
+        self.register_buffer("mean", torch.zeros((), device=DEVICE))
+        self.register_buffer("last", None)
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.mean()
+        self.last = x
+        return self.norm(self.conv(x))
+
+
+@pytest.mark.parametrize("run", [tc.plan, tc.warmup], ids=["plan", "warmup"])
+def test_what_a_model_remembers_stays(run):
+    model, x = Remembering(), random((1, 2, 5, 5))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    kept = dict(model.named_buffers())
+    run(model, x)
+    assert dict(model.named_buffers()).keys() == kept.keys() and model.last is None
+    for name, buffer in model.named_buffers():
+        assert buffer is kept[name] and torch.equal(buffer, before[name]), name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -40,7 +40,11 @@ def _aligned(tensor: torch.Tensor) -> bool:
     if type(tensor) in (torch.Tensor, torch.nn.Parameter):
         with contextlib.suppress(RuntimeError):
             return tensor.data_ptr() % 16 == 0
-    return tensor.storage_offset() * tensor.dtype.itemsize % 16 == 0
+    place: Any = tensor.storage_offset()
+    if isinstance(place, torch.SymInt):
+        # That which the graph is traced with, if any: asking for it sets no guard on the graph.
+        place = place.node.hint
+    return place is not None and place * tensor.dtype.itemsize % 16 == 0
 
 
 def meta(name: str, tensor: torch.Tensor | None) -> TensorMeta | None:

@@ -46,14 +46,18 @@ def repeat(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], runs
 
 @contextlib.contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
-    """Puts the buffers' values back at the end."""
-    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    """Puts the buffers back at the end, and their values."""
+    kept = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
         yield
     finally:
+        for buffers, before in kept:
+            buffers.clear()
+            buffers.update(before)
         with torch.no_grad():
-            for buffer, before in kept:
-                buffer.copy_(before)
+            for buffer, value in values:
+                buffer.copy_(value)
 
 
 def _differentiate(model: nn.Module, inputs: Any, outputs: Any) -> None:
