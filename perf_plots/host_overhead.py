@@ -13,6 +13,7 @@ stand the calls that a call makes, of Python's functions and of C's, which depen
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections import Counter
@@ -149,6 +150,9 @@ def measure(device: torch.device) -> dict[str, Cost]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        prog="python -m perf_plots.host_overhead", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    ).parse_args()
     cuda = torch.cuda.is_available()
     if not cuda:
         _without_a_gpu()

@@ -21,18 +21,15 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# argparse says a function's name of what is no number at all.
-
-
 def number(text: str) -> int:
-    """A count of at least one."""
+    """A count of at least one, for argparse, which says this function's name of what is no number at all."""
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive number, got {value}")
     return value
 
 
 def seconds(text: str) -> float:
-    """A time to spend."""
+    """A time to spend, likewise."""
     if not (value := float(text)) > 0:
         raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text}")
     return value

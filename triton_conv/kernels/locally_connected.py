@@ -155,19 +155,15 @@ def _grid(problem: LocalProblem, tile: LocallyConnectedTile) -> int:
 
 def _arguments(problem: LocalProblem, tile: LocallyConnectedTile) -> dict[str, object]:
     g = problem.geometry
-    biases = {f"stride_b{axis}": s for axis, s in zip("cdhw", problem.bias_strides, strict=True)}
+    arguments = place_arguments(problem, tile.BLOCK_M) | tile.sizes()
+    arguments |= {f"stride_b{axis}": s for axis, s in zip("cdhw", problem.bias_strides, strict=True)}
     images = problem.image_vector(problem.x_strides, tile.BLOCK_M, g.batch)
-    return (
-        place_arguments(problem, tile.BLOCK_M)
-        | tile.sizes()
-        | biases
-        | dict(
-            FLAT_K=problem.flat,
-            IMAGE_VECTOR=images,
-            X_VECTOR=problem.x_vector(g.c_in_group),
-            W_VECTOR=problem.weight_vector(),
-            Y_VECTOR=problem.y_vector(g.c_out_group),
-        )
+    return arguments | dict(
+        FLAT_K=problem.flat,
+        IMAGE_VECTOR=images,
+        X_VECTOR=problem.x_vector(g.c_in_group),
+        W_VECTOR=problem.weight_vector(),
+        Y_VECTOR=problem.y_vector(g.c_out_group),
     )
 
 

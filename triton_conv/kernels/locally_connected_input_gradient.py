@@ -137,15 +137,12 @@ def _grid(problem: LocalInputGradientProblem, tile: LocallyConnectedInputGradien
 
 def _arguments(problem: LocalInputGradientProblem, tile: LocallyConnectedInputGradientTile) -> dict[str, object]:
     g = problem.geometry
-    return (
-        place_arguments(problem, tile.BLOCK_M)
-        | tile.sizes()
-        | dict(
-            IMAGE_VECTOR=problem.image_vector(problem.y_strides, tile.BLOCK_M, g.batch),
-            X_VECTOR=problem.x_vector(g.c_in_group),
-            W_VECTOR=1 if problem.flat else problem.weight_vector(),
-            Y_VECTOR=problem.y_vector(g.c_out_group),
-        )
+    arguments = place_arguments(problem, tile.BLOCK_M) | tile.sizes()
+    return arguments | dict(
+        IMAGE_VECTOR=problem.image_vector(problem.y_strides, tile.BLOCK_M, g.batch),
+        X_VECTOR=problem.x_vector(g.c_in_group),
+        W_VECTOR=1 if problem.flat else problem.weight_vector(),
+        Y_VECTOR=problem.y_vector(g.c_out_group),
     )
 
 

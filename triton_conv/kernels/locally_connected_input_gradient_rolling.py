@@ -193,18 +193,15 @@ def _grid(problem: LocalInputGradientProblem, tile: LocallyConnectedInputGradien
 
 def _arguments(problem: LocalInputGradientProblem, tile: LocallyConnectedInputGradientRollingTile) -> dict[str, object]:
     g = problem.geometry
+    arguments = place_arguments(problem, tile.BLOCK_M) | tile.sizes()
     # Offsets inside a tile reach from one output row to another.
     depth, height, _ = problem.place_strides
     rows = (g.kernel[0] * abs(depth) * g.dilation[0]) + (g.kernel[1] * abs(height) * g.dilation[1])
     far = rows + g.c_out_group * abs(problem.w_strides[0]) > INT32_LIMIT
-    return (
-        place_arguments(problem, tile.BLOCK_M)
-        | tile.sizes()
-        | dict(
-            SPAN=g.c_out_group * g.kernel[0] * g.kernel[1],
-            INDEX_INT64=problem.wide_index(tile.BLOCK_M) or far,
-            IMAGE_VECTOR=problem.image_vector(problem.y_strides, tile.BLOCK_M, g.batch),
-        )
+    return arguments | dict(
+        SPAN=g.c_out_group * g.kernel[0] * g.kernel[1],
+        INDEX_INT64=problem.wide_index(tile.BLOCK_M) or far,
+        IMAGE_VECTOR=problem.image_vector(problem.y_strides, tile.BLOCK_M, g.batch),
     )
 
 

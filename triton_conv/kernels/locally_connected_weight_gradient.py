@@ -154,18 +154,15 @@ def _grid(problem: LocalWeightGradientProblem, tile: LocallyConnectedWeightGradi
 
 def _arguments(problem: LocalWeightGradientProblem, tile: LocallyConnectedWeightGradientTile) -> dict[str, object]:
     g = problem.geometry
+    arguments = place_arguments(problem, tile.BLOCK_M) | tile.sizes()
     x_images = problem.image_vector(problem.x_strides, tile.BLOCK_K, g.batch)
     y_images = problem.image_vector(problem.y_strides, tile.BLOCK_K, g.batch)
-    return (
-        place_arguments(problem, tile.BLOCK_M)
-        | tile.sizes()
-        | dict(
-            FLAT_N=problem.flat,
-            IMAGE_VECTOR=min(x_images, y_images),
-            X_VECTOR=problem.x_vector(g.c_in_group),
-            W_VECTOR=problem.weight_vector(),
-            Y_VECTOR=problem.y_vector(g.c_out_group),
-        )
+    return arguments | dict(
+        FLAT_N=problem.flat,
+        IMAGE_VECTOR=min(x_images, y_images),
+        X_VECTOR=problem.x_vector(g.c_in_group),
+        W_VECTOR=problem.weight_vector(),
+        Y_VECTOR=problem.y_vector(g.c_out_group),
     )
 
 
