@@ -26,7 +26,7 @@ NO_DEVICE = (
 )  # fmt: skip
 # Those in which something has not passed on an H100 yet.
 _FIRST = (
-    "strided_boxed", "implicit_gemm_persistent", "weight_gradient_clipped", "banded_transposed",
+    "transposed_overlap", "strided_boxed", "implicit_gemm_persistent", "weight_gradient_clipped", "banded_transposed",
     "fused_weight_gradient", "grouped_slab", "banded", "implicit_gemm_rows", "weight_gradient_rows", "lecture_forms",
     "launch", "memory", "first_use", "banded_weight_gradient", "compile", "capture", "policy", "conversion",
     "lecture_tiles", "lectures", "examples", "nn", "models", "conversion_kinds", "opinfo", "cases", "gpu",

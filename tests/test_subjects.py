@@ -44,6 +44,10 @@ BOXED = {
     "strided_boxed": Workload(
         "boxed", "dense", "conv2d", (1, 32, 4, 4), (16, 32, 3, 3), {"stride": 2, "padding": 1}, channels_last=True
     ),
+    # Its weight is packed for others: each is given what it reads.
+    "transposed_overlap": Workload(
+        "overlap", "transposed", "conv_transpose2d", (1, 16, 16, 16), (16, 16, 2, 2), {"stride": 2}
+    ),
     "weight_gradient_clipped": Workload(
         "clipped",
         "dilated",

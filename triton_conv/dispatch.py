@@ -62,7 +62,7 @@ _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
 # and lost others by up to 2.8 that counting had given to them. The others no device has timed yet.
 _MEASURED = (
     "implicit_gemm_rows", "implicit_gemm_persistent", "strided_boxed", "grouped_slab", "weight_gradient_clipped",
-    "depthwise_banded_transposed", "depthwise_fused_weight_gradient",
+    "depthwise_banded_transposed", "depthwise_fused_weight_gradient", "transposed_overlap",
 )  # fmt: skip
 # Of these problems there is one kernel each, whatever their sizes.
 _ALONE = (
@@ -111,6 +111,8 @@ class Plan:
 
     def arranged(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight as the kernel reads it, which see `Problem.weight_view`: a copy, a view, or the tensor itself."""
+        if self.kernel.contiguous_weight:
+            return weight.contiguous()
         view = self.problem.weight_view
         if view == "stored":
             return weight
@@ -181,7 +183,8 @@ def family(problem: Problem) -> tuple[tuple[str, ...], str]:
     if g.transposed:
         # One channel a group would leave all but one of a tile's products to others.
         banded = ("depthwise_banded_transposed",) if g.c_in_group == 1 and g.groups > 1 else ()
-        forms = (*boxed, *banded, *slab, "transposed_phase")
+        overlap = () if narrow else ("transposed_overlap",)
+        forms = (*boxed, *banded, *slab, *overlap, "transposed_phase")
         return forms, f"it is transposed: {g.phases} output phases, no inserted zeros"
     if direct:
         return _DEPTHWISE, f"one input channel a group, multiplier {g.c_out_group}"

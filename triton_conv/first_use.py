@@ -227,6 +227,7 @@ def difference(made: Plan, device: torch.device) -> float:
             stored = weight.flip(taps) if flipped else weight
             laid = lay(stored, tuple(abs(stride) for stride in problem.w_strides))
             last: tuple[Any, ...] = (..., *(slice(-1, None),) * g.rank)
+            laid = laid.contiguous() if made.kernel.contiguous_weight else laid
             operands.append(laid[last] if flipped else laid)
             operands.append(None if bias is None else bias.to(device))
             expected = _forward(problem, x.double(), weight.double(), None if bias is None else bias.double())

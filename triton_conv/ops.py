@@ -318,7 +318,8 @@ def run(made: Plan, input: torch.Tensor, *tensors: torch.Tensor | None) -> torch
 
 
 def run_conv(made: Plan, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Launches the plan of a convolution, on the current device."""
+    """Launches the plan of a convolution, or that of a form in its place, which may read the weight otherwise."""
+    made = _settled(made, input.device) if made.pending else made
     return run(made, input, made.arranged(weight), bias)
 
 

@@ -21,6 +21,7 @@ from ..kernels.grouped_slab import GroupedSlabTile
 from ..kernels.implicit_gemm_persistent import ImplicitGemmPersistentTile, partial_sums
 from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile, phases
 from ..kernels.kernel import cdiv, columns_read, row_columns
+from ..kernels.transposed_overlap import TransposedOverlapTile, image_columns
 from ..kernels.weight_gradient_rows import WeightGradientRowsTile
 from ..problem import Problem
 from ..problem_lectures import LocalProblem, LocalWeightGradientProblem, SeparableProblem
@@ -118,6 +119,8 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "num_warps": (2, 4),
         "num_stages": (1,),
     },
+    # Whole images, and sums that must lie in shared memory: of 256 x 128 they take half of it.
+    "transposed_overlap": _BOXES | {"num_warps": (4, 8, 16)},
     "transposed_phase": _DOT,
     "deformable": _DOT | {"num_stages": (1, 2)},
     # At most 64 splits beyond what fills the machine: partial sums are written and read again.
@@ -274,6 +277,8 @@ def worthwhile(tile: Tile, problem: Problem) -> bool:
         widths |= {"BLOCK_M": rows, "BLOCK_K": images} if gradient else {"BLOCK_M": images}
     if isinstance(problem, SeparableProblem):
         widths["BLOCK_N"] = max(problem.c_final, 64)
+    if isinstance(tile, TransposedOverlapTile):
+        widths |= {"BLOCK_M": max(g.batch * image_columns(problem), 64), "BLOCK_N": max(g.c_out_group * g.taps, 64)}
     if isinstance(tile, ImplicitGemmPersistentTile) and tile.SPLIT and not partial_sums(problem, tile):
         return False
     if isinstance(tile, ImplicitGemmRowsTile):

@@ -48,6 +48,7 @@ class Subject:
         self._adds = sampled
         first = made.kernel.pointers.index("dx_ptr") if sampled else len(operands) - 1
         self._inputs = operands[:first]
+        self._weight, self._as_made = tensors.get("weight"), made.kernel.contiguous_weight
         self._outputs = [t if t is None else _guarded(t, t.shape, t.stride()) for t in operands[first:]]
         if isinstance(made.problem, WeightGradientProblem):
             # What was launched may have written partial sums.
@@ -60,6 +61,7 @@ class Subject:
     def bind(self, made: Plan) -> Callable[[], None]:
         """A call that runs the plan into buffers of its own; nothing is allocated while it runs."""
         self._bound = self._outputs
+        inputs = self._read_by(made)
         if made.partial is not None:
             return self._bind_split(made, *made.partial)
         outputs = [buffer and buffer[1] for buffer in self._outputs]
@@ -67,10 +69,17 @@ class Subject:
             # Zeros to add to are part of the price.
             def run() -> None:
                 sums.zero_()
-                made.launch(*self._inputs, *outputs)
+                made.launch(*inputs, *outputs)
 
             return run
-        return lambda: made.launch(*self._inputs, *outputs)
+        return lambda: made.launch(*inputs, *outputs)
+
+    def _read_by(self, made: Plan) -> Sequence[Tensor | None]:
+        """The inputs as the plan's kernel reads them: some read the weight as it was made, where others have a copy."""
+        if made.kernel.contiguous_weight == self._as_made or self._weight is None:
+            return self._inputs
+        weight, place = made.arranged(self._weight), made.kernel.pointers.index("w_ptr")
+        return (*self._inputs[:place], weight, *self._inputs[place + 1 :])
 
     def _bind_split(self, made: Plan, shape: Sequence[int], strides: Sequence[int]) -> Callable[[], None]:
         assert self._outputs[0] is not None

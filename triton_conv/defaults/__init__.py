@@ -30,6 +30,7 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
         products.grouped_slab,
         depthwise.depthwise,
         depthwise.depthwise_patch,
+        products.transposed_overlap,
         products.transposed_phase,
         products.deformable,
         gradients.weight_gradient,
@@ -72,7 +73,7 @@ def default_tile(kernel: str, problem: Problem, target: Target) -> Tile:
             "grouped_slab": "BLOCK_P",
         }.get(kernel, "BLOCK_M")
         pixels = cdiv(problem.geometry.M, problem.geometry.phases)
-        if isinstance(problem, LocalProblem):
+        if isinstance(problem, LocalProblem) or kernel == "transposed_overlap":
             # A tile is of images, whose number the rules have seen to.
             return tile
         tile = replace(tile, **{along: power_of_two(pixels, 16, 4096)})  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 from ..kernels.deformable import DeformableTile
@@ -14,6 +15,7 @@ from ..kernels.implicit_gemm_persistent import ImplicitGemmPersistentTile, group
 from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile, window_values
 from ..kernels.kernel import cdiv
 from ..kernels.strided_boxed import StridedBoxedTile
+from ..kernels.transposed_overlap import TransposedOverlapTile, image_columns, pieces
 from ..kernels.transposed_phase import TransposedPhaseTile
 from ..problem import DeformProblem, Problem
 from ..target import Target
@@ -223,6 +225,35 @@ def transposed_phase(problem: Problem, target: Target) -> TransposedPhaseTile:
         num_warps=num_warps,
         num_stages=2 if narrow else stages(problem, target, (block_m + block_n) * block_k),
     )
+
+
+def transposed_overlap(problem: Problem, target: Target) -> TransposedOverlapTile:
+    """128 pixels, or an image of more, by 256 pairs where every multiprocessor has a tile, else 128: L2's bytes bind.
+    Of long rows 256 pixels, since what windows overlap with is read and multiplied twice.
+
+    128 sums a thread; 64 where they stay in registers beside several pieces of outputs, and elsewhere than on sm_90.
+    """
+    g, hopper = problem.geometry, target.arch == "sm_90"
+    image = min(image_columns(problem), 256)
+    enough = cdiv(g.batch * g.in_pixels, 128) * cdiv(g.c_out_group * g.taps, 256) * g.groups >= target.sms
+    for block_n, block_m, threads in itertools.product(
+        (256, 128, 64) if hopper and enough else (128, 64),
+        (max(image, 128), max(image, 64)),
+        # Of sixteen warps sm_100 has no matrix instruction of its own.
+        (2 * THREADS, 4 * THREADS) if hopper else (2 * THREADS,),
+    ):
+        tile = TransposedOverlapTile(
+            BLOCK_M=block_m,
+            BLOCK_N=block_n,
+            BLOCK_K=power_of_two(g.c_in_group, 16, 64 if hopper else 32),
+            num_warps=warps(target, threads),
+            num_stages=3 if hopper else 2,
+        )
+        if tile.unfit(problem, target) is None:
+            sums = 128 if hopper and pieces(problem, tile)[1] == 1 else 64
+            if tile.accumulator_values() <= sums * threads:
+                break
+    return tile
 
 
 def deformable(problem: DeformProblem, target: Target) -> DeformableTile:

@@ -178,7 +178,8 @@ class Kernel:
     besides pointers. `unsuited` says why a problem is not for this kernel, or None. A kernel with `descriptors` makes
     some on the device, in memory that Triton asks for at the launch; one with `channels_last_result` writes a
     weight's gradient with channels innermost; one with `fragments` loads elements into the registers from which
-    NVIDIA's matrix instructions take them; one with a `join` takes `partial_ptr` behind its `pointers`.
+    NVIDIA's matrix instructions take them; one with a `join` takes `partial_ptr` behind its `pointers`; one with a
+    `contiguous_weight` reads the weight as torch makes it, however the problem has it arranged.
     """
 
     name: str
@@ -193,6 +194,7 @@ class Kernel:
     channels_last_result: bool = False
     fragments: bool = False
     join: Join | None = None
+    contiguous_weight: bool = False
 
     def unavailable(self, target: Target) -> str | None:
         """Why the kernel cannot run on a target whatever the problem, or None."""

@@ -119,6 +119,7 @@ _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
         * problem.geometry.taps,
     ),
     "locally_connected": _channels_by_taps,
+    "transposed_overlap": lambda problem, tile: (max(cdiv(problem.geometry.c_in_group, tile.BLOCK_K), 1),),
     "transposed_phase": _phases,
     "grouped_packed": lambda problem, tile: (problem.geometry.taps,),
     "grouped_slab": lambda problem, tile: (tile.STEPS,),
