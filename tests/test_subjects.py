@@ -1,6 +1,7 @@
 """What the tuner can be given: every kernel, of every kind and part of a training step, judged with real operands."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,10 +37,13 @@ def cases():
 
 
 CASES = cases()
+_ROWS = Workload("rows", "grouped", "conv2d", (1, 16, 4, 4), (16, 16, 3, 3), {"padding": 1}, channels_last=True)
 _BOXES = Workload("boxed", "dilated", "conv2d", (1, 16, 4, 4), (16, 16, 1, 1), channels_last=True)
 BOXED = {
     "implicit_gemm_boxed": _BOXES,
     "implicit_gemm_persistent": _BOXES,
+    "implicit_gemm_rolling": _ROWS,
+    "weight_gradient_taps": replace(_ROWS, part=WEIGHT_GRADIENT),
     "implicit_gemm_rows": Workload("rows", "dilated", "conv2d", (1, 16, 4, 4), (16, 16, 1, 1)),
     "strided_boxed": Workload(
         "boxed", "dense", "conv2d", (1, 32, 4, 4), (16, 32, 3, 3), {"stride": 2, "padding": 1}, channels_last=True

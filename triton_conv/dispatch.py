@@ -39,7 +39,10 @@ _DEPTHWISE_WEIGHT_GRADIENTS = (
     "depthwise_patch_weight_gradient",
     "depthwise_weight_gradient",
 )
-_WEIGHT_GRADIENTS = ("weight_gradient_boxed", "weight_gradient_clipped", "weight_gradient_rows", "weight_gradient")
+_WEIGHT_GRADIENTS = (
+    "weight_gradient_boxed", "weight_gradient_clipped", "weight_gradient_taps", "weight_gradient_rows",
+    "weight_gradient",
+)  # fmt: skip
 # Problems with other operands than a plain convolution have kernels of their own.
 _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
     DeformProblem: ("it has offsets", ("deformable",)),
@@ -61,8 +64,9 @@ _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
 # These serve where a measurement says so: on an H100 rows of pixels won one of seven layers, by 1.34 (dcgan_t2d's dx),
 # and lost others by up to 2.8 that counting had given to them. The others no device has timed yet.
 _MEASURED = (
-    "implicit_gemm_rows", "implicit_gemm_persistent", "strided_boxed", "grouped_slab", "weight_gradient_clipped",
-    "depthwise_banded_transposed", "depthwise_fused_weight_gradient", "transposed_overlap",
+    "implicit_gemm_rows", "implicit_gemm_persistent", "implicit_gemm_rolling", "strided_boxed", "grouped_slab",
+    "weight_gradient_clipped", "weight_gradient_taps", "depthwise_banded_transposed",
+    "depthwise_fused_weight_gradient", "transposed_overlap",
 )  # fmt: skip
 # Of these problems there is one kernel each, whatever their sizes.
 _ALONE = (
@@ -176,7 +180,9 @@ def family(problem: Problem) -> tuple[tuple[str, ...], str]:
     # Rows that are not aligned are loaded pixel by pixel: by count nothing is won (modulated_t2d's dx, 33 wide).
     rows = ("implicit_gemm_rows",) if problem.x_run() >= 4 else ()
     plain = g.stride == (1, 1, 1)
-    in_boxes = ("implicit_gemm_boxed", "implicit_gemm_persistent") if plain else ("strided_boxed",)
+    in_boxes = (
+        ("implicit_gemm_boxed", "implicit_gemm_persistent", "implicit_gemm_rolling") if plain else ("strided_boxed",)
+    )
     # Narrow groups share tiles, which boxes and rows of one group cannot.
     boxed = () if narrow else (*in_boxes, *rows)
     slab = ("grouped_slab",) if narrow else ()

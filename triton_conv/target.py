@@ -47,6 +47,11 @@ class Target:
         return self.interpreted or (self.vendor == "nvidia" and int(self.arch.removeprefix("sm_")) >= 90)
 
     @property
+    def tensor_memory(self) -> bool:
+        """Whether the matrix unit makes its sums in a memory of its own, not in registers."""
+        return self.vendor == "nvidia" and 100 <= int(self.arch.removeprefix("sm_")) < 120
+
+    @property
     def config_folder(self) -> str:
         """Where this device's tile configurations live, below a folder of configurations."""
         device = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-").removeprefix(f"{self.vendor}-")

@@ -19,6 +19,7 @@ from ..kernels.depthwise_fused_weight_gradient import DepthwiseFusedWeightGradie
 from ..kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradientTile
 from ..kernels.grouped_slab import GroupedSlabTile
 from ..kernels.implicit_gemm_persistent import ImplicitGemmPersistentTile, partial_sums
+from ..kernels.implicit_gemm_rolling import ImplicitGemmRollingTile
 from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile, phases
 from ..kernels.kernel import cdiv, columns_read, row_columns
 from ..kernels.transposed_overlap import TransposedOverlapTile, image_columns
@@ -60,6 +61,9 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
     "strided_boxed": _BOXES | {"TOGETHER": (False, True)},
     # One program a multiprocessor of an H100, or two: the memory of either has room for no more stages.
     "implicit_gemm_persistent": _BOXES | {"BLOCK_K": (64, 128), "PROGRAMS": (132, 264), "SPLIT": (False, True)},
+    "implicit_gemm_rolling": _BOXES
+    | {"BLOCK_M": (32, 64, 128), "BLOCK_N": (64, 128), "BLOCK_K": (16, 32, 64), "num_stages": (1, 2, 3)}
+    | {"PROGRAMS": (132, 264)},
     # Rows of the product are channels, 16 a warp; a segment of fewer than four pixels is stored in pieces.
     "implicit_gemm_rows": {
         "BLOCK_M": (32, 64, 128, 256),
@@ -128,6 +132,15 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
     | {"BLOCK_M": (16, 32, 64, 128), "FLAT_N": (False, True), "SPLITS": (1, 4, 16, 64), "num_stages": (1, 2, 3)},
     "weight_gradient_boxed": _BOXES_OF_PIXELS,
     "weight_gradient_clipped": _BOXES_OF_PIXELS,
+    # One program a multiprocessor: SPLITS are what few groups leave of 132.
+    "weight_gradient_taps": {
+        "BLOCK_M": (64, 128),
+        "BLOCK_N": (32, 64),
+        "BLOCK_K": (32, 64, 128),
+        "SPLITS": (1, 2, 4, 8, 16, 33, 66, 132),
+        "num_warps": (4, 8),
+        "num_stages": (2, 3, 4),
+    },
     # BLOCK_N times TAPS columns; what suits a filter row, and a device, see `_fills`.
     "weight_gradient_rows": {
         "BLOCK_M": (64, 128),
@@ -281,6 +294,10 @@ def worthwhile(tile: Tile, problem: Problem) -> bool:
         widths |= {"BLOCK_M": max(g.batch * image_columns(problem), 64), "BLOCK_N": max(g.c_out_group * g.taps, 64)}
     if isinstance(tile, ImplicitGemmPersistentTile) and tile.SPLIT and not partial_sums(problem, tile):
         return False
+    if isinstance(tile, ImplicitGemmRollingTile):
+        # What a row of the image has no pixels or channels for is multiplied in every step.
+        strips = max(g.batch, 1) * g.out_size[2]
+        widths |= {"BLOCK_M": strips, "BLOCK_N": max(g.c_out_group, 64), "BLOCK_K": max(g.c_in_group, 16)}
     if isinstance(tile, ImplicitGemmRowsTile):
         widths["BLOCK_T"] = max(cdiv(g.out_size[2], phases(problem)), 4)
     if "COLS" in sizes:

@@ -24,6 +24,7 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
         products.implicit_gemm,
         products.implicit_gemm_boxed,
         products.implicit_gemm_persistent,
+        products.implicit_gemm_rolling,
         products.implicit_gemm_rows,
         products.strided_boxed,
         products.grouped_packed,
@@ -37,6 +38,7 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
         gradients.weight_gradient_boxed,
         gradients.weight_gradient_clipped,
         gradients.weight_gradient_rows,
+        gradients.weight_gradient_taps,
         gradients.depthwise_weight_gradient,
         gradients.depthwise_patch_weight_gradient,
         gradients.grouped_packed_weight_gradient,
@@ -54,6 +56,8 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
         lectures.locally_connected_weight_gradient,
     )
 }
+# Tiles of images, or of pixels of a row, whose number the rules have seen to; those of a `LocalProblem` are too.
+_SIZED = ("implicit_gemm_rolling", "transposed_overlap", "weight_gradient_taps")
 
 
 def default_tile(kernel: str, problem: Problem, target: Target) -> Tile:
@@ -73,8 +77,7 @@ def default_tile(kernel: str, problem: Problem, target: Target) -> Tile:
             "grouped_slab": "BLOCK_P",
         }.get(kernel, "BLOCK_M")
         pixels = cdiv(problem.geometry.M, problem.geometry.phases)
-        if isinstance(problem, LocalProblem) or kernel == "transposed_overlap":
-            # A tile is of images, whose number the rules have seen to.
+        if isinstance(problem, LocalProblem) or kernel in _SIZED:
             return tile
         tile = replace(tile, **{along: power_of_two(pixels, 16, 4096)})  # type: ignore[arg-type]
     return tile

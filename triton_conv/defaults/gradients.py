@@ -18,6 +18,7 @@ from ..kernels.weight_gradient import WeightGradientTile
 from ..kernels.weight_gradient_boxed import WeightGradientBoxedTile
 from ..kernels.weight_gradient_clipped import WeightGradientClippedTile
 from ..kernels.weight_gradient_rows import WeightGradientRowsTile
+from ..kernels.weight_gradient_taps import WeightGradientTapsTile
 from ..problem import DeformInputGradientProblem, DeformWeightGradientProblem, WeightGradientProblem
 from ..target import Target
 from .common import THREADS, power_of_two, warps
@@ -150,6 +151,21 @@ def weight_gradient_rows(problem: WeightGradientProblem, target: Target) -> Weig
         num_warps=warps(target, THREADS if block_m * block_n * taps <= 64 * 128 and not unaligned else 2 * THREADS),
         num_stages=3 if target.arch == "sm_90" else 2,
     )
+
+
+def weight_gradient_taps(problem: WeightGradientProblem, target: Target) -> WeightGradientTapsTile:
+    """64 x 64 sums of all taps in two warp groups: of 3 x 3 144 registers. A program a multiprocessor, where parts
+    do not take too much memory; steps of 64 pixels leave room for four of them in flight.
+    """
+    g = problem.geometry
+    programs = cdiv(g.c_in_group, 64) * cdiv(g.c_out_group, 64) * g.groups
+    tile = WeightGradientTapsTile(
+        BLOCK_K=power_of_two(g.batch * g.out_size[2], 16, 64),
+        SPLITS=max(min(target.sms // programs, problem.most_partial_bytes // max(problem.partial_bytes, 1)), 1),
+        num_warps=warps(target, 2 * THREADS),
+        num_stages=4,
+    )
+    return tile if tile.unfit(problem, target) is None else replace(tile, num_stages=2)
 
 
 def grouped_packed_weight_gradient(problem: WeightGradientProblem, target: Target) -> GroupedPackedWeightGradientTile:

@@ -12,6 +12,7 @@ from ..kernels.grouped_slab import GroupedSlabTile, narrowest
 from ..kernels.implicit_gemm import ImplicitGemmTile
 from ..kernels.implicit_gemm_boxed import ImplicitGemmBoxedTile
 from ..kernels.implicit_gemm_persistent import ImplicitGemmPersistentTile, groups
+from ..kernels.implicit_gemm_rolling import ImplicitGemmRollingTile
 from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile, window_values
 from ..kernels.kernel import cdiv
 from ..kernels.strided_boxed import StridedBoxedTile
@@ -103,6 +104,29 @@ def implicit_gemm_persistent(problem: Problem, target: Target) -> ImplicitGemmPe
     longest = [max(group.longest(form.SPLIT) for group in groups(problem, form)) for form in (tile, split)]
     saves = longest[0] > longest[1] + _JOIN_STEPS
     return split if saves and split.unfit(problem, target) is None else tile
+
+
+def implicit_gemm_rolling(problem: Problem, target: Target) -> ImplicitGemmRollingTile:
+    """128 pixels of a row for two warp groups, one of which multiplies while the other adds; fewer where shared memory
+    or registers have no room for them beside the weights. One program a multiprocessor. Rows are copied two ahead: one
+    ahead a copy begins when the last product of the row before it is done, and has nothing to hide behind.
+    """
+    g = problem.geometry
+    tiles = [
+        ImplicitGemmRollingTile(
+            BLOCK_M=block_m,
+            # wgmma takes no fewer than 64 rows: output channels.
+            BLOCK_N=64,
+            BLOCK_K=power_of_two(g.c_in_group, 16, 64),
+            PROGRAMS=target.sms,
+            num_warps=warps(target, 2 * THREADS if block_m > 64 else THREADS),
+            num_stages=stages_,
+        )
+        for block_m in (128, 64, 32)
+        for stages_ in (3, 2)
+        if block_m == 32 or block_m < 2 * g.batch * g.out_size[2]
+    ]
+    return next((tile for tile in tiles if tile.unfit(problem, target) is None), tiles[-1])
 
 
 def implicit_gemm_rows(problem: Problem, target: Target) -> ImplicitGemmRowsTile:

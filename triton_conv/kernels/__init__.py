@@ -21,6 +21,7 @@ from . import (
     implicit_gemm,
     implicit_gemm_boxed,
     implicit_gemm_persistent,
+    implicit_gemm_rolling,
     implicit_gemm_rows,
     locally_connected,
     locally_connected_input_gradient,
@@ -35,6 +36,7 @@ from . import (
     weight_gradient_boxed,
     weight_gradient_clipped,
     weight_gradient_rows,
+    weight_gradient_taps,
 )
 from .arguments import Arguments
 from .kernel import Kernel, Tile
@@ -46,6 +48,7 @@ KERNELS: dict[str, Kernel] = {
         implicit_gemm,
         implicit_gemm_boxed,
         implicit_gemm_persistent,
+        implicit_gemm_rolling,
         implicit_gemm_rows,
         strided_boxed,
         grouped_packed,
@@ -59,6 +62,7 @@ KERNELS: dict[str, Kernel] = {
         weight_gradient_boxed,
         weight_gradient_clipped,
         weight_gradient_rows,
+        weight_gradient_taps,
         depthwise_weight_gradient,
         depthwise_patch_weight_gradient,
         grouped_packed_weight_gradient,

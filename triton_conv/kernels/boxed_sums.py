@@ -22,10 +22,19 @@ class BoxedSumsTile(ProductTile):
     BLOCK_K: int = 64
     SPLITS: int = 1
 
+    def taps_apart(self, problem: Problem) -> int:
+        """Taps that have programs of their own."""
+        return problem.geometry.taps
+
+    def sides(self, problem: Problem) -> dict[str, int]:
+        """Those of the box of pixels that a step sums over."""
+        return box(problem, self.BLOCK_K)
+
 
 def _grid(problem: Problem, tile: BoxedSumsTile) -> int:
     g = problem.geometry
-    return cdiv(g.c_in_group, tile.BLOCK_N) * g.taps * cdiv(g.c_out_group, tile.BLOCK_M) * g.groups * tile.SPLITS
+    tiles = cdiv(g.c_in_group, tile.BLOCK_N) * cdiv(g.c_out_group, tile.BLOCK_M)
+    return tiles * tile.taps_apart(problem) * g.groups * tile.SPLITS
 
 
 def _arguments(problem: Problem, tile: BoxedSumsTile) -> dict[str, object]:
@@ -37,7 +46,7 @@ def _arguments(problem: Problem, tile: BoxedSumsTile) -> dict[str, object]:
         X_VECTOR=problem.x_vector(g.c_in_group),
         Y_VECTOR=problem.y_vector(g.c_out_group),
     )
-    sides = box(problem, tile.BLOCK_K)
+    sides = tile.sides(problem)
     return geometry_arguments(problem, pixels_spanned(problem, sides)) | tile.sizes() | channels | sides
 
 

@@ -178,8 +178,9 @@ class Kernel:
     besides pointers. `unsuited` says why a problem is not for this kernel, or None. A kernel with `descriptors` makes
     some on the device, in memory that Triton asks for at the launch; one with `channels_last_result` writes a
     weight's gradient with channels innermost; one with `fragments` loads elements into the registers from which
-    NVIDIA's matrix instructions take them; one with a `join` takes `partial_ptr` behind its `pointers`; one with a
-    `contiguous_weight` reads the weight as torch makes it, however the problem has it arranged.
+    NVIDIA's matrix instructions take them; one with `products` makes many of them at once that nothing is added to; one
+    with a `join` takes `partial_ptr` behind its `pointers`; one with a `contiguous_weight` reads the weight as torch
+    makes it, however the problem has it arranged.
     """
 
     name: str
@@ -193,6 +194,7 @@ class Kernel:
     descriptors: bool = False
     channels_last_result: bool = False
     fragments: bool = False
+    products: bool = False
     join: Join | None = None
     contiguous_weight: bool = False
 
@@ -200,6 +202,8 @@ class Kernel:
         """Why the kernel cannot run on a target whatever the problem, or None."""
         if self.descriptors and not target.bulk_copies:
             return f"{target.arch} has no engine for bulk copies"
+        if self.products and target.tensor_memory:
+            return f"the matrix unit of {target.arch} has no memory for so many products"
         if self.fragments and target.vendor == "amd":
             return f"the matrix instructions of {target.arch} take elements from other registers"
         return None

@@ -11,9 +11,11 @@ from ..kernels import KERNELS, Tile
 from ..kernels.boxed_sums import BoxedSumsTile
 from ..kernels.implicit_gemm_boxed import ImplicitGemmBoxedTile
 from ..kernels.implicit_gemm_persistent import ImplicitGemmPersistentTile
+from ..kernels.implicit_gemm_rolling import ImplicitGemmRollingTile
 from ..kernels.kernel import cdiv
 from ..kernels.strided_boxed import StridedBoxedTile
 from ..kernels.weight_gradient_rows import WeightGradientRowsTile
+from ..kernels.weight_gradient_taps import WeightGradientTapsTile
 from ..problem import Problem, WeightGradientProblem
 from ..target import Target
 from .sass import Loop, Slots, disassemble, parse
@@ -111,8 +113,13 @@ def _box_bytes(problem: Problem, tile: Tile, counts: Counts) -> float:
     each = 0
     if isinstance(tile, (ImplicitGemmBoxedTile, StridedBoxedTile)):
         each = tile.BLOCK_M * tile.BLOCK_K
+    elif isinstance(tile, WeightGradientTapsTile):
+        each = tile.BLOCK_K * problem.geometry.kernel[2] * min(problem.geometry.c_in_group, tile.BLOCK_N)
     elif isinstance(tile, BoxedSumsTile):
         each = tile.BLOCK_N * tile.BLOCK_K
+    elif isinstance(tile, ImplicitGemmRollingTile):
+        # What lies past a group's last channel is zero without being read.
+        each = tile.BLOCK_M * problem.geometry.kernel[2] * problem.geometry.c_in_group
     elif isinstance(tile, ImplicitGemmPersistentTile):
         stored = counts[0] * tile.BLOCK_M * tile.BLOCK_N
         return problem.itemsize * (math.prod(counts) * (tile.BLOCK_M + tile.BLOCK_N) * tile.BLOCK_K + stored)

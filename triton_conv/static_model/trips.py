@@ -112,6 +112,7 @@ _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
     "implicit_gemm": _channels_by_taps,
     "implicit_gemm_boxed": _channels_by_taps,
     "implicit_gemm_persistent": _turns,
+    "implicit_gemm_rolling": lambda problem, tile: (tile.steps(problem),),
     "implicit_gemm_rows": _rows,
     "strided_boxed": _strided,
     "shuffle_gemm": lambda problem, tile: (
@@ -129,6 +130,7 @@ _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
     "weight_gradient_boxed": _boxes_of_pixels,
     "weight_gradient_clipped": _boxes_of_spans,
     "weight_gradient_rows": _pixels("BLOCK_K"),
+    "weight_gradient_taps": lambda problem, tile: (tile.steps(problem),),
     "grouped_packed_weight_gradient": _packed_rows,
     "depthwise": _filter_rows,
     "depthwise_banded": _band_rows,
