@@ -57,13 +57,13 @@ TILES = {
         for tile in TILES
     ],
 )
-def test_odd_boxes(layer, tile, monkeypatch):
-    run(LAYERS[layer], torch.bfloat16, TILES[tile], monkeypatch, name=NAME)
+def test_odd_boxes(layer, tile):
+    run(LAYERS[layer], torch.bfloat16, TILES[tile], name=NAME)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name_of)
-def test_default_tile(dtype, monkeypatch):
-    run(LAYERS["2d"], dtype, lambda made: default_tile(NAME, made.problem, KNOWN["sm_90"]), monkeypatch, name=NAME)
+def test_default_tile(dtype):
+    run(LAYERS["2d"], dtype, lambda made: default_tile(NAME, made.problem, KNOWN["sm_90"]), name=NAME)
 
 
 def wide_frame(tensor):
@@ -74,8 +74,8 @@ def wide_frame(tensor):
 
 
 @pytest.mark.parametrize("layer", ["2d", "groups"])
-def test_an_unaligned_gradient(layer, monkeypatch):
-    run(LAYERS[layer], torch.bfloat16, TILES["wide"], monkeypatch, y_layout=wide_frame, name=NAME)
+def test_an_unaligned_gradient(layer):
+    run(LAYERS[layer], torch.bfloat16, TILES["wide"], y_layout=wide_frame, name=NAME)
 
 
 def test_what_no_output_reads_does_not_matter():

@@ -43,16 +43,15 @@ TILES = {
         for tile in TILES
     ],
 )
-def test_odd_spans(layer, tile, monkeypatch):
-    run(LAYERS[layer], torch.bfloat16, TILES[tile], monkeypatch, name=NAME)
+def test_odd_spans(layer, tile):
+    run(LAYERS[layer], torch.bfloat16, TILES[tile], name=NAME)
 
 
-def test_default_tile(monkeypatch):
+def test_default_tile():
     run(
         LAYERS["2d"],
         torch.float16,
         lambda made: default_tile(NAME, made.problem, KNOWN["sm_90"]),
-        monkeypatch,
         name=NAME,
     )
 

@@ -61,9 +61,9 @@ TILES = {
         for j, tile in enumerate(TILES)
     ],
 )
-def test_odd_rows(layer, tile, monkeypatch):
+def test_odd_rows(layer, tile):
     sizes, *widths = LAYERS[layer]
-    run(sizes, torch.bfloat16, lambda made: checked(made, TILES[tile], *widths), monkeypatch, dense, dense, NAME)
+    run(sizes, torch.bfloat16, lambda made: checked(made, TILES[tile], *widths), dense, dense, NAME)
 
 
 def dense(tensor):
@@ -79,11 +79,11 @@ def checked(made, tile, x_width, y_width):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name_of)
 @pytest.mark.parametrize("tile", ["safe", "sm_90"])
 @pytest.mark.parametrize("layer", ["2d-stride-2", pytest.param("1d-dilated", marks=pytest.mark.slow)])
-def test_chosen_tiles(layer, tile, dtype, monkeypatch):
+def test_chosen_tiles(layer, tile, dtype):
     def pick(made):
         return KERNEL.safe_tile if tile == "safe" else default_tile(NAME, made.problem, KNOWN["sm_90"])
 
-    run(LAYERS[layer][0], dtype, pick, monkeypatch, dense, dense, NAME)
+    run(LAYERS[layer][0], dtype, pick, dense, dense, NAME)
 
 
 def cropped(tensor):
@@ -100,8 +100,8 @@ def apart(tensor):
 
 
 @pytest.mark.parametrize(("x_layout", "y_layout"), [(cropped, dense), (apart, apart)], ids=name_of)
-def test_other_layouts(x_layout, y_layout, monkeypatch):
-    run(LAYERS["2d-stride-2-wide"][0], torch.bfloat16, TILES["wide"], monkeypatch, x_layout, y_layout, NAME)
+def test_other_layouts(x_layout, y_layout):
+    run(LAYERS["2d-stride-2-wide"][0], torch.bfloat16, TILES["wide"], x_layout, y_layout, NAME)
 
 
 def test_what_lies_beside_an_image_does_not_matter():
