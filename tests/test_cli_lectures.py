@@ -98,12 +98,18 @@ def test_networks_beside_each_other(capsys):
 
 
 def test_cost_of_ones_own_model(tmp_path, monkeypatch, capsys):
-    (tmp_path / "mine_for_cost.py").write_text("import torch\nnet = torch.nn.Conv1d(2, 3, 5)\nnumber = lambda: 3\n")
+    (tmp_path / "mine_for_cost.py").write_text(
+        "import torch\nnet = torch.nn.Conv1d(2, 3, 5)\nnumber = lambda: 3\nbroken = lambda: 1 / 0\n"
+    )
     monkeypatch.chdir(tmp_path)
     assert cli.main(["cost", "--model", "mine_for_cost:net", "--input", "1,2,9", "--dtype", "float16"]) == 0
     assert " 33 " in capsys.readouterr().out
-    for path, phrase in (("mine_for_cost:number", "gave a int, expected an nn.Module"), ("mine_for_cost:no", "has no")):
-        assert cli.main(["cost", "--model", path]) == 2
+    for name, phrase in (
+        ("number", "mine_for_cost:number gave 3, expected an nn.Module"),
+        ("no", "has no"),
+        ("broken", "mine_for_cost:broken() raised ZeroDivisionError: division by zero"),
+    ):
+        assert cli.main(["cost", "--model", f"mine_for_cost:{name}"]) == 2
         assert phrase in " ".join(capsys.readouterr().err.split())
 
 
@@ -123,7 +129,7 @@ def test_formulas(capsys):
         (["cost", "--model", "nowhere_at_all:net"], "model: cannot import 'nowhere_at_all'"),
         (["cost", "--model", "triton_conv.examples"], "expected MODULE:FUNCTION"),
         (["cost", "--model", "triton_conv.examples:resnet"], "has no 'resnet'; it has"),
-        (["cost", "--model", "triton_conv.examples:vgg16", "depth=3"], "cannot be called with {'depth': 3}"),
+        (["cost", "--model", "triton_conv.examples:vgg16", "depth=3"], "vgg16(depth=3) raised TypeError: vgg16() got"),
         (["cost", "--model", "triton_conv.examples:vgg16", "depth"], "expected NAME=VALUE, got 'depth'"),
         (["cost", "--model", "triton_conv.examples:vgg16", "--input", "1,4,224,224"], "expected input[1, 4, 224, 224]"),
         (["cost", "--model", "triton_conv.examples:vgg16", "--input", "1x3"], "expected whole numbers"),

@@ -173,10 +173,13 @@ def test_a_step_in_the_working_directory(tmp_path, monkeypatch):
     (tmp_path / "mine_for_tuning.py").write_text(
         "import torch, triton_conv as tc\n"
         "def step(): tc.conv1d(torch.empty(1, 2, 9, device='meta'), torch.empty(3, 2, 3, device='meta'))\n"
+        "def broken(): raise ValueError('boom')\n"
     )
     monkeypatch.chdir(tmp_path)
     (workload,) = select(None, "mine_for_tuning:step", None, False)
     assert workload.weight == (3, 2, 3)
+    with pytest.raises(WorkloadError, match=r"broken\(\) raised ValueError: boom \(.*mine_for_tuning.py, line 3\)"):
+        select(None, "mine_for_tuning:broken", None, False)
 
 
 # ------------------------------------------------------------------------------------------- plan, predict, and models

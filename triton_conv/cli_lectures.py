@@ -15,7 +15,7 @@ from .amounts import number
 from .cost.arithmetic import Dimension, explain_all
 from .errors import ArgumentError, WorkloadError
 from .geometry import PADDING_MODES
-from .loading import load
+from .loading import call, load
 
 Say = Callable[[str], None]
 
@@ -117,14 +117,11 @@ def _model(path: str, named: dict[str, Any]) -> torch.nn.Module:
     """The module that MODULE:FUNCTION names, made with these arguments."""
     made = load(path)
     if not isinstance(made, torch.nn.Module):
-        try:
-            # Without data: a network's weights are not needed to count them.
-            with torch.device("meta"):
-                made = made(**named)
-        except TypeError as error:
-            raise WorkloadError(f"model: {path} cannot be called with {named}: {error}") from error
+        # Without data: a network's weights are not needed to count them.
+        with torch.device("meta"):
+            made = call(path, made, **named)
     if not isinstance(made, torch.nn.Module):
-        raise WorkloadError(f"model: {path} gave a {type(made).__name__}, expected an nn.Module")
+        raise WorkloadError(f"model: {path} gave {made!r}, expected an nn.Module")
     return made
 
 

@@ -1,4 +1,4 @@
-"""What `--model MODULE:FUNCTION` names."""
+"""What `--model MODULE:FUNCTION` names, and calling it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import importlib
 import inspect
 import os
 import sys
+import traceback
 from typing import Any
 
-from .errors import WorkloadError
+from .errors import TritonConvError, WorkloadError
 
 
 def load(path: str) -> Any:
@@ -27,6 +28,20 @@ def load(path: str) -> Any:
     if found is None:
         raise WorkloadError(f"model: {module_name} has no {name!r}; it has {_callables_of(module)}")
     return found
+
+
+def call(path: str, function: Any, **named: Any) -> Any:
+    """What the object of that path returns; the error says what it raised instead, and where."""
+    try:
+        return function(**named)
+    except TritonConvError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise WorkloadError(
+            f"model: {path}({', '.join(f'{name}={value!r}' for name, value in named.items())}) raised "
+            f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+        ) from error
 
 
 def _callables_of(module: Any) -> str:

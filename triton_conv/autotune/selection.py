@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from ..errors import WorkloadError
-from ..loading import load
+from ..loading import call, load
 from ..problem import DeformInputGradientProblem, DeformProblem, Problem, WeightGradientProblem
 from ..recording import record
 from ..target import KNOWN
@@ -35,8 +36,7 @@ def _step(path: str) -> Callable[[], Any]:
     found = load(path)
     if not callable(found):
         raise WorkloadError(f"model: {path!r} is not a function")
-    function: Callable[[], Any] = found
-    return function
+    return functools.partial(call, path, found)
 
 
 def of_model(step: Callable[[], Any]) -> list[Workload]:
