@@ -192,6 +192,20 @@ def test_activations(name, activation):
     compare(ours, derivatives(plain, (x, w, b), {}, second=True), 1e-12)
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")], ids=str)
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+def test_what_is_not_finite_stops_where_an_activation_is_flat(activation, value):
+    """As with torch's activations: what comes back is selected, not multiplied by zero."""
+    x = torch.tensor([-1.0, 1.0, 7.0, 2.0], dtype=torch.float64, device=DEVICE).view(1, 1, 4)
+    above = value if activation == "relu6" else 1.0
+    grad_output, grads = x.new_tensor([value, 1.0, above, 1.0]).view_as(x), []
+    for function in (lambda *t: tc.conv1d(*t, activation=activation), lambda *t: getattr(F, activation)(F.conv1d(*t))):
+        leaves = [leaf(x), leaf(torch.ones_like(x[..., :1]))]
+        grads.append(torch.autograd.grad(function(*leaves), leaves, grad_output))
+    for mine, torchs in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, torchs)
+
+
 def test_asymmetric_padding():
     x = torch.randn(2, 4, 9, dtype=torch.float64, device=DEVICE)
     w = torch.randn(4, 1, 4, dtype=torch.float64, device=DEVICE)

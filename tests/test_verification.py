@@ -95,8 +95,6 @@ def test_devices_it_cannot_use(device, phrase, tuned_store, capsys):
 
 
 def test_the_budget_ends_it(tuned_store, capsys):
-    assert verified(tuned_store, "--budget", "0") == 2
-    assert "positive number of seconds" in capsys.readouterr().err
     assert verified(tuned_store, "--budget", "1e-9") == 0
     assert "out of time" in capsys.readouterr().out
     assert tuned(tuned_store, workload=NAME, budget=2) == 0

@@ -173,11 +173,17 @@ def activation_gradient(tensors: Sequence[Tensor | None], window: Window, grad: 
     if activation == "none":
         return grad
     if output is not None:
-        live = output > 0
-        return grad * (live if activation == "relu" else live & (output < 6))
+        # It selects, as torch does: infinity times zero would be no number. What selects has no derivative of its own.
+        output = output.detach()
+        result: Tensor = (
+            torch.ops.aten.threshold_backward(grad, output, 0)
+            if activation == "relu"
+            else torch.ops.aten.hardtanh_backward(grad, output, 0, 6)
+        )
+        return result
     before = conv(input, weight, bias, *others, "none")
     if activation == "gelu":
-        result: Tensor = torch.ops.aten.gelu_backward(grad, before)
+        result = torch.ops.aten.gelu_backward(grad, before)
         return result
     # torch's silu_backward has no derivative of its own.
     gate = before.sigmoid()

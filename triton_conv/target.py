@@ -94,7 +94,6 @@ KNOWN: dict[str, Target] = {
     ),
 }  # fmt: skip
 
-# The interpreter has no shared memory to run out of.
 # Boards that share an architecture with a KNOWN one and differ in memory: bytes a second by a part of the name.
 _BANDWIDTH = {
     "H200": 4.8e12,
@@ -104,6 +103,7 @@ _BANDWIDTH = {
     "A100-PCIE": 1.555e12,
 }
 
+# The interpreter has no shared memory to run out of.
 INTERPRETER = Target("interpreter", "interpreter", "CPU", 1, 2**30)
 
 
