@@ -28,9 +28,10 @@ NO_DEVICE = (
 _FIRST = (
     "transposed_overlap", "strided_boxed", "implicit_gemm_persistent", "implicit_gemm_rolling",
     "weight_gradient_clipped", "weight_gradient_taps", "banded_transposed", "fused_weight_gradient", "grouped_slab",
-    "banded", "implicit_gemm_rows", "weight_gradient_rows", "lecture_forms", "launch", "memory", "first_use",
-    "banded_weight_gradient", "compile", "capture", "policy", "conversion", "lecture_tiles", "lectures", "examples",
-    "nn", "models", "conversion_kinds", "opinfo", "cases", "gpu", "depthwise_patch", "large",
+    "banded", "implicit_gemm_rows", "weight_gradient_rows", "lecture_forms", "separable_whole",
+    "launch", "memory", "first_use", "banded_weight_gradient", "compile", "capture", "policy", "conversion",
+    "lecture_tiles", "lectures", "examples", "nn", "models", "conversion_kinds", "opinfo", "cases", "gpu",
+    "depthwise_patch", "large",
 )  # fmt: skip
 # What a process of tests may come to hold of the device: its context, and stack for every thread of one kernel.
 _WORKER_BYTES = 6e9

@@ -103,7 +103,7 @@ def cast(arguments, dtype, layout=None):
 
 def bound(made, dtype):
     problem, precision = made.problem, "ieee" if INTERPRETED else made.problem.precision
-    separable = made.kernel.name == "separable"
+    separable = made.kernel.name.startswith("separable")
     terms = problem.geometry.K + (problem.geometry.c_out if separable else 0)
     return tolerance(dtype, terms, precision, int(separable))
 

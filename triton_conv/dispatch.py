@@ -53,7 +53,7 @@ _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
     DeformWeightGradientProblem: ("it has offsets", ("deformable_weight_gradient",)),
     DeformInputGradientProblem: ("it is the gradient of what is sampled", ("deformable_input_gradient",)),
     ShuffleProblem: ("its channels leave shuffled", ("shuffle_gemm",)),
-    SeparableProblem: ("a 1x1 convolution follows it", ("separable",)),
+    SeparableProblem: ("a 1x1 convolution follows it", ("separable_whole", "separable")),
     LocalProblem: ("every pixel has its own filter", ("locally_connected",)),
     LocalInputGradientProblem: (
         "every pixel has its own filter",
@@ -66,9 +66,9 @@ _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
 _MEASURED = (
     "implicit_gemm_rows", "implicit_gemm_persistent", "implicit_gemm_rolling", "strided_boxed", "grouped_slab",
     "weight_gradient_clipped", "weight_gradient_taps", "depthwise_banded_transposed",
-    "depthwise_fused_weight_gradient", "transposed_overlap",
+    "depthwise_fused_weight_gradient", "transposed_overlap", "separable_whole",
 )  # fmt: skip
-# Of these problems there is one kernel each, whatever their sizes.
+# Of these problems the type alone says which kernels there are.
 _ALONE = (
     ShuffleProblem, SeparableProblem, LocalProblem, LocalInputGradientProblem, LocalWeightGradientProblem,
 )  # fmt: skip

@@ -252,7 +252,7 @@ def _slower(made: Plan) -> str | None:
     problem = made.problem
     assert isinstance(problem, SeparableProblem)
     bandwidth = 0.9 * made.target.bandwidth
-    for source, file in configs.files("separable", made.target):
+    for source, file in configs.files(made.kernel.name, made.target):
         entry = file.entries.get(problem.describe())
         if source == made.source and entry is not None and bandwidth:
             two = problem.itemsize * problem.moved_unfused / bandwidth * 1e6

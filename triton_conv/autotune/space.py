@@ -22,6 +22,7 @@ from ..kernels.implicit_gemm_persistent import ImplicitGemmPersistentTile, parti
 from ..kernels.implicit_gemm_rolling import ImplicitGemmRollingTile
 from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile, phases
 from ..kernels.kernel import cdiv, columns_read, row_columns
+from ..kernels.separable_whole import SeparableWholeTile
 from ..kernels.transposed_overlap import TransposedOverlapTile, image_columns
 from ..kernels.weight_gradient_rows import WeightGradientRowsTile
 from ..problem import Problem
@@ -209,6 +210,16 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
     | {"BLOCK_M": (32, 64, 128), "BLOCK_K": (32, 64, 128), "num_warps": (4, 8), "WHOLE": (False, True)},
     # Taps come from L1, which stages bypass.
     "separable": _DOT | {"BLOCK_K": (16, 32, 64), "num_stages": (1,)},
+    # Patches of more pixels read less of their neighbours'; a thread holds four channels of one, or eight.
+    "separable_whole": {
+        "ROWS": (1, 2, 4),
+        "COLS": (2, 4, 8),
+        "BLOCK_P": (2, 4, 8, 16, 32),
+        "BLOCK_N": (64, 128, 256),
+        "BLOCK_K": (32, 64, 128, 256),
+        "num_warps": (4, 8),
+        "num_stages": (1, 2),
+    },
     # BLOCK_M counts images: no more than share a filter.
     "locally_connected": _DOT,
     "locally_connected_input_gradient": _DOT,
@@ -292,6 +303,10 @@ def worthwhile(tile: Tile, problem: Problem) -> bool:
         widths["BLOCK_N"] = max(problem.c_final, 64)
     if isinstance(tile, TransposedOverlapTile):
         widths |= {"BLOCK_M": max(g.batch * image_columns(problem), 64), "BLOCK_N": max(g.c_out_group * g.taps, 64)}
+    if isinstance(tile, SeparableWholeTile):
+        # Vectors of 8 or 16 bytes; many pixels, since each program reads all weights, but not more than wgmma takes.
+        if not 32 <= tile.pixels <= 256 or tile.values(32 * tile.num_warps) not in (4, 8):
+            return False
     if isinstance(tile, ImplicitGemmPersistentTile) and tile.SPLIT and not partial_sums(problem, tile):
         return False
     if isinstance(tile, ImplicitGemmRollingTile):

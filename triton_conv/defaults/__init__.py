@@ -50,6 +50,7 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
         gradients.deformable_weight_gradient,
         lectures.shuffle_gemm,
         lectures.separable,
+        lectures.separable_whole,
         lectures.locally_connected,
         lectures.locally_connected_input_gradient,
         lectures.locally_connected_input_gradient_rolling,
@@ -75,6 +76,7 @@ def default_tile(kernel: str, problem: Problem, target: Target) -> Tile:
             "depthwise_patch_weight_gradient": "BLOCK_P",
             "grouped_packed_weight_gradient": "BLOCK_K",
             "grouped_slab": "BLOCK_P",
+            "separable_whole": "BLOCK_P",
         }.get(kernel, "BLOCK_M")
         pixels = cdiv(problem.geometry.M, problem.geometry.phases)
         if isinstance(problem, LocalProblem) or kernel in _SIZED:

@@ -7,6 +7,7 @@ from ..kernels.locally_connected_input_gradient import LocallyConnectedInputGrad
 from ..kernels.locally_connected_input_gradient_rolling import LocallyConnectedInputGradientRollingTile
 from ..kernels.locally_connected_weight_gradient import LocallyConnectedWeightGradientTile
 from ..kernels.separable import SeparableTile
+from ..kernels.separable_whole import SeparableWholeTile
 from ..kernels.shuffle_gemm import ShuffleGemmTile
 from ..problem_lectures import (
     LocalInputGradientProblem,
@@ -61,6 +62,33 @@ def separable(problem: SeparableProblem, target: Target) -> SeparableTile:
         BLOCK_N=block_n,
         BLOCK_K=power_of_two(problem.geometry.c_out, 16, 32 if itemsize == 2 else 16),
         num_warps=warps(target, THREADS if block_n <= 128 else 2 * THREADS),
+        num_stages=1,
+    )
+
+
+def separable_whole(problem: SeparableProblem, target: Target) -> SeparableWholeTile:
+    """64 pixels in patches of 4 x 4, of which a thread holds four channels; 128 of them at a time, of many 256.
+
+    Of up to 256 channels an H100 then holds two programs a multiprocessor or more: some filter while others multiply.
+    Of more than 25 taps registers have room for the weights of two channels.
+    """
+    g = problem.geometry
+    rows = power_of_two(g.out_size[1], 1, 4)
+    cols = power_of_two(g.out_size[2], 1, 4 if rows > 1 else 8)
+    wide = g.c_out > 256
+    threads = 2 * THREADS if wide else THREADS
+    block_k = power_of_two(g.c_out, 16, 256 if wide else 128)
+    block_p = (4 if g.kernel[1] * g.kernel[2] <= 25 else 2) * threads // block_k
+    # Of all channels together no more than two thirds of the shared memory holds.
+    most = target.shared_bytes * 2 // 3 // (problem.itemsize * rows * cols * max(g.c_out, 16))
+    return SeparableWholeTile(
+        ROWS=rows,
+        COLS=cols,
+        BLOCK_P=max(min(block_p, 1 << most.bit_length() - 1), 16 // (rows * cols)),
+        # wgmma takes no fewer than 64 rows a warp group.
+        BLOCK_N=64 * threads // THREADS,
+        BLOCK_K=block_k,
+        num_warps=warps(target, threads),
         num_stages=1,
     )
 

@@ -16,7 +16,7 @@ import triton.language as tl
 from ..errors import ConfigError
 from ..layout import dense_strides, same_places
 from ..problem import VECTOR_LIMIT, DeformProblem, Problem, WeightGradientProblem
-from ..problem_lectures import LocalProblem
+from ..problem_lectures import LocalProblem, SeparableProblem
 from ..target import Target
 from .arguments import Arguments, Second
 from .staging import Operand, staged_bytes, staging_of
@@ -302,6 +302,25 @@ def place_arguments(problem: LocalProblem, block_m: int) -> dict[str, object]:
     places = {f"stride_p{axis}": s for axis, s in zip("dhw", problem.place_strides, strict=True)}
     groups = dict(c_in_group=g.c_in_group, c_out_group=g.c_out_group, groups=g.groups)
     return geometry_arguments(problem, block_m) | places | groups
+
+
+def separable_arguments(problem: SeparableProblem, block_m: int) -> dict[str, object]:
+    """The further arguments of every kernel that multiplies by a 1x1 weight what it has filtered."""
+    g = problem.geometry
+    outer, inner = problem.pointwise_strides
+    return geometry_arguments(problem, block_m) | dict(
+        c_mid=g.c_out,
+        c_out=problem.c_final,
+        stride_mb=problem.stride_mb,
+        stride_po=outer,
+        stride_pi=inner,
+        HAS_MID_BIAS=problem.has_mid_bias,
+        MID_ACTIVATION=problem.mid_activation,
+        X_VECTOR=problem.x_vector(g.c_out) if g.c_out_group == 1 else 1,
+        P_VECTOR=problem.pointwise_vector(g.c_out),
+        Y_VECTOR=problem.y_vector(problem.c_final),
+        Y_PIXELS_LAST=problem.y_strides[1] != 1 or problem.c_final == 1,
+    )
 
 
 def run_read(problem: Problem) -> int:

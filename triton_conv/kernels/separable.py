@@ -11,7 +11,7 @@ from ..problem import Problem
 from ..problem_lectures import SeparableProblem
 from ..target import Target
 from .common import accumulate_tap, activate, below, dot, epilogue, narrow, store_pixels, tile_pixels, wide
-from .kernel import Kernel, Tile, cdiv, geometry_arguments
+from .kernel import Kernel, Tile, cdiv, separable_arguments
 from .staging import Operand, staged_bytes
 
 
@@ -119,27 +119,7 @@ def _grid(problem: SeparableProblem, tile: SeparableTile) -> int:
 
 
 def _arguments(problem: SeparableProblem, tile: SeparableTile) -> dict[str, object]:
-    g = problem.geometry
-    multiplier = g.c_out_group
-    outer, inner = problem.pointwise_strides
-    return (
-        geometry_arguments(problem, tile.BLOCK_M)
-        | tile.sizes()
-        | dict(
-            c_mid=g.c_out,
-            c_out=problem.c_final,
-            stride_mb=problem.stride_mb,
-            stride_po=outer,
-            stride_pi=inner,
-            HAS_MID_BIAS=problem.has_mid_bias,
-            MID_ACTIVATION=problem.mid_activation,
-            X_VECTOR=problem.x_vector(g.c_out) if multiplier == 1 else 1,
-            P_VECTOR=problem.pointwise_vector(g.c_out),
-            Y_VECTOR=problem.y_vector(problem.c_final),
-            Y_PIXELS_LAST=problem.y_strides[1] != 1 or problem.c_final == 1,
-            MULTIPLIER=multiplier,
-        )
-    )
+    return separable_arguments(problem, tile.BLOCK_M) | tile.sizes() | dict(MULTIPLIER=problem.geometry.c_out_group)
 
 
 def _unsuited(problem: Problem) -> str | None:

@@ -145,6 +145,7 @@ _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
         max(cdiv(problem.geometry.c_out, tile.BLOCK_K), 1),
         problem.geometry.taps,
     ),
+    "separable_whole": lambda problem, tile: (max(cdiv(problem.c_final, tile.BLOCK_N), 1),),
     "locally_connected_input_gradient": lambda problem, tile: (
         max(cdiv(problem.geometry.c_out_group, tile.BLOCK_K), 1) * problem.geometry.taps,
     ),
