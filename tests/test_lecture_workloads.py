@@ -42,7 +42,7 @@ def test_they_are_found_and_planned():
     problems = [part.problem() for part in cases.lectures()]
     assert {kernel.name for problem in problems for kernel in dispatch.forms(problem, KNOWN["sm_90"])[0]} == {
         *KERNEL.values(), "separable_whole", "locally_connected_input_gradient",
-        "locally_connected_input_gradient_rolling",
+        "locally_connected_input_gradient_rolling", "locally_connected_input_gradient_shifted",
         "locally_connected_weight_gradient",
     }  # fmt: skip
 

@@ -57,7 +57,11 @@ _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
     LocalProblem: ("every pixel has its own filter", ("locally_connected",)),
     LocalInputGradientProblem: (
         "every pixel has its own filter",
-        ("locally_connected_input_gradient_rolling", "locally_connected_input_gradient"),
+        (
+            "locally_connected_input_gradient_shifted",
+            "locally_connected_input_gradient_rolling",
+            "locally_connected_input_gradient",
+        ),
     ),
     LocalWeightGradientProblem: ("every pixel has its own filter", ("locally_connected_weight_gradient",)),
 }
@@ -67,6 +71,7 @@ _MEASURED = (
     "implicit_gemm_rows", "implicit_gemm_persistent", "implicit_gemm_rolling", "strided_boxed", "grouped_slab",
     "weight_gradient_clipped", "weight_gradient_taps", "depthwise_banded_transposed",
     "depthwise_fused_weight_gradient", "transposed_overlap", "separable_whole",
+    "locally_connected_input_gradient_shifted",
 )  # fmt: skip
 # Of these problems the type alone says which kernels there are.
 _ALONE = (

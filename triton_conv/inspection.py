@@ -101,8 +101,8 @@ def complaints(job: Job, row: Compiled) -> list[str]:
         found.append("C7515: every wgmma waits for the one before")
     half = row.dtype in ("float16", "bfloat16")
     # Filters of other pixels cannot fill up wgmma's 64 rows: of 16 channels three quarters would be masked off.
-    rolling = job.kernel == "locally_connected_input_gradient_rolling"
-    few = rolling or (isinstance(job.problem, LocalProblem) and job.problem.geometry.c_out_group < 64)
+    by_columns = job.kernel.startswith("locally_connected_input_gradient_")
+    few = by_columns or (isinstance(job.problem, LocalProblem) and job.problem.geometry.c_out_group < 64)
     # Products of one warp each: wgmma's operands would pass through shared memory.
     few |= job.kernel == "grouped_slab"
     if row.uses_dot and half and row.target in ("sm_90", "sm_100") and not (row.wgmma or few or job.measured):

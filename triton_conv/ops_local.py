@@ -195,6 +195,7 @@ def _plan_local_conv_input_gradient(
         five(dense_strides(shape, channels_last)),
         y_strides=five(_as_read(grad_output, not _flat(weight, len(stride), geometry))),
         precision=precision,
+        aligned=weight.aligned,
         **_filters(weight, len(stride)),
     )
     return plan(problem, targets.of_device(grad_output.device))

@@ -232,6 +232,16 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "num_warps": (2, 4, 8),
         "num_stages": (1,),
     },
+    # One warp exchanges nothing with others.
+    "locally_connected_input_gradient_shifted": {
+        "BLOCK_M": (16, 32, 64),
+        "BLOCK_N": (8, 16),
+        "BLOCK_K": (16, 32),
+        "COLUMNS": (8, 12, 16, 24, 36, 72),
+        "TOGETHER": (1, 2, 3, 5),
+        "num_warps": (1, 2, 4),
+        "num_stages": (1,),
+    },
     "locally_connected_weight_gradient": _DOT | {"BLOCK_M": (16, 32, 64, 128), "num_stages": (1, 2)},
 }
 """Values of each tile parameter, by kernel. A missing value was left out for a reason stated here or by `unfit`."""

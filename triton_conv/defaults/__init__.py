@@ -54,6 +54,7 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
         lectures.locally_connected,
         lectures.locally_connected_input_gradient,
         lectures.locally_connected_input_gradient_rolling,
+        lectures.locally_connected_input_gradient_shifted,
         lectures.locally_connected_weight_gradient,
     )
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..kernels.locally_connected import LocallyConnectedTile
 from ..kernels.locally_connected_input_gradient import LocallyConnectedInputGradientTile
 from ..kernels.locally_connected_input_gradient_rolling import LocallyConnectedInputGradientRollingTile
+from ..kernels.locally_connected_input_gradient_shifted import LocallyConnectedInputGradientShiftedTile
 from ..kernels.locally_connected_weight_gradient import LocallyConnectedWeightGradientTile
 from ..kernels.separable import SeparableTile
 from ..kernels.separable_whole import SeparableWholeTile
@@ -146,6 +147,26 @@ def locally_connected_input_gradient_rolling(
         COLUMNS=power_of_two(g.in_size[2], 16, 128),
         # 64 images in four warps spill 60 bytes on an H100 with Triton 3.7.
         num_warps=warps(target, 2 * THREADS if block_m == 64 else THREADS),
+        num_stages=1,
+    )
+
+
+def locally_connected_input_gradient_shifted(
+    problem: LocalInputGradientProblem, target: Target
+) -> LocallyConnectedInputGradientShiftedTile:
+    """One warp, which exchanges nothing with others: 32 images by 8 channels, three filter rows under way together.
+
+    Runs of columns read a filter's width less one anew: of 9 taps and 71 columns three of 24 a third more than one, but
+    an H100 has too few programs of any longer ones. More than nine taps lie in three vectors, not two.
+    """
+    wide = problem.geometry.kernel[2] > 9
+    return LocallyConnectedInputGradientShiftedTile(
+        BLOCK_M=16 if wide else power_of_two(problem.geometry.batch, 16, 32),
+        BLOCK_N=8,
+        BLOCK_K=16,
+        COLUMNS=24,
+        TOGETHER=2 if wide else 3,
+        num_warps=1,
         num_stages=1,
     )
 

@@ -26,6 +26,7 @@ from . import (
     locally_connected,
     locally_connected_input_gradient,
     locally_connected_input_gradient_rolling,
+    locally_connected_input_gradient_shifted,
     locally_connected_weight_gradient,
     separable,
     separable_whole,
@@ -79,6 +80,7 @@ KERNELS: dict[str, Kernel] = {
         locally_connected,
         locally_connected_input_gradient,
         locally_connected_input_gradient_rolling,
+        locally_connected_input_gradient_shifted,
         locally_connected_weight_gradient,
     )
 }

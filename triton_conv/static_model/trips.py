@@ -108,6 +108,15 @@ def _scattered(problem: DeformInputGradientProblem, tile: Any) -> Counts:
     return (parts, max(cdiv(problem.segment, tile.BLOCK_N), 1), max(cdiv(g.c_out_group, tile.BLOCK_K), 1))
 
 
+def _outputs_of_runs(problem: Problem, columns: int) -> float:
+    """The mean over the runs of so many columns that an input row is cut into: each meets the outputs that read it."""
+    g = problem.geometry
+    pad, taps, width = g.pad_before[2], g.kernel[2], g.in_size[2]
+    firsts = range(0, width, columns)
+    met = [min(min(first + columns, width) + pad, g.out_size[2]) - max(first + pad - taps + 1, 0) for first in firsts]
+    return sum(max(count, 0) for count in met) / len(met)
+
+
 _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
     "implicit_gemm": _channels_by_taps,
     "implicit_gemm_boxed": _channels_by_taps,
@@ -150,8 +159,12 @@ _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
         max(cdiv(problem.geometry.c_out_group, tile.BLOCK_K), 1) * problem.geometry.taps,
     ),
     "locally_connected_input_gradient_rolling": lambda problem, tile: (
-        (min(tile.COLUMNS, problem.geometry.in_size[2]) + problem.geometry.kernel[2] - 1)
+        _outputs_of_runs(problem, tile.COLUMNS)
         * cdiv(problem.geometry.c_out_group * problem.geometry.kernel[0] * problem.geometry.kernel[1], tile.BLOCK_K),
+    ),
+    "locally_connected_input_gradient_shifted": lambda problem, tile: (
+        _outputs_of_runs(problem, tile.COLUMNS),
+        tile.steps(problem),
     ),
     "locally_connected_weight_gradient": lambda problem, tile: (max(cdiv(problem.geometry.batch, tile.BLOCK_K), 1),),
 }
