@@ -7,6 +7,7 @@ size does to a tile, and trials what no count knows; the more a problem is like 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,10 +25,10 @@ from .portfolio import Costs, Matrix, Vector, together
 from .search import Candidate, cost_of
 from .space import worthwhile
 
-# Doublings over which problems resemble each other, and how many tiles come from portfolios, good on many problems. On
-# simulated devices 4 and 5, with 120 layers of networks left out, 1.5 doublings do as well and 0.7 leave twice the
-# regret; one such tile leaves 10% at the 95th percentile, three leave 7.
-_LENGTH, _MEMBERS = 1.0, 3
+# Doublings over which problems resemble each other, and how many tiles come first from portfolios, good on many. Chosen
+# on simulated devices 4 and 5, with layers of networks left out: 1.5 doublings do as well, 0.7 leave twice the regret;
+# 3 such tiles do as well.
+_LENGTH, _MEMBERS = 1.0, 6
 # What a tile counts as that was tried on no problem like this one.
 _UNKNOWN = math.log(2.0)
 # A tile that was slower than this on one problem says no more than that it is slow.
@@ -71,9 +72,9 @@ class Experience:
         self._kernels = {name: self._trials(name, costs) for name, costs in tried.items()}
 
     def likeliest(self, problem: Problem) -> list[Candidate]:
-        """At most twelve candidates: a few that are expected to be fastest of the defaults and of each form's
-        portfolio; then those that come nearest, beside them, to the best that each of the others would have here; then
-        what is expected to be next. Trials of the problem itself say nothing.
+        """At most twelve candidates: those expected to be fastest of the defaults and of each form's portfolio; then
+        those that come nearest, beside them, to the best that each of the others would have here; then what is next of
+        either. Trials of the problem itself say nothing.
         """
         own = place(problem.describe())
         others = [number for number, key in enumerate(self._keys) if key != problem.describe()]
@@ -85,8 +86,10 @@ class Experience:
         expected = _means(table, np.where(weights < _LEAST_WEIGHT, 0.0, weights), unknown)
         members = np.concatenate([forecast.members for forecast in forecasts])
         by_mean = [int(number) for number in np.argsort(expected, kind="stable")]
-        first = [number for number in by_mean if members[number]][:_MEMBERS]
-        order = [*together(table, weights / max(weights.max(initial=0.0), _LEAST_WEIGHT), first), *by_mean]
+        portfolio = [number for number in by_mean if members[number]]
+        near = together(table, weights / max(weights.max(initial=0.0), _LEAST_WEIGHT), portfolio[:_MEMBERS])
+        # Where few problems are near, what is good on many and what is expected of all take turns.
+        order = [*near, *itertools.chain(*zip(portfolio, by_mean, strict=False)), *by_mean]
         return list(dict.fromkeys(candidates[number] for number in order))[:MOST_TILES]
 
     def _forecast(self, kernel: str, problem: Problem, others: list[int]) -> _Forecast:
