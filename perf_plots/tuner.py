@@ -25,7 +25,7 @@ from typing import Any
 from triton_conv import configs, dispatch
 from triton_conv.autotune.cover import lacking
 from triton_conv.autotune.lab import Trial
-from triton_conv.autotune.likely import likeliest
+from triton_conv.autotune.likely import Experience
 from triton_conv.autotune.portfolio import (
     Costs,
     Judged,
@@ -58,6 +58,8 @@ Strategy = Callable[[Problem, Target, Times, int], Any]
 
 _TRIALS_SIMULATED, _TRIALS_RECORDED = (16, 32, 96), (4, 8, 16)
 _NOISE = 0.01
+# So many problems of a tail are named.
+_WORST = 10
 _TRIALS = Path(__file__).parent / "results" / "h100-80gb-hbm3-132sm" / "trials.jsonl"
 
 
@@ -108,10 +110,10 @@ STRATEGIES: dict[str, Strategy] = {"ours": ours, "random": at_random, "top-k": t
 def seeded(cases: Sequence[tuple[Problem, Target, Times]]) -> Strategy:
     """Ours, after the twelve likeliest tiles by all problems but the one that is searched: as a tuning begins."""
     tables = {p.describe(): {c: Trial(t, 0.0) for c, t in times.items()} for p, _, times in cases}
-    costs, problems = tried(tables), {p.describe(): p for p, _, _ in cases}
+    experience = Experience(tried(tables), {p.describe(): p for p, _, _ in cases}, cases[0][1])
 
     def strategy(problem: Problem, target: Target, times: Times, seed: int) -> Search:
-        return Search(problem, target, spaces(problem, target, times), likeliest(costs, problem, target, problems))
+        return Search(problem, target, spaces(problem, target, times), experience.likeliest(problem))
 
     return strategy
 
@@ -152,10 +154,10 @@ def search_figures(
     return figures | ({"trials": list(counts), "each": singly} if each else {})
 
 
-def twelve_figures(seed: int, cases: Sequence[tuple[Problem, Target, Times]]) -> dict[str, Any]:
+def twelve_regrets(seed: int, cases: Sequence[tuple[Problem, Target, Times]]) -> dict[str, dict[str, float]]:
     """Each flagship left out of a simulated device's tables: the first of the twelve likeliest tiles, which costs no
     trial, and the best of them, which costs twelve; beside the default, twelve tiles at random and by count. Others are
-    the flagships alone, or also the layers of `layers.json`.
+    the flagships alone, or also the layers of `layers.json`. The logarithm of each regret, by problem.
 
     A tile that a table lacks is timed too; one that beats the table's best counts as no better.
     """
@@ -165,34 +167,41 @@ def twelve_figures(seed: int, cases: Sequence[tuple[Problem, Target, Times]]) ->
     known = {p.describe(): times for p, _, times in cases}
     whole = {key: known.get(key) or table(p, simulation) for key, p in every.items()}
     trials = {key: {c: Trial(t, 0.0) for c, t in times.items()} for key, times in whole.items()}
-    costs = {
-        "flagships": tried({key: trials[key] for key in known}),
-        "flagships and further layers": tried(trials),
+    others = {
+        f"{len(known) - 1} problems": Experience(tried({key: trials[key] for key in known}), every, simulation.target),
+        f"{len(every) - 1} problems": Experience(tried(trials), every, simulation.target),
     }
-    found: dict[str, list[float]] = {}
+    found: dict[str, dict[str, float]] = {}
     for number, (problem, target, times) in enumerate(cases):
-        least = min(times.values())
-
-        def regret(tiles: Sequence[Candidate], problem: Problem = problem, least: float = least) -> float:
-            fastest = min(simulation.true_time(problem, candidate) for candidate in tiles)
-            return max(0.0, math.log(fastest / least))
-
         first = dispatch.forms(problem, target)[0][0].name
-        found.setdefault("default", []).append(regret([Candidate(first, default_tile(first, problem, target))]))
-        orders = {"random": random.Random(number).sample(list(times), min(MOST_TILES, len(times))),
-                  "top-k": top_k(problem, target, times, 0).round()[:MOST_TILES]}  # fmt: skip
-        for name, others in costs.items():
-            orders[f"likeliest by {name}"] = order = likeliest(others, problem, target, every)
-            found.setdefault(f"without a trial, by {name}", []).append(regret(order[:1]))
-        for name, order in orders.items():
-            found.setdefault(f"best of twelve, {name}", []).append(regret(order))
-    return {
-        name: {
-            "geomean": round(math.expm1(statistics.fmean(row)), 4),
-            "p95": round(math.expm1(percentile(row, 0.95)), 4),
+        orders = {
+            "default": [Candidate(first, default_tile(first, problem, target))],
+            "best of twelve, random": random.Random(number).sample(list(times), min(MOST_TILES, len(times))),
+            "best of twelve, top-k": top_k(problem, target, times, 0).round()[:MOST_TILES],
         }
-        for name, row in found.items()
-    } | {"cases": len(cases), "others": {"flagships": len(cases) - 1, "flagships and further layers": len(every) - 1}}
+        for name, experience in others.items():
+            order = experience.likeliest(problem)
+            orders |= {f"without a trial, by {name}": order[:1], f"best of twelve, likeliest by {name}": order}
+        for name, order in orders.items():
+            fastest = min(simulation.true_time(problem, candidate) for candidate in order)
+            found.setdefault(name, {})[problem.describe()] = max(0.0, math.log(fastest / min(times.values())))
+    return found
+
+
+def twelve_figures(seeds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    """The regrets of one or more simulated devices, and the problems that make the tails of what is shipped."""
+    figures: dict[str, Any] = {"cases": sum(len(next(iter(found.values()))) for found in seeds)}
+    for name in seeds[0]:
+        rows = [(regret, problem) for found in seeds for problem, regret in found[name].items()]
+        regrets = [regret for regret, _ in rows]
+        figures[name] = {
+            "geomean": round(math.expm1(statistics.fmean(regrets)), 4),
+            "p95": round(math.expm1(percentile(regrets, 0.95)), 4),
+        }
+        if "problems" in name:
+            worst = sorted(rows, reverse=True)[:_WORST]
+            figures[name]["worst"] = [f"{problem}: {math.expm1(regret):.3f}" for regret, problem in worst]
+    return figures
 
 
 def further_layers() -> list[Workload]:
@@ -333,12 +342,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     keep("look-ups", look_ups())
     if options.seeds:
+        twelve = []
         for seed in range(1, options.seeds + 1):
             cases = simulated_cases(seed)
             keep(f"search, simulated tables, seed {seed}", search_figures(cases, _TRIALS_SIMULATED))
-            keep(f"twelve tiles, simulated tables, seed {seed}", twelve_figures(seed, cases))
+            twelve.append(twelve_regrets(seed, cases))
+            keep(f"twelve tiles, simulated tables, seed {seed}", twelve_figures(twelve[-1:]))
             whole = {p.describe(): {c: Trial(t, 0.0) for c, t in times.items()} for p, _, times in cases}
             keep(f"portfolio, simulated tables, seed {seed}", portfolio_figures(whole, cases[0][1], 8.0))
+        if len(twelve) > 1:
+            keep("twelve tiles, simulated tables, all seeds", twelve_figures(twelve))
     if options.trials.is_file():
         recorded, target, known = recorded_tables(options.trials), KNOWN["sm_90"], known_problems()
         times = {key: {c: t.time_us for c, t in found.items() if not t.failure} for key, found in recorded.items()}

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import test_commands
@@ -15,9 +16,11 @@ from triton_conv import configs, workloads
 from triton_conv.aot import Compiled
 from triton_conv.autotune import journal, store, upkeep
 from triton_conv.autotune.funnel import filtered
+from triton_conv.autotune.lab import Trial
 from triton_conv.autotune.replay import read_trials, tables
 from triton_conv.autotune.search import Candidate
 from triton_conv.autotune.selection import of_model, select, workload_of
+from triton_conv.autotune.simulated import Simulation
 from triton_conv.errors import StoreError, WorkloadError
 from triton_conv.kernels import KERNELS
 from triton_conv.target import KNOWN
@@ -82,14 +85,29 @@ def test_a_full_disk_leaves_the_session_of_before(tuned_store, monkeypatch, caps
 
     def full(self, text):
         self.touch()
-        raise OSError(28, "No space left on device", str(self))
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(store.Path, "write_text", full)
     assert tuned(tuned_store, "--preset", "normal") == 2
     monkeypatch.undo()
-    assert "No space left" in capsys.readouterr().err
+    assert "session.json:Nospaceleftondevice" in "".join(capsys.readouterr().err.split())
     assert file.read_bytes() == before
     assert not list(file.parent.glob(".*.new"))
+
+
+def test_a_journal_that_cannot_grow_is_named():
+    problem = workloads.find("dilated_d4")[0].problem()
+    tile = KERNELS["implicit_gemm"].safe_tile
+    with pytest.raises(OSError, match=r"No space left on device: '/dev/full'"):
+        journal.Journal(Path("/dev/full"), Simulation().target).write(
+            "dilated_d4", problem, Candidate("implicit_gemm", tile), Trial(1.0, 1e-3)
+        )
+
+
+def test_a_file_in_another_devices_folder_is_reported(tuned_store, capsys):
+    (tuned_store / PART).rename(tuned_store / "simulated-sm_90" / "b200-148sm")
+    assert run("report", "--store", str(tuned_store)) == 2
+    assert "inanotherdevice'sfolder" in "".join(capsys.readouterr().err.split())
 
 
 def test_a_tile_that_its_kernel_no_longer_takes_is_no_winner(tuned_store, monkeypatch):

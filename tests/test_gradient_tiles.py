@@ -13,6 +13,7 @@ from triton_conv.kernels.grouped_packed_weight_gradient import GroupedPackedWeig
 from triton_conv.kernels.weight_gradient import WeightGradientTile
 from triton_conv.reference import reference, tolerance
 from triton_conv.target import KNOWN
+from triton_conv.workloads import WEIGHT_GRADIENT, find
 
 GENERAL, DIRECT = "weight_gradient", "depthwise_weight_gradient"
 PACKED = "grouped_packed_weight_gradient"
@@ -150,3 +151,23 @@ def test_default_tile_of_a_gpu(name, dtype, layout, monkeypatch):
         return default_tile(made.kernel.name, made.problem, KNOWN["sm_90"])
 
     run(name, dtype, FORMATS[layout], pick, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("layer", "tile", "taken"),
+    [
+        # (BLOCK_M, BLOCK_N, BLOCK_K, num_warps), and bytes that Triton 3.7.1 takes.
+        ("wide_groups_56", (32, 128, 64, 8), 36864),
+        ("wide_groups_56", (16, 64, 128, 8), 36864),
+        ("wide_groups_56", (64, 128, 16, 4), 10240),
+        ("wide_groups_56", (128, 256, 32, 8), 24576),
+        ("wide_groups_56", (64, 64, 64, 4), 16384),
+        ("narrow_groups_4", (64, 64, 64, 4), 24576),
+        ("narrow_groups_4", (128, 64, 128, 2), 49152),
+    ],
+)
+def test_addresses_that_change_threads_are_counted(layer, tile, taken):
+    problem = next(part for part in find(layer)[0].parts() if part.part == WEIGHT_GRADIENT).problem()
+    m, n, k, warps = tile
+    tile = WeightGradientTile(BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, num_warps=warps, num_stages=2, FLAT_N=True)
+    assert tile.shared_bytes(problem, KNOWN["gfx942"]) == taken

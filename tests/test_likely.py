@@ -12,7 +12,6 @@ from triton_conv.autotune.lab import Trial
 from triton_conv.autotune.portfolio import tried, won
 from triton_conv.autotune.search import Candidate
 from triton_conv.autotune.simulated import Simulation, table
-from triton_conv.autotune.space import fitted, worthwhile
 from triton_conv.defaults import default_tile
 from triton_conv.kernels import KERNELS
 from triton_conv.target import KNOWN
@@ -20,24 +19,13 @@ from triton_conv.target import KNOWN
 KERNEL, TARGET, PROBLEM = "implicit_gemm", KNOWN["sm_90"], FLAGSHIP.problem()
 
 
+def likeliest(tried, problems=None):
+    return likely.Experience(tried, problems or {}, TARGET).likeliest(PROBLEM)
+
+
 def first(costs, problems=None):
-    found = likely.likeliest({KERNEL: costs}, PROBLEM, TARGET, problems or {})
+    found = likeliest({KERNEL: costs}, problems)
     return [c.tile for c in found if c.kernel == KERNEL and c.tile in (A, B, C)]
-
-
-def test_a_tile_that_fits_stands_for_itself_and_another_for_the_nearest_smaller_one():
-    assert fitted(A, PROBLEM, TARGET) == A
-    huge = replace(A, BLOCK_M=256, BLOCK_N=256, BLOCK_K=128, num_warps=8, num_stages=2)
-    assert huge.unfit(PROBLEM, TARGET)
-    smaller = fitted(huge, PROBLEM, TARGET)
-    assert smaller == replace(huge, num_stages=1) or smaller.unfit(PROBLEM, TARGET) is None
-    # One step away, and no warp fewer.
-    assert sum(a != b for a, b in zip(huge.asdict().values(), smaller.asdict().values(), strict=True)) == 1
-    assert smaller.num_warps == huge.num_warps
-    narrow = replace(FLAGSHIP, input=(8, 32, 65, 65), weight=(32, 32, 3, 3)).problem()
-    wide = replace(A, BLOCK_N=256)
-    assert not worthwhile(wide, narrow)
-    assert fitted(wide, narrow, TARGET) == replace(A, BLOCK_N=64)
 
 
 def test_the_likest_problem_speaks_loudest(monkeypatch):
@@ -51,7 +39,7 @@ def test_the_likest_problem_speaks_loudest(monkeypatch):
 def test_the_problem_itself_says_nothing(monkeypatch):
     monkeypatch.setattr(likely, "counted", lambda *what: 0.0)
     costs = {key(256): {A: 0.0, B: 0.3}, PROBLEM.describe(): {A: 0.9, B: 0.0, C: 0.0}}
-    assert first(costs) == [A]
+    assert first(costs) == [A, B]
 
 
 def test_counting_tells_what_the_size_does(monkeypatch):
@@ -72,8 +60,8 @@ def test_counting_tells_what_the_size_does(monkeypatch):
 def test_there_are_at_most_twelve_and_defaults_are_among_them():
     grown = [replace(A, BLOCK_M=m, BLOCK_N=n) for m in (16, 32, 64, 128) for n in (16, 32, 64, 128)]
     costs = {key(16 * (i + 1)): {tile: 0.0} for i, tile in enumerate(grown)}
-    assert len(likely.likeliest({KERNEL: costs}, PROBLEM, TARGET, {})) == 12
-    alone = likely.likeliest({}, PROBLEM, TARGET, {})
+    assert len(likeliest({KERNEL: costs})) == 12
+    alone = likeliest({})
     assert Candidate(KERNEL, default_tile(KERNEL, PROBLEM, TARGET)) in alone
 
 
@@ -90,7 +78,7 @@ def test_twelve_tiles_of_like_layers_come_near_the_best():
     tables = {k: table(p, simulation) for k, p in problems.items()}
     costs = tried({k: {c: Trial(t, 0.0) for c, t in times.items()} for k, times in tables.items()})
     name = workloads.find("dilated_d12")[0].problem().describe()
-    found = likely.likeliest(costs, problems[name], simulation.target, problems)
+    found = likely.Experience(costs, problems, simulation.target).likeliest(problems[name])
     best = min(tables[name].values())
     assert min(simulation.true_time(problems[name], c) for c in found) < 1.05 * best
     assert simulation.true_time(problems[name], found[0]) == pytest.approx(best, rel=0.1)

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from triton_conv import configs, dispatch, ops, workloads
@@ -94,6 +95,17 @@ def test_the_tile_that_helps_most_is_chosen_first():
     assert {shape: made.tiles[name] for shape, name in made.shapes.items()} == {
         key(64): A, key(128): B, key(256): B, key(512): B,
     }  # fmt: skip
+
+
+def test_what_is_chosen_already_and_what_rows_weigh_count():
+    unknown = math.nan
+    table = np.array([[0.0, 0.5, 0.1, unknown], [0.5, 0.0, 0.1, 0.4], [unknown] * 4])
+    assert building.together(table, np.ones(3)) == [2, 0, 1]
+    assert building.together(table, np.array([0.0, 1.0, 1.0])) == [1]
+    # The chosen stay, first, and what they cover speaks for nothing else.
+    assert building.together(table, np.ones(3), [0]) == [0, 1]
+    assert building.together(table, np.zeros(3), [3]) == [3]
+    assert building.together(np.empty((0, 4)), np.empty(0)) == []
 
 
 def test_there_are_never_more_than_twelve():

@@ -68,11 +68,18 @@ def test_twelve_tiles_are_judged_beside_none_tried_and_by_whom_they_were_chosen(
     # Of a layer that nobody measures here the table says one thing: the safe tile.
     safe = Candidate("implicit_gemm", KERNELS["implicit_gemm"].safe_tile)
     monkeypatch.setattr(tuner, "table", lambda problem, simulation: {safe: 1.0})
-    figures = tuner.twelve_figures(2, [(p, target, table(p, simulation)) for p, target in cases])
-    assert figures["others"] == {"flagships": 1, "flagships and further layers": 4}
-    best, first = figures["best of twelve, likeliest by flagships"], figures["without a trial, by flagships"]
+    regrets = tuner.twelve_regrets(2, [(p, target, table(p, simulation)) for p, target in cases])
+    figures = tuner.twelve_figures([regrets])
+    best, first = figures["best of twelve, likeliest by 1 problems"], figures["without a trial, by 1 problems"]
     assert 0 <= best["geomean"] <= first["geomean"] < figures["default"]["geomean"]
     assert best["geomean"] < figures["best of twelve, random"]["geomean"]
+    assert "best of twelve, likeliest by 4 problems" in figures
+    # Tails are named, the worst first; several devices count as one table.
+    worst = [float(line.rpartition(": ")[2]) for line in first["worst"]]
+    assert worst == sorted(worst, reverse=True) and worst[0] == pytest.approx(first["p95"], abs=1e-3)
+    assert first["worst"][0].startswith(cases[0][0].describe())
+    twice = tuner.twelve_figures([regrets, regrets])
+    assert twice["cases"] == 4 and twice["default"] == figures["default"]
 
 
 def test_look_ups_are_measured():

@@ -19,7 +19,7 @@ from ..problem import Problem
 from ..target import Target
 from .journal import Journal
 from .lab import Trial
-from .likely import likeliest
+from .likely import Experience
 from .portfolio import Costs, portfolio, tried, won
 from .replay import Table
 from .search import Candidate
@@ -66,7 +66,7 @@ class Cover:
         self._look()
         self._problems[problem.describe()] = problem
         defaults = {default_tile(kernel.name, problem, self._target) for kernel in forms(problem, self._target)[0]}
-        found = likeliest(self._tried, problem, self._target, self._problems)
+        found = Experience(self._tried, self._problems, self._target).likeliest(problem)
         return [candidate for candidate in found if candidate.tile not in defaults]
 
     def table(self, problem: Problem) -> Table:

@@ -13,7 +13,7 @@ from ..target import Target
 from .lab import Trial
 from .replay import Table, candidate_of, tables, trial_of
 from .search import Candidate
-from .store import write_text
+from .store import naming, write_text
 
 NAME, PARTS = "trials.jsonl", "trials-*.jsonl"
 
@@ -69,7 +69,7 @@ class Journal:
         if self._path is None:
             return
         line = json.dumps(row).encode() + b"\n"
-        with self._path.open("ab+") as file:
+        with naming(self._path), self._path.open("ab+") as file:
             if file.tell() and self._cut_off():
                 line = b"\n" + line
             file.write(line)

@@ -1,15 +1,19 @@
 """Which tiles of other problems are the likeliest to be fast on one that nobody tried, over all its forms.
 
-A tile is expected to take as much longer than counting says as it did elsewhere: a mean over the problems that it was
-tried on, by how much they are like this one. So the count tells what this problem's size does to a tile, and trials
-what no count knows. A tile that does not suit the problem stands for the nearest smaller one that does.
+A tile is expected to take as much longer than counting says as it did elsewhere. So the count tells what this problem's
+size does to a tile, and trials what no count knows; the more a problem is like this one, the more its trials say.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..defaults import default_tile
 from ..dispatch import forms
@@ -17,49 +21,121 @@ from ..kernels import KERNELS, Tile
 from ..portfolio import MOST_TILES, place
 from ..problem import Problem
 from ..target import Target
-from .portfolio import Costs, choose
+from .portfolio import Costs, Matrix, Vector, together
 from .search import Candidate, cost_of
-from .space import fitted
+from .space import worthwhile
 
-# Doublings over which problems resemble each other, and what a tile counts as that was tried on no problem like this
-# one. Of simulated devices 2 and 3, 1.5 doublings do as well; 1 and 3 leave up to a half more regret.
-_LENGTH, _UNKNOWN = 2.0, math.log(2.0)
+# Doublings over which problems resemble each other, and how many tiles come first from portfolios, good on many. Chosen
+# on simulated devices 4 and 5, with layers of networks left out: 1.5 doublings do as well, 0.7 leave twice the regret;
+# 3 such tiles do as well.
+_LENGTH, _MEMBERS = 1.0, 6
+# What a tile counts as that was tried on no problem like this one.
+_UNKNOWN = math.log(2.0)
 # A tile that was slower than this on one problem says no more than that it is slow.
 _SLOWEST = 1.5
+# A problem that would weigh less has nothing to say.
+_LEAST_WEIGHT = 1e-9
 
 
-def likeliest(
-    tried: Mapping[str, Costs], problem: Problem, target: Target, problems: Mapping[str, Problem]
-) -> list[Candidate]:
-    """At most twelve candidates, the likeliest first: defaults, and of each form the tiles that together come nearest
-    to its best on the other problems. `problems` are those that can be counted, by description; of any other the trials
-    alone count.
+@dataclass(frozen=True)
+class _Trials:
+    """One kernel's trials, by problem and tile: logarithms of times over the problem's best, and of what was counted
+    over its level; NaN where a tile was not tried, or a problem cannot be counted. None is the problem's own default.
     """
-    own, expected = problem.describe(), dict[Candidate, float]()
-    here, level = place(own), _level(problem, target)
-    for kernel in forms(problem, target)[0]:
-        rows = {key: row for key, row in tried.get(kernel.name, {}).items() if key != own}
-        weights = {key: math.exp(-((place(key).distance(here) / _LENGTH) ** 2) / 2) for key in rows}
-        for member in (None, *choose(rows)):
-            tile = _meant(kernel.name, member, problem, target)
-            if tile is None:
-                continue
-            total = weight = 0.0
-            for key, row in rows.items():
-                if weights[key] < 1e-9:
-                    continue
-                meant, beside = member, 0.0
-                if other := problems.get(key):
-                    meant = _meant(kernel.name, member, other, target)
-                    beside = counted(kernel.name, meant, other, target) - _level(other, target) if meant else 0.0
-                if meant is not None and meant in row:
-                    total += weights[key] * (min(row[meant], _SLOWEST) - beside)
-                    weight += weights[key]
-            factor = total / weight if weight else _UNKNOWN
-            found = factor + counted(kernel.name, tile, problem, target) - level
-            candidate = Candidate(kernel.name, tile)
-            expected[candidate] = min(found, expected.get(candidate, math.inf))
-    return sorted(expected, key=lambda candidate: expected[candidate])[:MOST_TILES]
+
+    tiles: list[Tile | None]
+    costs: Matrix
+    counts: Matrix
+
+
+@dataclass(frozen=True)
+class _Forecast:
+    """What trials say of one form on a problem, by candidate: whether it is the default or of a portfolio, its cost if
+    the problem were like each of the others, and where nothing is known.
+    """
+
+    candidates: list[Candidate]
+    members: NDArray[np.bool_]
+    costs: Matrix
+    unknown: Vector
+
+
+class Experience:
+    """What was tried on a device's problems, to be asked about any problem.
+
+    `problems` are those that can be counted, by description; of any other the trials alone count.
+    """
+
+    def __init__(self, tried: Mapping[str, Costs], problems: Mapping[str, Problem], target: Target) -> None:
+        self._problems, self._target = problems, target
+        self._keys = sorted({key for costs in tried.values() for key in costs})
+        self._kernels = {name: self._trials(name, costs) for name, costs in tried.items()}
+
+    def likeliest(self, problem: Problem) -> list[Candidate]:
+        """At most twelve candidates: those expected to be fastest of the defaults and of each form's portfolio; then
+        those that come nearest, beside them, to the best that each of the others would have here; then what is next of
+        either. Trials of the problem itself say nothing.
+        """
+        own = place(problem.describe())
+        others = [number for number, key in enumerate(self._keys) if key != problem.describe()]
+        forecasts = [self._forecast(kernel.name, problem, others) for kernel in forms(problem, self._target)[0]]
+        candidates = [candidate for forecast in forecasts for candidate in forecast.candidates]
+        table = np.concatenate([forecast.costs for forecast in forecasts], 1)
+        unknown = np.concatenate([forecast.unknown for forecast in forecasts])
+        weights = np.exp([-((place(self._keys[number]).distance(own) / _LENGTH) ** 2) / 2 for number in others])
+        expected = _means(table, np.where(weights < _LEAST_WEIGHT, 0.0, weights), unknown)
+        members = np.concatenate([forecast.members for forecast in forecasts])
+        by_mean = [int(number) for number in np.argsort(expected, kind="stable")]
+        portfolio = [number for number in by_mean if members[number]]
+        near = together(table, weights / max(weights.max(initial=0.0), _LEAST_WEIGHT), portfolio[:_MEMBERS])
+        # Where few problems are near, what is good on many and what is expected of all take turns.
+        order = [*near, *itertools.chain(*zip(portfolio, by_mean, strict=False)), *by_mean]
+        return list(dict.fromkeys(candidates[number] for number in order))[:MOST_TILES]
+
+    def _forecast(self, kernel: str, problem: Problem, others: list[int]) -> _Forecast:
+        known = self._kernels.get(kernel) or self._trials(kernel, {})
+        costs, counts = known.costs[others], known.counts[others]
+        default = default_tile(kernel, problem, self._target)
+        told = np.isfinite(costs).sum(0)
+        suited = [
+            number
+            for number, tile in enumerate(known.tiles)
+            if tile is None
+            or (told[number] and tile.unfit(problem, self._target) is None and worthwhile(tile, problem))
+        ]
+        tiles = [known.tiles[number] or default for number in suited]
+        level = _level(problem, self._target)
+        here = np.array([counted(kernel, tile, problem, self._target) - level for tile in tiles])
+        return _Forecast(
+            [Candidate(kernel, tile) for tile in tiles],
+            np.isin(suited, [0, *together(costs, np.ones(len(others)))]),
+            costs[:, suited] + np.nan_to_num(here - counts[:, suited]),
+            here + _UNKNOWN,
+        )
+
+    def _trials(self, kernel: str, costs: Costs) -> _Trials:
+        tiles = sorted({tile for row in costs.values() for tile in row}, key=str)
+        column = {tile: number for number, tile in enumerate(tiles, 1)}
+        tables = np.full((2, len(self._keys), 1 + len(tiles)), np.nan)
+        for number, key in enumerate(self._keys):
+            row, problem = costs.get(key, {}), self._problems.get(key)
+            places = [column[tile] for tile in row]
+            tables[0, number, places] = np.minimum(list(row.values()), _SLOWEST)
+            if problem is not None:
+                level = _level(problem, self._target)
+                tables[1, number, places] = [counted(kernel, tile, problem, self._target) - level for tile in row]
+                own = column.get(default_tile(kernel, problem, self._target)) if row else None
+                tables[:, number, 0] = tables[:, number, own] if own is not None else np.nan
+        return _Trials([None, *tiles], *tables)
+
+
+def _means(table: Matrix, weights: Vector, unknown: Vector) -> Vector:
+    """Weighted means of the columns, of what is known in each; `unknown` where nothing is."""
+    weights = np.where(np.isnan(table), 0.0, weights[:, None])
+    total = weights.sum(0)
+    sums = (weights * np.nan_to_num(table)).sum(0)
+    means: Vector = np.divide(sums, total, out=unknown.copy(), where=total > 0.0)
+    return means
 
 
 @functools.lru_cache(maxsize=65536)
@@ -81,9 +157,3 @@ def _level(problem: Problem, target: Target) -> float:
     """What a problem's counts are compared with: the same for all its forms."""
     last = forms(problem, target)[0][-1].name
     return counted(last, default_tile(last, problem, target), problem, target)
-
-
-@functools.lru_cache(maxsize=65536)
-def _meant(kernel: str, member: Tile | None, problem: Problem, target: Target) -> Tile | None:
-    """The tile that a member stands for on a problem; None stands for the default."""
-    return default_tile(kernel, problem, target) if member is None else fitted(member, problem, target)

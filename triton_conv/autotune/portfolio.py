@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..dispatch import idle
 from ..kernels import KERNELS, Tile
@@ -27,6 +28,9 @@ _LEAST_GAIN = 0.005
 _RADII = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 # Answers that must have been judged before a portfolio is believed.
 _LEAST_JUDGED = 3
+
+Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
 
 Refused = Callable[[str, Tile], bool]
 """Whether a plan of a problem would pass over a tile."""
@@ -75,18 +79,28 @@ def choose(costs: Costs) -> list[Tile]:
     """
     tiles = sorted({tile for row in costs.values() for tile in row}, key=str)
     column = {tile: number for number, tile in enumerate(tiles)}
-    table = np.full((len(costs), len(tiles)), _UNKNOWN)
+    table = np.full((len(costs), len(tiles)), np.nan)
     for line, row in zip(table, costs.values(), strict=True):
-        line[[column[tile] for tile in row]] = np.array(list(row.values())) - min(row.values())
-    covered, chosen = np.full(len(costs), _UNKNOWN), list[int]()
-    while len(chosen) < min(MOST_TILES, len(tiles)):
-        gains = np.maximum(covered[:, None] - table, 0.0).sum(0)
+        line[[column[tile] for tile in row]] = np.array(list(row.values()))
+    return [tiles[number] for number in together(table, np.ones(len(costs)))]
+
+
+def together(table: Matrix, weights: Vector, chosen: Sequence[int] = ()) -> list[int]:
+    """The columns already `chosen` and, up to twelve in all, those that come nearest to the least of each row together:
+    each the one that helps most beside those before it. NaN is what is not known; a row weighs 1 at most.
+    """
+    told = ~np.isnan(table).all(1)
+    table, weights = table[told], weights[told, None]
+    regrets = np.nan_to_num(table - np.nanmin(table, 1, initial=np.inf, keepdims=True), nan=_UNKNOWN)
+    found, covered = list(chosen), np.min(regrets[:, list(chosen)], 1, initial=_UNKNOWN, keepdims=True)
+    while len(found) < min(MOST_TILES, table.shape[1]):
+        gains = (weights * np.maximum(covered - regrets, 0.0)).sum(0)
         best = int(gains.argmax())
         if gains[best] < _LEAST_GAIN:
             break
-        chosen.append(best)
-        covered = np.minimum(covered, table[:, best])
-    return [tiles[number] for number in chosen]
+        found.append(best)
+        covered = np.minimum(covered, regrets[:, best, None])
+    return found
 
 
 def portfolio(costs: Costs, radius: float, regret: Mapping[str, float] | None = None) -> Portfolio:

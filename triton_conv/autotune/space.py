@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 from ..defaults import default_tile
-from ..errors import ConfigError
 from ..kernels import KERNELS, Tile
 from ..kernels import depthwise_banded_transposed as transposed
 from ..kernels.depthwise_banded import DepthwiseBandedTile
@@ -247,10 +244,6 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
 """Values of each tile parameter, by kernel. A missing value was left out for a reason stated here or by `unfit`."""
 
 
-# Tiles that are looked at for one that fits, at most.
-_MOST_SMALLER = 300
-
-
 def candidates(kernel: str, problem: Problem, target: Target) -> list[Tile]:
     """Every fitting tile of the kernel's space, the analytic default first, then by distance from it.
 
@@ -265,32 +258,6 @@ def candidates(kernel: str, problem: Problem, target: Target) -> list[Tile]:
             tiles[tile] = distance(tile, default)
     # Ties in the order of the values: the same list everywhere.
     return sorted(tiles, key=lambda tile: (tiles[tile], tuple(tile.asdict().values())))
-
-
-def fitted(tile: Tile, problem: Problem, target: Target) -> Tile | None:
-    """The tile, or the nearest smaller one that suits the problem: halves of its sizes, fewer stages, other flags. None
-    if there is none near.
-    """
-    seen, level = {tile}, [tile]
-    while level and len(seen) < _MOST_SMALLER:
-        for each in level:
-            if each.unfit(problem, target) is None and worthwhile(each, problem):
-                return each
-        level = [other for other in dict.fromkeys(o for each in level for o in _smaller(each)) if other not in seen]
-        seen.update(level)
-    return None
-
-
-def _smaller(tile: Tile) -> Iterator[Tile]:
-    """A tile's neighbours of at most its size, of as many warps."""
-    for name, value in tile.asdict().items():
-        if isinstance(value, bool):
-            yield replace(tile, **{name: not value})
-        elif name == "num_stages" and value > 1:
-            yield replace(tile, num_stages=value - 1)
-        elif name not in ("num_stages", "num_warps") and value > 1:
-            with contextlib.suppress(ConfigError):  # of a size that is no power of two
-                yield replace(tile, **{name: value // 2})
 
 
 def worthwhile(tile: Tile, problem: Problem) -> bool:

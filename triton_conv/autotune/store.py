@@ -77,11 +77,21 @@ def write_text(path: Path, text: str) -> None:
     """Writes a small file whole or not at all: a full disk leaves the one of before."""
     temporary = path.with_name(f".{path.name}.new")
     try:
-        temporary.write_text(text)
-        temporary.replace(path)
+        with naming(path):
+            temporary.write_text(text)
+            temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Has an error of the disk name the file, which one of writing does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 @contextlib.contextmanager

@@ -60,6 +60,8 @@ def load(path: Path) -> ConfigFile:
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: not a readable file of tile configurations ({error})") from error
+    if not path.parent.match(target.config_folder):
+        raise ConfigError(f"{path}: measured on {target.config_folder}, in another device's folder")
     return configs.read(path, KERNELS[path.stem], target)
 
 

@@ -105,8 +105,8 @@ class DepthwiseWeightGradientTile(Tile):
     SPLITS: int = 1
 
     def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
-        # The sum over pixels crosses warps.
-        return self.BLOCK_C * self.num_warps * 32 * problem.accumulator_bytes
+        # The sum over pixels crosses warps: of each a number a channel, once its threads have added theirs up.
+        return self.BLOCK_C * self.num_warps * problem.accumulator_bytes
 
     def accumulator_values(self) -> int:
         return 3 * self.BLOCK_M * self.BLOCK_C

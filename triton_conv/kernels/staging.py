@@ -76,6 +76,27 @@ def staging_of(target: Target | None) -> Staging:
     return STAGING.get(target.arch, _MOST) if target else _MOST
 
 
+def address_bytes(rows: int, columns: int, side: int, num_warps: int) -> int:
+    """Bytes that the addresses of a tile, loaded along its columns, take on gfx942 where they are turned for a product
+    that takes four rows at once.
+
+    A load lays `side` columns beside each other in a thread, 64 threads along what is left of them and then along rows,
+    and warps likewise; the product wants up to four neighbouring rows in a thread. Addresses of 8 bytes, two at once,
+    change threads in shared memory, in as many turns as there are pairs that a thread holds before and after.
+    """
+    side = min(side, max(1, rows * columns // (64 * num_warps)))
+    lanes = min(64, columns // side)
+    warps = min(num_warps, columns // (side * lanes))
+    # Rows that threads of different places have; how many of them a thread holds.
+    apart = 64 // lanes * (num_warps // warps)
+    held = rows // apart
+    if apart == 1 or held < 2:
+        return 0
+    together = min(4, held)
+    kept = columns // (lanes * warps) * (held // together) * max(1, together // apart)
+    return 8 * rows * columns * min(2, kept) // kept
+
+
 def partial_bytes(problem: Problem, target: Target | None) -> int:
     """Bytes of a weight gradient's sum as it turns into the layout of its store: where operands take turns, the matrix
     unit's own layout is stored."""

@@ -23,7 +23,7 @@ from .common import (
     wide,
 )
 from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
-from .staging import Operand, partial_bytes, staging_of
+from .staging import Operand, address_bytes, partial_bytes, staging_of
 
 
 @triton.jit
@@ -158,21 +158,11 @@ class WeightGradientTile(ProductTile):
 
     def factors(self, problem: Problem, target: Target | None) -> list[Operand]:
         dy, x = super().factors(problem, target)
-        ahead = staging_of(target).turns and self.num_stages > 1 and problem.itemsize == 2
-        if not (ahead and self.FLAT_N and dy.run >= 4):
-            return [dy, x]
-        # On gfx942 addresses of pairs may pass in x's place, 8 bytes each, or 4 of many: where a step reads more of dy
-        # than of x, or half as much unless four warps share many; where each warp has 16 columns of few; and beside
-        # narrow groups, 4 in a square tile. Of 448 tiles, as compiled, 4 still take more, up to 36 KB.
-        m, n, narrow = self.BLOCK_M, self.BLOCK_N, dy.run < 16
-        each = problem.itemsize
-        if m < n and n * self.BLOCK_K <= 4096 and (narrow or n == 16 * self.num_warps):
-            each = 8
-        elif m > n or (n == 2 * m and (self.num_warps != 4 or n <= 64)):
-            each = 8 if n <= 64 else 4
-        elif narrow:
-            each = 4
-        return [dy, replace(x, size=n * self.BLOCK_K * each)]
+        if self.FLAT_N and self.num_stages > 1 and problem.itemsize == 2 and dy.run >= 4 and staging_of(target).turns:
+            # Loads of tiles of one shape are laid out alike.
+            side = dy.run // problem.itemsize if self.BLOCK_M == self.BLOCK_N else 1
+            x = replace(x, size=max(x.size, address_bytes(self.BLOCK_K, self.BLOCK_N, side, self.num_warps)))
+        return [dy, x]
 
 
 def _grid(problem: Problem, tile: WeightGradientTile) -> int:
