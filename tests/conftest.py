@@ -20,6 +20,7 @@ from interpreter import quicken
 from outcomes import leave_out_passed, pytest_runtest_logreport  # noqa: F401, which pytest calls
 
 from triton_conv import configs, ops
+from triton_conv.kernels import launching
 from triton_conv.ops_fused import set_separable_fusion
 
 # One process a core runs the tests; torch's own threads would only get in the way.
@@ -32,8 +33,9 @@ if INTERPRETED:
 def nan_outputs_and_no_launches(monkeypatch):
     """Outputs and partial sums start as NaN: an element that a kernel forgets to write fails the comparison, instead of
     passing by luck."""
-    allocate = ops.allocate
-    monkeypatch.setattr(ops, "allocate", lambda *arguments: allocate(*arguments).fill_(float("nan")))
+    for owner, name in ((ops, "allocate"), (launching, "memory")):
+        allocate = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given, allocate=allocate: allocate(*given).fill_(float("nan")))
     launches.clear()
     yield
     if DEVICE == "cuda" and torch.cuda.memory_reserved() > 2**31:

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import triton_conv as tc
 from triton_conv import ops, ops_deform
+from triton_conv.kernels import launching
 from triton_conv.ops_fused import set_separable_fusion
 
 SMALL = CASES["smoke"] + CASES["transposed"] + CASES["empty"] + CASES["strided-views"]
@@ -214,3 +215,4 @@ def test_what_the_tests_see_of_unwritten_memory():
     like = random((1,), torch.float16)
     assert ops.allocate((2, 3), (3, 1), like).isnan().all()
     assert ops.allocate((2,), (1,), like, torch.float32).isnan().all()
+    assert launching.memory(3, like.device).isnan().all()

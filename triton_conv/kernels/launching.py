@@ -33,10 +33,15 @@ def launch(kernel: Kernel, grid: int, tile: Tile, values: Arguments, *tensors: t
     else:
         *_, bias, output = tensors
         assert output is not None
-        partial = torch.empty(second.numbers, dtype=torch.float32, device=output.device)
+        partial = memory(second.numbers, output.device)
         _start(kernel, grid, tile, values, (*tensors, partial))
         join, operands = kernel.join.function, (partial, bias, output)
         start_kernel(join, (second.grid, 1, 1), second.values, operands, tile.num_warps, tile.num_stages)
+
+
+def memory(numbers: int, device: torch.device) -> torch.Tensor:
+    """Where a kernel leaves what a second launch adds up: uninitialised, float32."""
+    return torch.empty(numbers, dtype=torch.float32, device=device)
 
 
 def _start(kernel: Kernel, grid: int, tile: Tile, values: Arguments, tensors: tuple[torch.Tensor | None, ...]) -> None:
