@@ -26,7 +26,7 @@ NO_DEVICE = (
 )  # fmt: skip
 # Those in which something has not passed on an H100 yet.
 _FIRST = (
-    "transposed_overlap", "strided_boxed", "implicit_gemm_persistent", "implicit_gemm_rolling",
+    "rolling", "transposed_overlap", "strided_boxed", "implicit_gemm_persistent", "implicit_gemm_rolling",
     "weight_gradient_clipped", "weight_gradient_taps", "banded_transposed", "fused_weight_gradient", "grouped_slab",
     "banded", "implicit_gemm_rows", "weight_gradient_rows", "lecture_forms", "separable_whole", "local_shifted",
     "launch", "memory", "first_use", "banded_weight_gradient", "compile", "capture", "policy", "conversion",

@@ -21,22 +21,26 @@ def plan_of(function, x, w, layout=None, **options):
 
 NOT_BANDED = "not depthwise_banded: neighbouring pixels are not contiguous"
 NOT_PATCH = "not depthwise_patch: the channels of its input are not contiguous"
+NOT_ROLLING = "not depthwise_rolling: the channels of its input are not contiguous"
+NOT_ONE_OUTPUT = tuple(
+    f"not depthwise_{form}: a group has 1 input channels and 2 output" for form in ("patch", "rolling")
+)
 
 
 @pytest.mark.parametrize(
     ("layout", "multiplier", "options", "names", "notes"),
     [
-        (None, 1, {}, (BANDED, DEPTHWISE), (NOT_PATCH,)),
-        (None, 2, {}, (BANDED, DEPTHWISE), ("not depthwise_patch: a group has 1 input channels and 2 output",)),
-        (channels_last, 1, {}, (PATCH, DEPTHWISE), (NOT_BANDED,)),
-        (channels_last, 2, {}, (DEPTHWISE,), (NOT_BANDED, "not depthwise_patch: a group has 1")),
-        (sliced, 1, {}, (DEPTHWISE,), (NOT_BANDED, NOT_PATCH)),
+        (None, 1, {}, (BANDED, DEPTHWISE), (NOT_PATCH, NOT_ROLLING)),
+        (None, 2, {}, (BANDED, DEPTHWISE), NOT_ONE_OUTPUT),
+        (channels_last, 1, {}, (PATCH, "depthwise_rolling", DEPTHWISE), (NOT_BANDED,)),
+        (channels_last, 2, {}, (DEPTHWISE,), (NOT_BANDED, *NOT_ONE_OUTPUT)),
+        (sliced, 1, {}, (DEPTHWISE,), (NOT_BANDED, NOT_PATCH, NOT_ROLLING)),
         (
             channels_last,
             1,
             {"padding": 1, "padding_mode": "reflect"},
             (DEPTHWISE,),
-            ("not depthwise_banded: its border is reflect", "not depthwise_patch: its border is reflect"),
+            tuple(f"not depthwise_{form}: its border is reflect" for form in ("banded", "patch", "rolling")),
         ),
     ],
 )

@@ -20,6 +20,7 @@ from ..kernels.implicit_gemm_rolling import ImplicitGemmRollingTile
 from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile, phases
 from ..kernels.kernel import cdiv, columns_read, row_columns
 from ..kernels.separable_whole import SeparableWholeTile
+from ..kernels.strips import RollingTile
 from ..kernels.transposed_overlap import TransposedOverlapTile, image_columns
 from ..kernels.weight_gradient_rows import WeightGradientRowsTile
 from ..problem import Problem
@@ -121,6 +122,16 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "num_warps": (2, 4),
         "num_stages": (1,),
     },
+    # 7 columns fit images of 56, 28, 14 and 7, and leave registers for 49 taps.
+    "depthwise_rolling": {
+        "ROWS": (7, 14, 28, 56),
+        "COLS": (4, 7, 8, 14),
+        "BLOCK_P": (2, 4, 8),
+        "BLOCK_C": (16, 32, 64),
+        "AHEAD": (False, True),
+        "num_warps": (2, 4),
+        "num_stages": (1,),
+    },
     # Whole images, and sums that must lie in shared memory: of 256 x 128 they take half of it.
     "transposed_overlap": _BOXES | {"num_warps": (4, 8, 16)},
     "transposed_phase": _DOT,
@@ -176,6 +187,15 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "BLOCK_C": (32, 64),
         "SPLITS": (44, 88, 132),
         "num_warps": (4,),
+        "num_stages": (1,),
+    },
+    "depthwise_rolling_weight_gradient": {
+        "ROWS": (7, 14, 28, 56),
+        "COLS": (4, 7, 8, 14),
+        "BLOCK_P": (2, 4, 8),
+        "BLOCK_C": (16, 32, 64),
+        "SPLITS": (22, 44, 88, 132, 176),
+        "num_warps": (2, 4),
         "num_stages": (1,),
     },
     "depthwise_banded_weight_gradient": {
@@ -303,6 +323,9 @@ def worthwhile(tile: Tile, problem: Problem) -> bool:
         widths["ROWS"] = rows
         if 64 * tile.num_warps > tile.BLOCK_P * tile.BLOCK_C:
             return False
+    if isinstance(tile, RollingTile) and 32 * tile.num_warps > tile.BLOCK_P * tile.BLOCK_C:
+        # A thread has a channel of its own.
+        return False
     if isinstance(tile, GroupedSlabTile):
         widths = {"ROWS": g.out_size[1], "SLABS": 2 * tile.num_warps}
     if isinstance(tile, WeightGradientRowsTile):

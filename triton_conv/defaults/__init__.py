@@ -15,7 +15,7 @@ from ..kernels.kernel import cdiv
 from ..problem import Problem
 from ..problem_lectures import LocalProblem
 from ..target import Target
-from . import depthwise, gradients, lectures, products
+from . import depthwise, gradients, lectures, products, rolling
 from .common import power_of_two
 
 RULES: dict[str, Callable[[Any, Target], Tile]] = {
@@ -31,6 +31,7 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
         products.grouped_slab,
         depthwise.depthwise,
         depthwise.depthwise_patch,
+        rolling.depthwise_rolling,
         products.transposed_overlap,
         products.transposed_phase,
         products.deformable,
@@ -41,6 +42,7 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
         gradients.weight_gradient_taps,
         gradients.depthwise_weight_gradient,
         gradients.depthwise_patch_weight_gradient,
+        rolling.depthwise_rolling_weight_gradient,
         gradients.grouped_packed_weight_gradient,
         depthwise.depthwise_banded,
         depthwise.depthwise_banded_transposed,
@@ -75,6 +77,8 @@ def default_tile(kernel: str, problem: Problem, target: Target) -> Tile:
             "deformable_weight_gradient": "BLOCK_K",
             "depthwise_patch": "BLOCK_P",
             "depthwise_patch_weight_gradient": "BLOCK_P",
+            "depthwise_rolling": "BLOCK_P",
+            "depthwise_rolling_weight_gradient": "BLOCK_P",
             "grouped_packed_weight_gradient": "BLOCK_K",
             "grouped_slab": "BLOCK_P",
             "separable_whole": "BLOCK_P",

@@ -8,8 +8,10 @@ from typing import Any
 
 from ..kernels import KERNELS, Tile
 from ..kernels.boxes import box
+from ..kernels.depthwise_rolling_weight_gradient import steps
 from ..kernels.implicit_gemm_persistent import groups
 from ..kernels.kernel import cdiv
+from ..kernels.strips import rows_alive, strip_blocks
 from ..kernels.weight_gradient_clipped import spans
 from ..problem import DeformInputGradientProblem, DeformProblem, Problem
 
@@ -97,6 +99,23 @@ def _patches(problem: Problem, tile: Any) -> Counts:
     return (cdiv(patches, tile.SPLITS * (tile.BLOCK_P // tile.LANES)),)
 
 
+def _rolling(problem: Problem, tile: Any) -> Counts:
+    """The mean over the segments: the first begins, and the last ends, where the image does."""
+    g, alive = problem.geometry, rows_alive(problem)
+    stride, total = g.stride[1], 0
+    firsts = range(0, g.out_size[1], tile.ROWS)
+    for first in firsts:
+        rows, corner = min(tile.ROWS, g.out_size[1] - first), first * stride - g.pad_before[1]
+        end = max(min(rows + alive - 1, cdiv(g.in_size[1] - corner, stride)), rows)
+        total += end - min(max(-corner, 0) // stride, alive - 1)
+    return (total / len(firsts),)
+
+
+def _rolling_gradient(problem: Problem, tile: Any) -> Counts:
+    segments = cdiv(steps(problem), tile.ROWS)
+    return (strip_blocks(problem, tile) * segments / tile.SPLITS, steps(problem) / segments)
+
+
 def _samples(problem: DeformProblem, tile: Any) -> Counts:
     g = problem.geometry
     return (g.taps, g.c_in_group // problem.segment, max(cdiv(problem.segment, tile.BLOCK_K), 1))
@@ -148,6 +167,8 @@ _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
     "depthwise_fused_weight_gradient": lambda problem, tile: (tile.TILES, tile.STEPS),
     "depthwise_patch": lambda problem, tile: (problem.geometry.kernel[0] * tile.row_steps(problem),),
     "depthwise_patch_weight_gradient": _patches,
+    "depthwise_rolling": _rolling,
+    "depthwise_rolling_weight_gradient": _rolling_gradient,
     "deformable": _samples,
     "deformable_input_gradient": _scattered,
     "separable": lambda problem, tile: (

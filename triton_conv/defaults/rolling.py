@@ -1,0 +1,74 @@
+"""Default tiles of the depthwise forms whose rows roll down the image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+from ..kernels.depthwise_rolling import KERNEL, DepthwiseRollingTile
+from ..kernels.depthwise_rolling_weight_gradient import DepthwiseRollingWeightGradientTile, steps
+from ..kernels.kernel import cdiv
+from ..kernels.strips import RollingTile, numbers_read, strip_blocks
+from ..problem import Problem, WeightGradientProblem
+from ..target import Target
+from .common import THREADS, warps
+
+_Rolling = TypeVar("_Rolling", bound=RollingTile)
+
+
+def depthwise_rolling(problem: Problem, target: Target) -> DepthwiseRollingTile:
+    """Whole images, of which no row is read twice, unless they are too few: then parts of twice the filter's rows."""
+    g = problem.geometry
+    tile = _strips(DepthwiseRollingTile, problem, target)
+    while KERNEL.grid(problem, tile) < 2 * target.sms and 4 * g.kernel[1] <= tile.ROWS:
+        tile = replace(tile, ROWS=cdiv(tile.ROWS, 2))
+    return tile
+
+
+def depthwise_rolling_weight_gradient(
+    problem: WeightGradientProblem, target: Target
+) -> DepthwiseRollingWeightGradientTile:
+    """As many programs as registers let be resident, and segments that give each nearly as many steps."""
+    g = problem.geometry
+    tile = _strips(DepthwiseRollingWeightGradientTile, problem, target)
+    resident = (2 if g.taps > 9 else 3) * target.sms
+    most = problem.most_partial_bytes // max(problem.partial_bytes, 1)
+    blocks, rows = strip_blocks(problem, tile), max(steps(problem), 1)
+    splits = max(min(resident // cdiv(g.c_out, tile.BLOCK_C), most, blocks * cdiv(rows, g.kernel[1])), 1)
+    # A segment begins with rows of the gradient alone, for as long as about a step takes.
+    parts = [part for part in (1, 2, 4, 8) if part == 1 or rows >= part * g.kernel[1]]
+    part = min(parts, key=lambda part: cdiv(blocks * part, splits) * (cdiv(rows, part) + 1))
+    return replace(tile, ROWS=cdiv(rows, part), SPLITS=splits)
+
+
+def _strips(tile_type: type[_Rolling], problem: Problem, target: Target) -> _Rolling:
+    """Two channels a thread of half precision, so that a load of a warp is whole sectors, and strips of the width that
+    takes the fewest instructions, of those that fit: products and stores of each column, loads and conversions of what
+    they read.
+    """
+    g, size = problem.geometry, problem.itemsize
+    # Most images are 7 or 8 columns wide, or twice that again and again.
+    widths = (1, 2, 4, 7, 14) if g.out_size[2] % 7 == 0 else (1, 2, 4, 8, 16)
+    pairs = (2, 1) if size == 2 else (1,)
+    tiles = [
+        tile_type(
+            ROWS=max(g.out_size[1], 1),
+            COLS=columns,
+            BLOCK_P=THREADS * channels // block_c,
+            BLOCK_C=block_c,
+            num_warps=warps(target, THREADS),
+            # Rows that strips share come from L1, which pipelined loads bypass.
+            num_stages=1,
+        )
+        for channels in pairs
+        # A warp's channels, or half of them where that leaves fewer idle.
+        for block_c in [min((32 * channels, 16 * channels), key=lambda block: (cdiv(g.c_out, block) * block, -block))]
+        for columns in widths
+    ]
+
+    def slots(tile: _Rolling) -> float:
+        channels = tile.BLOCK_P * tile.BLOCK_C / THREADS
+        loads = numbers_read(problem, tile.COLS) * (1 + 3 / channels)
+        return cdiv(g.out_size[2], tile.COLS) * (tile.COLS * (g.taps + 3) + loads)
+
+    return min((tile for tile in tiles if tile.unfit(problem, target) is None), key=slots, default=tiles[-len(widths)])
