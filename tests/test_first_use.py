@@ -17,9 +17,8 @@ from triton.runtime.errors import OutOfResources
 import triton_conv as tc
 from triton_conv import dispatch, first_use, ops, target, verdicts, workloads
 from triton_conv.errors import CaptureError, ConfigWarning, FormWarning
-from triton_conv.problem import Problem, WeightGradientProblem
-from triton_conv.reference import tolerance
-from triton_conv.workloads import FLAGSHIPS, Workload
+from triton_conv.problem import Problem
+from triton_conv.workloads import FLAGSHIPS, INPUT_GRADIENT, LECTURES, Workload
 
 # An architecture that nobody measured.
 NEW = replace(target.KNOWN["sm_90"], arch="sm_95", name="H900")
@@ -70,6 +69,27 @@ def next_process():
 # ------------------------------------------------------------------------------------------------------ the comparison
 
 
+def of_the_lectures():
+    """Problems of theirs that have more than one form, in their formats and with their borders and epilogues."""
+    window, few = {"padding": ((1, 0), (0, 2)), "groups": 2}, (2, 4, 5, 11)
+    unshared = {
+        "unshared": Workload("l", "local", "locally_connected2d", few, (4, 11, 4, 2, 3, 3), window),
+        # From eight images on they are read innermost.
+        "images": Workload("l", "local", "locally_connected2d", (9, *few[1:]), (4, 11, 4, 2, 3, 3), window),
+        "row": Workload("l", "local", "locally_connected1d", (3, 2, 9), (9, 3, 2, 3), {"padding": 1}),
+    }
+    for name, layer in unshared.items():
+        yield pytest.param(replace(layer, part=INPUT_GRADIENT).problem(), id=name)
+    pair = Workload(
+        "s", "separable", "separable_conv2d", (2, 16, 9, 12), (16, 1, 3, 3), {"padding": 1, "stride": 2}, pointwise=24,
+        channels_last=True,
+    )  # fmt: skip
+    yield pytest.param(pair.problem(), id="separable")
+    epilogues = {"activation": "silu", "mid_activation": "relu"}
+    full = replace(pair.problem(), has_bias=True, has_mid_bias=True, **epilogues)
+    yield pytest.param(full, id="separable-epilogues")
+
+
 def small_ones():
     wanted = {
         "narrow_groups_4", "causal_dw1d", "mobile_dw5s2", "convnext_dw7", "dw3d", "dilated_d4", "decoder_t2d",
@@ -92,17 +112,33 @@ def small_ones():
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="the interpreter runs every form")
-@pytest.mark.parametrize("what", list(small_ones()))
+@pytest.mark.parametrize("what", [*small_ones(), *of_the_lectures()])
 def test_every_form_agrees_with_float64(what):
-    gradient = isinstance(what, WeightGradientProblem)
-    terms = what.geometry.M if gradient else what.geometry.K
-    for kernel in dispatch.forms(what, target.INTERPRETER)[0]:
+    suited, notes = dispatch.forms(what, target.INTERPRETER)
+    for kernel in suited:
         made = dispatch.plan(what, target.INTERPRETER, kernel.name)
-        assert first_use.difference(made, CPU) <= tolerance(what.dtype, terms), kernel.name
+        assert first_use.difference(made, CPU) <= first_use.rounding(what), kernel.name
+    assert len(suited) > 1 or "lectures" not in type(what).__module__, notes
+
+
+@pytest.mark.parametrize("workload", [w for w in LECTURES if w.kind in ("separable", "local")], ids=lambda w: w.title)
+def test_a_small_problem_of_the_lectures_is_alike(workload):
+    full = (workload if workload.pointwise else replace(workload, part=INPUT_GRADIENT)).problem()
+    made = first_use.small(full)
+    assert type(made) is type(full)
+    assert made.geometry.flops <= full.geometry.flops / 20
+    assert (made.pixels_last, made.x_strides.index(1), made.y_strides.index(1)) == (
+        full.pixels_last, full.x_strides.index(1), full.y_strides.index(1),
+    )  # fmt: skip
+    for kernel in dispatch.forms(full, target.KNOWN["sm_90"])[0]:
+        assert kernel.unsuited(made) is None
+        assert first_use._fitting(dispatch.plan(full, target.KNOWN["sm_90"], kernel.name), made) is not None
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("workload", [w for w in FLAGSHIPS if w.kind != "deformable"], ids=lambda w: w.title)
+@pytest.mark.parametrize(
+    "workload", [w for w in FLAGSHIPS + LECTURES if w.kind not in ("deformable", "shuffle")], ids=lambda w: w.title
+)
 def test_on_a_gpu_every_form_agrees_in_time(workload):
     device = torch.device("cuda")
     here = target.of_device(device)

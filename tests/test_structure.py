@@ -36,6 +36,7 @@ LAYERS = (
     "dispatch",
     "reference",
     "eager",
+    "first_use_lectures",
     "first_use",
     "ops",
     "ops_deform",

@@ -15,6 +15,7 @@ import time
 import traceback
 import warnings
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,14 +23,16 @@ import torch
 import torch.nn.functional as F
 import triton
 
-from . import dispatch, verdicts
+from . import dispatch, first_use_lectures, verdicts
 from .defaults import default_tile
 from .dispatch import Plan
 from .errors import ArgumentValueError, CaptureError, FormWarning
+from .first_use_lectures import Operands
 from .geometry import ConvGeometry
 from .kernels import Tile, launch
-from .layout import dense_strides, five
+from .layout import Strides, dense_strides, five
 from .problem import Problem, WeightGradientProblem
+from .problem_lectures import LocalInputGradientProblem, LocalProblem, SeparableProblem
 from .reference import activated, explicit_padding, reference, relative_error, tolerance
 from .settings import Setting
 from .verdicts import Form, Verdict
@@ -120,7 +123,6 @@ def _check(made: Plan, device: torch.device) -> Verdict | None:
     # Without a pixel or a channel there is nothing to compare.
     if 0 in (g.M, g.N, g.K) or (tile := _fitting(made, problem)) is None:
         return None
-    terms = g.M if isinstance(problem, WeightGradientProblem) else g.K
     try:
         error = difference(replace(made, problem=problem, tile=tile), device)
     except Exception as reason:  # the compiler and the driver raise their own kinds
@@ -129,11 +131,21 @@ def _check(made: Plan, device: torch.device) -> Verdict | None:
         failure = f"{type(reason).__name__}: {(str(reason).strip().splitlines() or [''])[0][:200]}"
     return Verdict(
         error,
-        _MARGIN * tolerance(problem.dtype, terms, problem.precision),
+        _MARGIN * rounding(problem),
         datetime.date.today().isoformat(),
         round(time.perf_counter() - began, 3),
         failure,
     )
+
+
+def rounding(problem: Problem) -> float:
+    """What rounding explains of a difference."""
+    g = problem.geometry
+    if isinstance(problem, SeparableProblem):
+        # What lies between its two parts is rounded to the dtype, as a sample is.
+        return tolerance(problem.dtype, g.K + g.c_out, problem.precision, sampled=1)
+    terms = g.M if isinstance(problem, WeightGradientProblem) else g.K
+    return tolerance(problem.dtype, terms, problem.precision)
 
 
 def _of_the_compiler(error: Exception) -> bool:
@@ -159,19 +171,26 @@ def small(problem: Problem) -> Problem:
         g.in_size, g.extent, g.stride, (2, 8, 32 if g.rank > 1 else 256), strict=True
     ):
         size.append(_less(full, max(extent + 8 * stride, least)))
-    # Of planes nothing depends but their number; a CPU takes long over three dimensions.
-    size[0] = min(g.in_size[0], g.extent[0] + 3 * g.stride[0])
+    # Of planes nothing depends but their number, nor of rows that have filters of their own; a CPU takes long over
+    # three dimensions.
+    local = isinstance(problem, LocalProblem)
+    for axis in (0, 1) if local and g.rank > 1 else (0,):
+        size[axis] = min(g.in_size[axis], g.extent[axis] + 3 * g.stride[axis])
     channels, work = _CHANNELS, _WORK / (1 if g.rank < 3 else 4)
+    # Images side by side are read as vectors.
+    batch = _less(g.batch, 8) if local else min(g.batch, 2)
     while True:
         wide_in, wide_out = (_less(c, channels) for c in (g.c_in_group, g.c_out_group))
         groups = _less(g.groups, max(channels // max(g.c_in_group, g.c_out_group, 1), 1))
         geometry = replace(
-            g, batch=min(g.batch, 2), c_in=wide_in * groups, c_out=wide_out * groups, groups=groups,
+            g, batch=batch, c_in=wide_in * groups, c_out=wide_out * groups, groups=groups,
             in_size=(size[0], size[1], size[2]),
         )  # fmt: skip
         if geometry.flops / 2 <= work or channels <= 16:
             break
         channels //= 2
+    if isinstance(problem, LocalInputGradientProblem):
+        return first_use_lectures.smaller_local(replace(problem, geometry=geometry))
     shape = (geometry.c_in, geometry.c_out_group) if g.transposed else (geometry.c_out, geometry.c_in_group)
     kernel = g.kernel[3 - g.rank :]
     weight = five(dense_strides((*shape, *kernel), problem.w_strides[1] == 1 and problem.weight_view != "flipped"))
@@ -179,7 +198,7 @@ def small(problem: Problem) -> Problem:
         weight = (*weight[:2], -weight[2], -weight[3], -weight[4])
     gradient = isinstance(problem, WeightGradientProblem)
     last = problem.y_strides[1] == 1 and geometry.c_out > 1
-    return replace(
+    made = replace(
         problem,
         geometry=geometry,
         x_strides=five(dense_strides(_in_shape(geometry), not problem.pixels_last)),
@@ -187,6 +206,9 @@ def small(problem: Problem) -> Problem:
         y_strides=five(dense_strides(geometry.out_shape, last)),
         stride_b=1,
     )
+    if isinstance(made, SeparableProblem):
+        return first_use_lectures.smaller_separable(made, _less(made.c_final, _CHANNELS))
+    return made
 
 
 def _less(size: int, most: int) -> int:
@@ -200,41 +222,49 @@ def _in_shape(g: ConvGeometry) -> tuple[int, ...]:
 
 def difference(made: Plan, device: torch.device) -> float:
     """Largest relative difference from float64 of one run of a plan's kernel and tile on random numbers."""
-    problem, g = made.problem, made.problem.geometry
     generator = torch.Generator().manual_seed(0)
 
-    def draw(shape: tuple[int, ...], scale: float = 1.0) -> torch.Tensor:
-        return (torch.randn(shape, generator=generator) * scale).to(problem.dtype)
+    def draw(shape: Sequence[int], scale: float = 1.0) -> torch.Tensor:
+        return (torch.randn(shape, generator=generator) * scale).to(made.problem.dtype)
 
-    def lay(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
-        own = (*strides[:2], *strides[5 - g.rank :])
-        return torch.empty_strided(tensor.shape, own, dtype=tensor.dtype, device=device).copy_(tensor)
+    def lay(tensor: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:
+        return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=device).copy_(tensor)
 
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        x = draw(_in_shape(g))
-        operands: list[torch.Tensor | None] = [lay(x, problem.x_strides)]
-        if isinstance(problem, WeightGradientProblem):
-            dy = draw(g.out_shape)
-            operands.append(lay(dy, problem.y_strides))
-            expected = _weight_gradient(g, x.double(), dy.double())
-        else:
-            rows = (g.c_in, g.c_out_group) if g.transposed else (g.c_out, g.c_in_group)
-            shape = (*rows, *g.kernel[3 - g.rank :])
-            weight, bias = draw(shape, g.K**-0.5), draw((g.c_out,)) if problem.has_bias else None
-            # A flipped weight is read from its last tap on, by negative strides.
-            taps = tuple(range(2, 2 + g.rank))
-            flipped = problem.weight_view == "flipped"
-            stored = weight.flip(taps) if flipped else weight
-            laid = lay(stored, tuple(abs(stride) for stride in problem.w_strides))
-            last: tuple[Any, ...] = (..., *(slice(-1, None),) * g.rank)
-            laid = laid.contiguous() if made.kernel.contiguous_weight else laid
-            operands.append(laid[last] if flipped else laid)
-            operands.append(None if bias is None else bias.to(device))
-            expected = _forward(problem, x.double(), weight.double(), None if bias is None else bias.double())
+        operands, expected = _numbers(made, draw, lay)
         return relative_error(_run(made, operands, device).cpu().reshape(expected.shape), expected)
 
 
-def _run(made: Plan, operands: list[torch.Tensor | None], device: torch.device) -> torch.Tensor:
+def _numbers(made: Plan, draw: first_use_lectures.Draw, lay: first_use_lectures.Lay) -> tuple[Operands, torch.Tensor]:
+    """The operands of a launch, and the result in float64."""
+    problem, g = made.problem, made.problem.geometry
+    if isinstance(problem, LocalInputGradientProblem):
+        return first_use_lectures.of_local(problem, draw, lay)
+    if isinstance(problem, SeparableProblem):
+        return first_use_lectures.of_separable(problem, draw, lay)
+
+    def own(strides: Strides) -> tuple[int, ...]:
+        return (*strides[:2], *strides[5 - g.rank :])
+
+    x = draw(_in_shape(g))
+    operands: Operands = [lay(x, own(problem.x_strides))]
+    if isinstance(problem, WeightGradientProblem):
+        dy = draw(g.out_shape)
+        return [*operands, lay(dy, own(problem.y_strides))], _weight_gradient(g, x.double(), dy.double())
+    rows = (g.c_in, g.c_out_group) if g.transposed else (g.c_out, g.c_in_group)
+    weight = draw((*rows, *g.kernel[3 - g.rank :]), g.K**-0.5)
+    bias = draw((g.c_out,)) if problem.has_bias else None
+    # A flipped weight is read from its last tap on, by negative strides.
+    flipped = problem.weight_view == "flipped"
+    stored = weight.flip(tuple(range(2, 2 + g.rank))) if flipped else weight
+    laid = lay(stored, tuple(abs(stride) for stride in own(problem.w_strides)))
+    last: tuple[Any, ...] = (..., *(slice(-1, None),) * g.rank)
+    laid = laid.contiguous() if made.kernel.contiguous_weight else laid
+    operands += [laid[last] if flipped else laid, None if bias is None else lay(bias, (1,))]
+    return operands, _forward(problem, x.double(), weight.double(), None if bias is None else bias.double())
+
+
+def _run(made: Plan, operands: Operands, device: torch.device) -> torch.Tensor:
     """The kernel's result; what it does not write is NaN."""
     kernel, problem, tile = made.kernel, made.problem, made.tile
     shape, strides = made.partial or (problem.result_shape, kernel.result_strides(problem))
