@@ -174,8 +174,9 @@ def small(problem: Problem) -> Problem:
     # Of planes nothing depends but their number, nor of rows that have filters of their own; a CPU takes long over
     # three dimensions.
     local = isinstance(problem, LocalProblem)
-    for axis in (0, 1) if local and g.rank > 1 else (0,):
-        size[axis] = min(g.in_size[axis], g.extent[axis] + 3 * g.stride[axis])
+    size[0] = min(g.in_size[0], g.extent[0] + 3 * g.stride[0])
+    if local and g.rank > 1:
+        size[1] = min(g.in_size[1], g.extent[1] + g.stride[1])
     channels, work = _CHANNELS, _WORK / (1 if g.rank < 3 else 4)
     # Images side by side are read as vectors.
     batch = _less(g.batch, 8) if local else min(g.batch, 2)
