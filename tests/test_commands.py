@@ -314,4 +314,4 @@ def test_promote_ships_winners_and_a_portfolio_that_plans_use(tmp_path, monkeypa
     new = replace(workloads.find("dilated_d12")[0], input=(7, 2048, 65, 65))
     made = dispatch.plan(new.problem(), KNOWN["sm_90"])
     assert made.source == "shipped portfolio"
-    assert "hw65x65" in made.notes[0]
+    assert "hw65x65" in made.notes[-1]

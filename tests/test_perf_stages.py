@@ -290,4 +290,4 @@ def test_the_summary_has_a_line_a_stage_and_says_who_was_throttled(tmp_path):
     assert any(
         line.startswith("compiled: ") and "against torch.compile: geometric mean 2.98x" in line for line in lines
     )
-    assert any(line.startswith(f"the device was throttled in 1 cases: {workloads[5].title}") for line in lines)
+    assert any(line.startswith(f"the device was throttled in 1 case: {workloads[5].title}") for line in lines)

@@ -36,8 +36,8 @@ _PROBES: tuple[Workload, ...] = (
 _SUFFIXES = {"forward": "", "input gradient": " dx", "weight gradient": " dw"}
 
 _BRIEF = (
-    "narrow_groups_4", "mobile_dw5", "mobile_dw5s2", "convnext_dw7", "dilated_d36", "decoder_t2d", "dcgan_t2d",
-    "dcnv2", "separable_56", "shuffle_g3", "local2d", "deepface_local",
+    "narrow_groups_4", "wide_groups_56", "mobile_dw5", "mobile_dw5s2", "convnext_dw7", "dilated_d36", "decoder_t2d",
+    "dcgan_t2d", "dcnv2", "separable_56", "shuffle_g3", "local2d", "deepface_local",
 )  # fmt: skip
 
 
