@@ -1,5 +1,5 @@
 # make demo    the five kinds on a photograph: a picture, a table of agreement with torch, the plans, the figures
-# make test    style, types and tests, in about ten minutes on two cores
+# make test    style, types and tests, in about seven minutes on two cores
 # Both start from nothing: they make .venv and install what they need. Neither needs a GPU.
 
 PYTHON ?= python3

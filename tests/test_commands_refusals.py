@@ -257,6 +257,12 @@ def test_tune_without_a_gpu_lists_what_compiles(tmp_path, capsys):
     assert not winners(tmp_path)
 
 
+@pytest.mark.parametrize("command", ["plan", "predict"])
+def test_a_store_that_is_not_there(command, tmp_path, capsys):
+    assert run(command, "--workload", "dilated_d4", "--target", "sm_90", "--store", tmp_path / "nowhere") == 2
+    assert "nowhere is not a folder" in " ".join(capsys.readouterr().err.split())
+
+
 def test_plan_looks_into_the_store_it_is_given(tmp_path, capsys):
     recorded(tmp_path)
     assert run("plan", "--workload", "dilated_d4", "--target", "sm_90", "--store", tmp_path) == 0

@@ -252,3 +252,10 @@ def test_plain_data_and_text():
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_network_without_a_layer_that_counts():
+    counted = cost.of(torch.nn.Sequential(torch.nn.ReLU()), (1, 3, 8, 8))
+    assert counted.macs == 0
+    assert "nan" not in str(counted)
+    assert "nan" not in cost.summary({"a": counted})

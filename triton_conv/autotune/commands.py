@@ -105,11 +105,13 @@ def _selected(arguments: argparse.Namespace) -> list[Workload]:
 
 
 @contextmanager
-def _store_of(arguments: argparse.Namespace) -> Iterator[Path]:
-    """The store's folder; plans look into it while it is named."""
+def _store_of(arguments: argparse.Namespace, *, there: bool = False) -> Iterator[Path]:
+    """The store's folder; plans look into it while it is named. Raises `StoreError` where it should be `there`."""
     if arguments.store is None:
         yield configs.user_folder()
         return
+    if there and not arguments.store.is_dir():
+        raise StoreError(f"store: {arguments.store} is not a folder")
     before = configs.FOLDERS
     configs.FOLDERS = ((before[0][0], lambda: arguments.store), *before[1:])
     ops.forget_plans()
@@ -132,7 +134,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     else:
         raise WorkloadError(f"target: no GPU here; name one of {', '.join(target.KNOWN)} with --target")
     rows = []
-    with _store_of(arguments):
+    with _store_of(arguments, there=True):
         for workload in selected:
             made = dispatch.plan(workload.problem(), goal)
             origin = f" ({workload.origin})" if workload.origin else ""
@@ -190,7 +192,7 @@ def _say_order(times: dict[Candidate, float], left: list[Candidate]) -> None:
 def _predict(arguments: argparse.Namespace) -> int:
     goal = target.known(arguments.target)
     report = []
-    with _store_of(arguments):
+    with _store_of(arguments, there=True):
         for workload in _selected(arguments):
             problem = workload.problem()
             candidates = ranked(problem, goal, arguments.top)
