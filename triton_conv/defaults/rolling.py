@@ -15,6 +15,9 @@ from .common import THREADS, warps
 
 _Rolling = TypeVar("_Rolling", bound=RollingTile)
 
+# Loads of a step: the masks of 84 (4 x 4 filters, stride 2, 16 columns) take 24 bytes of memory.
+_MOST_LOADS = 64
+
 
 def depthwise_rolling(problem: Problem, target: Target) -> DepthwiseRollingTile:
     """Whole images, of which no row is read twice, unless they are too few: then parts of twice the filter's rows."""
@@ -71,4 +74,5 @@ def _strips(tile_type: type[_Rolling], problem: Problem, target: Target) -> _Rol
         loads = numbers_read(problem, tile.COLS) * (1 + 3 / channels)
         return cdiv(g.out_size[2], tile.COLS) * (tile.COLS * (g.taps + 3) + loads)
 
-    return min((tile for tile in tiles if tile.unfit(problem, target) is None), key=slots, default=tiles[-len(widths)])
+    fitting = [tile for tile in tiles if tile.on_the_way(problem) <= _MOST_LOADS and not tile.unfit(problem, target)]
+    return min(fitting, key=slots, default=tiles[-len(widths)])
