@@ -9,7 +9,7 @@ from typing import Any
 
 from triton_conv.amounts import counted
 from triton_conv.defaults import default_tile
-from triton_conv.dispatch import forms
+from triton_conv.dispatch import forms, serving
 from triton_conv.errors import TritonConvError
 from triton_conv.target import Target
 from triton_conv.workloads import Workload
@@ -77,7 +77,7 @@ def tuned(workload: Workload, times: Times, target: Target, record: Record | Non
 def _default_us(workload: Workload, tried: dict[tuple[Any, ...], float], target: Target) -> float | None:
     try:
         problem = workload.problem()
-        for kernel in forms(problem, target)[0]:
+        for kernel in serving(forms(problem, target)[0]):
             tile = default_tile(kernel.name, problem, target)
             if tile.unfit(problem, target) is None:
                 return tried.get(_key(kernel.name, tile.asdict()))

@@ -83,6 +83,26 @@ def test_a_wrong_candidate_never_wins(monkeypatch):
     assert dispatch.plan(workload.problem(), INTERPRETER).tile == default
 
 
+def test_a_form_that_waits_for_a_measurement_is_not_the_default(monkeypatch):
+    """It stands first, and may fail: what is compared with, and stored, is what serves without it."""
+    workload = workloads.find("narrow_groups_8")[0].shrunk()
+    forms = [kernel.name for kernel in dispatch.forms(workload.problem(), INTERPRETER)[0]]
+    assert forms == ["grouped_slab", "grouped_packed"]
+    launch = dispatch.launch
+
+    def sabotaged(kernel, grid, tile, values, *tensors):
+        launch(kernel, grid, tile, values, *tensors)
+        if kernel.name == forms[0]:
+            tensors[-1][-1] += 1
+
+    monkeypatch.setattr(dispatch, "launch", sabotaged)
+    (outcome,), _ = run(workload)
+    assert (outcome.error, outcome.kernel) == ("", forms[1])
+    assert outcome.failures["wrong result"] > 0
+    assert outcome.default_time_us > 0
+    assert dispatch.plan(workload.problem(), INTERPRETER).kernel.name == forms[1]
+
+
 def test_an_unwritten_element_is_a_wrong_result(monkeypatch):
     workload = small("dw3d")
     monkeypatch.setattr(dispatch, "launch", lambda *arguments: None)

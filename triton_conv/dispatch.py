@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -220,6 +220,11 @@ def forms(problem: Problem, target: Target) -> tuple[list[Kernel], list[str]]:
     return suited, notes
 
 
+def serving(suited: Sequence[Kernel]) -> list[Kernel]:
+    """Of the forms of a problem those that serve without a measurement of theirs."""
+    return [kernel for kernel in suited if kernel.name not in _MEASURED or len(suited) == 1]
+
+
 def untimed(problem: Problem, target: Target) -> list[Kernel]:
     """The forms that would serve if a measurement said so, and have none of this problem that is stored."""
     waiting = [kernel for kernel in forms(problem, target)[0] if kernel.name in _MEASURED]
@@ -312,9 +317,8 @@ def _ladder(suited: list[Kernel], problem: Problem, target: Target, key: str) ->
     others = [(kernel, file) for kernel in suited for file in configs.siblings(kernel.name, target)]
     yield from _exact(others, key, "sibling device")
     yield from _portfolios(others, key, "sibling device")
-    for kernel in suited:
-        if kernel.name not in _MEASURED or len(suited) == 1:
-            yield kernel, default_tile(kernel.name, problem, target), "analytic default", ""
+    for kernel in serving(suited):
+        yield kernel, default_tile(kernel.name, problem, target), "analytic default", ""
     for kernel in reversed(suited):
         yield kernel, kernel.safe_tile, "safe", ""
 

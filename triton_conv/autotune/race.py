@@ -11,7 +11,7 @@ from pathlib import Path
 from ..aot import Compiled, WarmJob
 from ..configs import Entry, portfolio_tiles
 from ..defaults import default_tile
-from ..dispatch import forms, plan
+from ..dispatch import forms, plan, serving
 from ..errors import ConfigError
 from ..portfolio import Place, place
 from ..workloads import Workload
@@ -202,7 +202,7 @@ class Race:
     @property
     def standing(self) -> str:
         """The best so far against the default, in a few words."""
-        default = self._search.times.get(self._search.defaults[0], math.nan) if self._search else math.nan
+        default = self._search.times.get(self._search.default, math.nan) if self._search else math.nan
         failed = f", {self._failures.total()} failed" if self._failures else ""
         return f"{self.workload.title} {self.best_us:.1f} us, default {default:.1f}{failed}"
 
@@ -235,7 +235,7 @@ class Race:
             return None if self.lacking else self._unchanged()
         if self._search is None or self._bench is None or self._trials == 0:
             return None
-        times, default = self._search.times, self._search.defaults[0]
+        times, default = self._search.times, self._search.default
         shown = Outcome(
             self.workload.title, default.kernel, str(default.tile), trials=self._trials, failures=dict(self._failures)
         )
@@ -278,7 +278,7 @@ class Race:
         if not times:
             return None
         best = min(times, key=lambda candidate: times[candidate])
-        first = forms(problem, target)[0][0].name
+        first = serving(forms(problem, target)[0])[0].name
         default = Candidate(first, default_tile(first, problem, target))
         failures = Counter(trial.failure for trial in table.values() if trial.failure)
         return Outcome(

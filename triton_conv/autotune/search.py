@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..dispatch import forms
+from ..dispatch import forms, serving
 from ..kernels import KERNELS, Tile
 from ..problem import Problem
 from ..target import Target
@@ -78,6 +78,12 @@ class Search:
         self._given: set[Candidate] = set()
         self._surrogates: dict[str, Surrogate] = {}
         self._expected: dict[Candidate, float] = {}
+
+    @property
+    def default(self) -> Candidate:
+        """What runs where nothing was measured: a winner must beat it."""
+        names = {kernel.name for kernel in serving(forms(self._problem, self._target)[0])}
+        return next((default for default in self.defaults if default.kernel in names), self.defaults[0])
 
     def expect(self, candidate: Candidate, time_us: float) -> None:
         """Takes note of the microseconds that a candidate should take, as seen from its machine code: they count in
