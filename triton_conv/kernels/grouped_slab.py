@@ -15,7 +15,7 @@ import triton.language as tl
 from ..problem import Problem, WeightGradientProblem
 from ..target import Target
 from .common import LAST_IS_FASTEST, activate, dot, is_read, narrow, tap_at, tile_pixels, wide, within
-from .kernel import Kernel, Tile, cdiv, geometry_arguments
+from .kernel import Kernel, Tile, cdiv, geometry_arguments, weight_arguments
 
 # Of a warp's product on tensor cores: rows of the left operand, products a step of two instructions, and the channels
 # of a step that a thread holds, 16 bytes of them.
@@ -340,19 +340,12 @@ def _grid(problem: Problem, tile: GroupedSlabTile) -> int:
 
 def _arguments(problem: Problem, tile: GroupedSlabTile) -> dict[str, object]:
     g = problem.geometry
-    outer, inner, *_ = problem.w_strides
-    stride_wn, stride_wk = (inner, outer) if g.transposed else (outer, inner)
     flipped = g.flipped() if g.transposed else g
     assert flipped is not None
     cols = tile.cols(problem)
-    arguments = geometry_arguments(problem, tile.BLOCK_P * tile.ROWS * cols) | tile.sizes()
+    arguments = geometry_arguments(problem, tile.BLOCK_P * tile.ROWS * cols) | weight_arguments(problem) | tile.sizes()
     arguments |= {f"PAD_{axis}": pad for axis, pad in zip("DHW", flipped.pad_before, strict=True)}
     return arguments | dict(
-        groups=g.groups,
-        stride_wg=outer * (g.c_in_group if g.transposed else g.c_out_group),
-        stride_wn=stride_wn,
-        stride_wk=stride_wk,
-        TRANSPOSED=g.transposed,
         C_IN_GROUP=g.c_in_group,
         C_OUT_GROUP=g.c_out_group,
         GROUPS_PER_TILE=tile.groups_per_tile(problem),

@@ -11,7 +11,7 @@ import triton.language as tl
 from ..problem import Problem
 from .boxes import box, boxes, load_box, pixels_spanned, unboxable
 from .common import aligned, below, dot, epilogue, store_pixels, wide
-from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
+from .kernel import Kernel, ProductTile, cdiv, geometry_arguments, weight_arguments
 
 
 @triton.jit
@@ -131,23 +131,14 @@ def _grid(problem: Problem, tile: ImplicitGemmBoxedTile) -> int:
 
 def _arguments(problem: Problem, tile: ImplicitGemmBoxedTile) -> dict[str, object]:
     g = problem.geometry
-    outer, inner, *_ = problem.w_strides
-    stride_wn, stride_wk = (inner, outer) if g.transposed else (outer, inner)
     sides = box(problem, tile.BLOCK_M)
     return (
         geometry_arguments(problem, pixels_spanned(problem, sides))
+        | weight_arguments(problem)
         | tile.sizes()
         | sides
         | dict(
-            c_in_group=g.c_in_group,
-            c_out_group=g.c_out_group,
-            stride_wg=outer * (g.c_in_group if g.transposed else g.c_out_group),
-            stride_wn=stride_wn,
-            stride_wk=stride_wk,
-            TRANSPOSED=g.transposed,
-            K_LAST=stride_wk == 1,
             X_VECTOR=problem.x_vector(g.c_in_group),
-            W_VECTOR=problem.w_vector(g.c_in_group, g.c_out_group),
             Y_VECTOR=problem.y_vector(g.c_out_group),
         )
     )

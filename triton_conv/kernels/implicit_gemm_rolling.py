@@ -17,7 +17,7 @@ from ..problem import Problem
 from ..target import Target
 from .boxes import boxes, covering_box, load_box, pixels_spanned, unboxable
 from .common import activate, aligned, below, dot, narrow, wide
-from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
+from .kernel import Kernel, ProductTile, cdiv, geometry_arguments, weight_arguments
 
 # Of more channels or taps a multiprocessor has no room for the weights beside rows of the input, nor a thread for its
 # part of them on their way there.
@@ -249,25 +249,15 @@ def _forward(problem: Problem) -> ConvGeometry | None:
 def _arguments(problem: Problem, tile: ImplicitGemmRollingTile) -> dict[str, object]:
     g, forward, sides = problem.geometry, _forward(problem), tile.strip(problem)
     assert forward is not None
-    outer, inner, *_ = problem.w_strides
-    stride_wn, stride_wk = (inner, outer) if g.transposed else (outer, inner)
     return (
         geometry_arguments(problem, pixels_spanned(problem, sides))
+        | weight_arguments(problem)
         | tile.sizes()
         | sides
         | dict(
-            c_in_group=g.c_in_group,
-            c_out_group=g.c_out_group,
-            groups=g.groups,
-            stride_wg=outer * (g.c_in_group if g.transposed else g.c_out_group),
-            stride_wn=stride_wn,
-            stride_wk=stride_wk,
             PAD_H=forward.pad_before[1],
             PAD_W=forward.pad_before[2],
-            TRANSPOSED=g.transposed,
-            W_VECTOR=problem.w_vector(g.c_in_group, g.c_out_group),
             Y_VECTOR=problem.y_vector(g.c_out_group),
-            K_LAST=stride_wk == 1,
         )
     )
 

@@ -11,7 +11,7 @@ import triton.language as tl
 from ..problem import Problem
 from ..target import Target
 from .common import aligned, below, dot, epilogue, narrow, tile_pixels, wide
-from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
+from .kernel import Kernel, ProductTile, cdiv, geometry_arguments, weight_arguments
 from .staging import Operand, staged_bytes, staging_of
 from .windows import chosen, elements, first_tap, load_segments
 
@@ -311,24 +311,14 @@ def _grid(problem: Problem, tile: ImplicitGemmRowsTile) -> int:
 
 def _arguments(problem: Problem, tile: ImplicitGemmRowsTile) -> dict[str, object]:
     g = problem.geometry
-    outer, inner, *_ = problem.w_strides
-    stride_wn, stride_wk = (inner, outer) if g.transposed else (outer, inner)
     width, first, vectors = window(problem, tile.BLOCK_T)
-    arguments = geometry_arguments(problem, tile.BLOCK_M) | tile.sizes()
+    arguments = geometry_arguments(problem, tile.BLOCK_M) | weight_arguments(problem) | tile.sizes()
     for axis, stride, dilation in zip("DH", g.stride, g.dilation, strict=False):
         common = math.gcd(stride, dilation)
         period, hop = (stride // common, -dilation // common) if g.transposed else (1, dilation)
         arguments |= {f"PERIOD_{axis}": period, f"HOP_{axis}": hop}
     return arguments | dict(
-        c_in_group=g.c_in_group,
-        c_out_group=g.c_out_group,
-        stride_wg=outer * (g.c_in_group if g.transposed else g.c_out_group),
-        stride_wn=stride_wn,
-        stride_wk=stride_wk,
-        TRANSPOSED=g.transposed,
-        K_LAST=stride_wk == 1,
         X_VECTOR=problem.x_run(width, read(problem, tile.BLOCK_T)),
-        W_VECTOR=problem.w_vector(g.c_in_group, g.c_out_group),
         Y_VECTOR=problem.y_run(tile.BLOCK_T * phases(problem)),
         K_VECTOR=problem.w_vector(g.c_in_group),
         N_VECTOR=problem.w_vector(g.c_out_group),

@@ -278,6 +278,26 @@ def geometry_arguments(problem: Problem, block_m: int) -> dict[str, object]:
     )
 
 
+def weight_arguments(problem: Problem) -> dict[str, object]:
+    """A group's weight as a product of N by K reads it, of a transposed convolution with its first two dimensions the
+    other way round, and how many of its channels lie side by side.
+    """
+    g = problem.geometry
+    outer, inner, *_ = problem.w_strides
+    stride_wn, stride_wk = (inner, outer) if g.transposed else (outer, inner)
+    return dict(
+        c_in_group=g.c_in_group,
+        c_out_group=g.c_out_group,
+        groups=g.groups,
+        stride_wg=outer * (g.c_in_group if g.transposed else g.c_out_group),
+        stride_wn=stride_wn,
+        stride_wk=stride_wk,
+        TRANSPOSED=g.transposed,
+        K_LAST=stride_wk == 1,
+        W_VECTOR=problem.w_vector(g.c_in_group, g.c_out_group),
+    )
+
+
 def deform_arguments(problem: DeformProblem) -> dict[str, object]:
     """The further arguments of every kernel that samples at offsets."""
     g = problem.geometry

@@ -12,7 +12,7 @@ from ..problem import INT32_LIMIT, Problem
 from ..target import Target
 from .boxes import boxes, covering_box, load_box, pixels_spanned, tap_phase, unboxable
 from .common import aligned, below, dot, epilogue, store_pixels, wide
-from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
+from .kernel import Kernel, ProductTile, cdiv, geometry_arguments, weight_arguments
 
 
 @triton.jit
@@ -267,26 +267,16 @@ def _grid(problem: Problem, tile: StridedBoxedTile) -> int:
 
 def _arguments(problem: Problem, tile: StridedBoxedTile) -> dict[str, object]:
     g = problem.geometry
-    outer, inner, *_ = problem.w_strides
-    stride_wn, stride_wk = (inner, outer) if g.transposed else (outer, inner)
     sides = covering_box(_phase_size(problem), tile.BLOCK_M)
     periods = {f"PERIOD_{axis}": s // math.gcd(s, d) for axis, s, d in zip("DHW", g.stride, g.dilation, strict=True)}
     return (
         geometry_arguments(problem, pixels_spanned(problem, sides))
+        | weight_arguments(problem)
         | tile.sizes()
         | sides
         | periods
         | dict(
-            c_in_group=g.c_in_group,
-            c_out_group=g.c_out_group,
-            groups=g.groups,
-            stride_wg=outer * (g.c_in_group if g.transposed else g.c_out_group),
-            stride_wn=stride_wn,
-            stride_wk=stride_wk,
-            TRANSPOSED=g.transposed,
-            K_LAST=stride_wk == 1,
             X_VECTOR=problem.x_vector(g.c_in_group),
-            W_VECTOR=problem.w_vector(g.c_in_group, g.c_out_group),
             Y_VECTOR=problem.y_vector(g.c_out_group),
         )
     )
