@@ -33,7 +33,7 @@ from .kernels import Tile, launch
 from .layout import Strides, dense_strides, five
 from .problem import Problem, WeightGradientProblem
 from .problem_lectures import LocalInputGradientProblem, LocalProblem, SeparableProblem
-from .reference import activated, explicit_padding, reference, relative_error, tolerance
+from .reference import activated, explicit_padding, reference, relative_error, rounding
 from .settings import Setting
 from .verdicts import Form, Verdict
 
@@ -136,16 +136,6 @@ def _check(made: Plan, device: torch.device) -> Verdict | None:
         round(time.perf_counter() - began, 3),
         failure,
     )
-
-
-def rounding(problem: Problem) -> float:
-    """What rounding explains of a difference."""
-    g = problem.geometry
-    if isinstance(problem, SeparableProblem):
-        # What lies between its two parts is rounded to the dtype, as a sample is.
-        return tolerance(problem.dtype, g.K + g.c_out, problem.precision, sampled=1)
-    terms = g.M if isinstance(problem, WeightGradientProblem) else g.K
-    return tolerance(problem.dtype, terms, problem.precision)
 
 
 def _of_the_compiler(error: Exception) -> bool:

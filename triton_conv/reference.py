@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .problem import DeformProblem, Problem, WeightGradientProblem
+from .problem_lectures import LocalWeightGradientProblem, SeparableProblem
+
 _ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "relu6": F.relu6, "gelu": F.gelu, "silu": F.silu}
 
 
@@ -175,3 +178,16 @@ def tolerance(dtype: torch.dtype, terms: int, precision: str = "ieee", sampled: 
     if sampled or (dtype == torch.float32 and precision == "tf32"):
         operands += unit_roundoff(dtype, precision)
     return 1.01 * unit_roundoff(dtype) + 6 * (accumulate * (2 + math.sqrt(terms)) + operands)
+
+
+def rounding(problem: Problem) -> float:
+    """What rounding explains of the `relative_error` of a problem's result."""
+    g, terms, sampled = problem.geometry, problem.geometry.K, 0
+    if isinstance(problem, (WeightGradientProblem, LocalWeightGradientProblem)):
+        terms = g.M
+    if isinstance(problem, DeformProblem):
+        sampled = max(g.in_size)
+    if isinstance(problem, SeparableProblem):
+        # What lies between its two parts is rounded to the dtype, as a sample is.
+        terms, sampled = g.K + g.c_out, 1
+    return tolerance(problem.dtype, terms, problem.precision, sampled)

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..problem import DeformProblem, Problem
-from ..problem_lectures import SeparableProblem
-from ..reference import reference, relative_error, tolerance
+from ..problem import Problem
+from ..reference import reference, relative_error, rounding, tolerance
 from ..workloads import FORWARD, WEIGHT_GRADIENT, Workload, output_gradient
 
 # Channels at either end that are compared where the reference of a whole depthwise image does not fit in memory, and
@@ -36,13 +35,7 @@ class Expected:
 
 def expect(workload: Workload, problem: Problem, tensors: Mapping[str, Any]) -> Expected:
     """References of a workload's result on these tensors."""
-    g = problem.geometry
-    sampled = max(g.in_size) if isinstance(problem, DeformProblem) else 0
-    terms = g.M if workload.part == WEIGHT_GRADIENT else g.K
-    if isinstance(problem, SeparableProblem):
-        # The intermediate is rounded to the dtype, as a sample is.
-        sampled, terms = 1, g.K + g.c_out
-    bound = tolerance(problem.dtype, terms, problem.precision, sampled)
+    g, bound = problem.geometry, rounding(problem)
     grad = None
     if workload.part != FORWARD:
         x = tensors["input"]
