@@ -32,7 +32,7 @@ from .target import Target
 from .verdicts import Form
 
 # Forms, the preferred one first.
-_DEPTHWISE = ("depthwise_banded", "depthwise_patch", "depthwise_rolling", "depthwise")
+_DEPTHWISE = ("depthwise_banded", "depthwise_patch", "depthwise_rolling", "depthwise_rolling_patch", "depthwise")
 _DEPTHWISE_WEIGHT_GRADIENTS = (
     "depthwise_banded_weight_gradient",
     "depthwise_fused_weight_gradient",
@@ -71,8 +71,9 @@ _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
 _MEASURED = (
     "implicit_gemm_rows", "implicit_gemm_persistent", "implicit_gemm_rolling", "strided_boxed", "grouped_slab",
     "weight_gradient_clipped", "weight_gradient_taps", "depthwise_banded_transposed",
-    "depthwise_fused_weight_gradient", "depthwise_rolling", "depthwise_rolling_weight_gradient", "transposed_overlap",
-    "separable_whole", "locally_connected_input_gradient_shifted",
+    "depthwise_fused_weight_gradient", "depthwise_rolling", "depthwise_rolling_patch",
+    "depthwise_rolling_weight_gradient", "transposed_overlap", "separable_whole",
+    "locally_connected_input_gradient_shifted",
 )  # fmt: skip
 # Of these problems the type alone says which kernels there are.
 _ALONE = (

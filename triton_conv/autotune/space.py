@@ -14,6 +14,7 @@ from ..kernels.depthwise_banded_transposed import DepthwiseBandedTransposedTile
 from ..kernels.depthwise_banded_weight_gradient import DepthwiseBandedWeightGradientTile
 from ..kernels.depthwise_fused_weight_gradient import DepthwiseFusedWeightGradientTile
 from ..kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradientTile
+from ..kernels.depthwise_rolling_patch import DepthwiseRollingPatchTile, walked
 from ..kernels.grouped_slab import GroupedSlabTile
 from ..kernels.implicit_gemm_persistent import ImplicitGemmPersistentTile, partial_sums
 from ..kernels.implicit_gemm_rolling import ImplicitGemmRollingTile
@@ -129,6 +130,15 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "BLOCK_P": (2, 4, 8),
         "BLOCK_C": (16, 32, 64),
         "AHEAD": (False, True),
+        "num_warps": (2, 4),
+        "num_stages": (1,),
+    },
+    # 7 and 14 columns fit images of 28, 14 and 7, and 8 those of 56 in whole vectors.
+    "depthwise_rolling_patch": {
+        "PLANES": (4, 8, 16, 32, 64),
+        "ROWS": (1, 2, 4),
+        "COLS": (4, 7, 8, 14),
+        "BLOCK_P": (64, 128),
         "num_warps": (2, 4),
         "num_stages": (1,),
     },
@@ -314,6 +324,12 @@ def worthwhile(tile: Tile, problem: Problem) -> bool:
         widths["BLOCK_T"] = max(cdiv(g.out_size[2], phases(problem)), 4)
     if "COLS" in sizes:
         widths |= {"ROWS": g.out_size[1], "COLS": g.out_size[2]}
+    if isinstance(tile, DepthwiseRollingPatchTile):
+        depth, height = walked(problem)
+        widths |= {"PLANES": g.out_size[depth], "ROWS": g.out_size[height]}
+        # Threads share nothing: each has a patch.
+        if 32 * tile.num_warps != tile.BLOCK_P:
+            return False
     if isinstance(tile, DepthwisePatchWeightGradientTile):
         rows, held = g.kernel[0] * g.kernel[1], tile.ROWS * tile.LANES
         # Few rows past the filter's last; of one lane, rows in several programs would share nothing but L2. A thread

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
+from ..kernels import depthwise_rolling_patch as patch
 from ..kernels.depthwise_rolling import KERNEL, DepthwiseRollingTile
+from ..kernels.depthwise_rolling_patch import DepthwiseRollingPatchTile
 from ..kernels.depthwise_rolling_weight_gradient import DepthwiseRollingWeightGradientTile, steps
 from ..kernels.kernel import cdiv
 from ..kernels.strips import RollingTile, numbers_read, strip_blocks
@@ -17,6 +19,10 @@ _Rolling = TypeVar("_Rolling", bound=RollingTile)
 
 # Loads of a step: the masks of 84 (4 x 4 filters, stride 2, 16 columns) take 24 bytes of memory.
 _MOST_LOADS = 64
+# Threads of a program of patches, which share nothing: small programs fill the last wave. What a patch holds of
+# registers with some 60 for all else leaves room for twelve warps of a multiprocessor.
+_PATCHES = 64
+_FEW_REGISTERS = 112
 
 
 def depthwise_rolling(problem: Problem, target: Target) -> DepthwiseRollingTile:
@@ -25,6 +31,40 @@ def depthwise_rolling(problem: Problem, target: Target) -> DepthwiseRollingTile:
     tile = _strips(DepthwiseRollingTile, problem, target)
     while KERNEL.grid(problem, tile) < 2 * target.sms and 4 * g.kernel[1] <= tile.ROWS:
         tile = replace(tile, ROWS=cdiv(tile.ROWS, 2))
+    return tile
+
+
+def depthwise_rolling_patch(problem: Problem, target: Target) -> DepthwiseRollingPatchTile:
+    """The patch that takes the fewest instructions an output, of those that leave registers for twelve warps of a
+    multiprocessor or more: products, elements to widen, and loads, each with a mask and a zero of its own.
+
+    Whole images, of which no plane is read twice, unless they are too few: then parts of twice the filter's planes.
+    """
+    g = problem.geometry
+    depth, height = patch.walked(problem)
+    tiles = [
+        DepthwiseRollingPatchTile(
+            PLANES=max(g.out_size[depth], 1),
+            ROWS=rows,
+            COLS=columns,
+            BLOCK_P=_PATCHES,
+            num_warps=warps(target, _PATCHES),
+            num_stages=1,
+        )
+        for rows in ((1, 2) if g.out_size[height] > 1 else (1,))
+        for columns in (1, 2, 4, 7, 8, 14, 16)
+    ]
+
+    def slots(tile: DepthwiseRollingPatchTile) -> tuple[bool, int]:
+        read = patch.row_pieces(problem, tile)
+        rows, columns = cdiv(g.out_size[height], tile.ROWS), cdiv(g.out_size[2], tile.COLS)
+        loads = patch.rows_read(problem, tile) * (sum(read) + 4 * len(read))
+        many = patch.registers_held(problem, tile) > _FEW_REGISTERS
+        return many, rows * columns * (tile.ROWS * tile.COLS * g.taps + loads)
+
+    tile = min((tile for tile in tiles if tile.unfit(problem, target) is None), key=slots, default=tiles[0])
+    while patch.KERNEL.grid(problem, tile) * _PATCHES < 8 * 32 * target.sms and 4 * g.kernel[depth] <= tile.PLANES:
+        tile = replace(tile, PLANES=cdiv(tile.PLANES, 2))
     return tile
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from ..kernels import KERNELS, Tile
 from ..kernels.boxes import box
+from ..kernels.depthwise_rolling_patch import walked
 from ..kernels.depthwise_rolling_weight_gradient import steps
 from ..kernels.implicit_gemm_persistent import groups
 from ..kernels.kernel import cdiv
-from ..kernels.strips import rows_alive, strip_blocks
+from ..kernels.strips import strip_blocks
 from ..kernels.weight_gradient_clipped import spans
 from ..problem import DeformInputGradientProblem, DeformProblem, Problem
 
@@ -99,14 +100,14 @@ def _patches(problem: Problem, tile: Any) -> Counts:
     return (cdiv(patches, tile.SPLITS * (tile.BLOCK_P // tile.LANES)),)
 
 
-def _rolling(problem: Problem, tile: Any) -> Counts:
-    """The mean over the segments: the first begins, and the last ends, where the image does."""
-    g, alive = problem.geometry, rows_alive(problem)
-    stride, total = g.stride[1], 0
-    firsts = range(0, g.out_size[1], tile.ROWS)
+def _rolled(problem: Problem, axis: int, length: int) -> Counts:
+    """The mean over the segments of an axis: the first begins, and the last ends, where the image does."""
+    g = problem.geometry
+    stride, alive, total = g.stride[axis], cdiv(g.kernel[axis], g.stride[axis]), 0
+    firsts = range(0, g.out_size[axis], length)
     for first in firsts:
-        rows, corner = min(tile.ROWS, g.out_size[1] - first), first * stride - g.pad_before[1]
-        end = max(min(rows + alive - 1, cdiv(g.in_size[1] - corner, stride)), rows)
+        outputs, corner = min(length, g.out_size[axis] - first), first * stride - g.pad_before[axis]
+        end = max(min(outputs + alive - 1, cdiv(g.in_size[axis] - corner, stride)), outputs)
         total += end - min(max(-corner, 0) // stride, alive - 1)
     return (total / len(firsts),)
 
@@ -167,7 +168,8 @@ _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
     "depthwise_fused_weight_gradient": lambda problem, tile: (tile.TILES, tile.STEPS),
     "depthwise_patch": lambda problem, tile: (problem.geometry.kernel[0] * tile.row_steps(problem),),
     "depthwise_patch_weight_gradient": _patches,
-    "depthwise_rolling": _rolling,
+    "depthwise_rolling": lambda problem, tile: _rolled(problem, 1, tile.ROWS),
+    "depthwise_rolling_patch": lambda problem, tile: _rolled(problem, walked(problem)[0], tile.PLANES),
     "depthwise_rolling_weight_gradient": _rolling_gradient,
     "deformable": _samples,
     "deformable_input_gradient": _scattered,

@@ -1,0 +1,389 @@
+"""Depthwise convolution of images with contiguous pixels (NCHW) on CUDA cores: sums of patches roll down the depth."""
+
+# Device code grows tuples, whose every length is another type.
+# mypy: disable-error-code="assignment"
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import triton
+import triton.language as tl
+
+from ..problem import INT32_LIMIT, Problem
+from ..target import Target
+from .common import activate, aligned, narrow, tap_at, tile_pixels, wide, widen, within
+from .kernel import Kernel, Tile, cdiv, geometry_arguments, run_read
+from .strips import width
+from .windows import chosen, elements
+
+# Of 255 registers a thread, some 60 are for addresses, masks and elements of a row. All products of a step are
+# unrolled: of 864 the compiler makes code in six seconds.
+_MOST_REGISTERS = 192
+_MOST_PRODUCTS = 896
+
+
+@triton.constexpr_function
+def pieces(first, count, VECTOR):
+    """So many columns from the `first` one on, cut into the widest vectors that are aligned: (column, length) each."""
+    found = []
+    while count > 0:
+        length = VECTOR
+        while first % length or length > count:
+            length //= 2
+        found.append((first, length))
+        first, count = first + length, count - length
+    return found
+
+
+@triton.constexpr_function
+def piece_count(first, count, VECTOR):
+    """How many they are."""
+    return len(pieces(first, count, VECTOR))
+
+
+@triton.constexpr_function
+def piece_at(i, first, count, VECTOR):
+    """Where the i-th of them begins."""
+    return pieces(first, count, VECTOR)[i][0]
+
+
+@triton.constexpr_function
+def piece_length(i, first, count, VECTOR):
+    """Its length."""
+    return pieces(first, count, VECTOR)[i][1]
+
+
+@triton.jit
+def depthwise_rolling_patch_kernel(
+    x_ptr, w_ptr, b_ptr, y_ptr,
+    batch, c_out, d_in, h_in, w_in, d_out, h_out, w_out,
+    stride_xn, stride_xc, stride_xd, stride_xh,
+    stride_wo, stride_wd, stride_wh, stride_ww,
+    stride_yn, stride_yc, stride_yd, stride_yh, stride_yw, stride_b,
+    KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    STRIDE_D: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
+    PAD_D: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
+    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, ACC_DTYPE: tl.constexpr, INDEX_INT64: tl.constexpr,
+    MULTIPLIER: tl.constexpr, X_VECTOR: tl.constexpr, Y_VECTOR: tl.constexpr,
+    PLANES: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """y[m, c] = activation(sum_tap x_tap[m, c] w[c, tap] + b[c]), the input's pixels contiguous, rank 2 or 3.
+
+    A thread has a patch, ROWS x COLS outputs of a plane, and walks down the depth with it; of rank 2 down the height,
+    with a patch of one row: d is the axis walked along, h the other one. Each step loads STRIDE_D input planes, each
+    element once, and adds them to the sums of the ALIVE output planes that they belong to; the oldest of these is done
+    then and stored, the others are one step older, as the rows of `depthwise_rolling`. The weights of all taps stay in
+    registers. A row of a patch is loaded as aligned vectors, the widest that fit: of 8 outputs of a filter of 3 one of
+    16 bytes and an element on either side. Parted into elements they stay where they are: a thread's registers, renamed.
+
+    A banded product makes an output plane at a time and reads every input plane once for each of KD, and twice the
+    columns that a block has: 32 bytes an output of 3 x 3 x 3 through L2, and 7 here; its operands pass through
+    shared memory besides. Here a 3 x 3 x 3 output takes 35 instructions, of which 27 are products (sm_90, bfloat16,
+    2 x 8 outputs), where 39 keep up with the memory of an H100.
+
+    Grid: one axis of cdiv(d_out, PLANES) x blocks of BLOCK_P patches, planes fastest. Patches are counted over (image,
+    channel, row, column), so that neighbouring threads read neighbouring columns. A program stores PLANES planes; it
+    begins and ends at the planes that these read, and where the image does.
+    Depthwise convolution: Sifre 2014; Chollet, arXiv:1610.02357.
+    """
+    ALIVE: tl.constexpr = (KD + STRIDE_D - 1) // STRIDE_D
+    segments = tl.cdiv(d_out, PLANES)
+    pid = tl.program_id(0)
+    d_o = pid % segments * PLANES
+    d0 = d_o * STRIDE_D - PAD_D
+    first, image, c, h_o, w_o, mask_p = tile_pixels(
+        pid // segments, batch, c_out, tl.cdiv(h_out, ROWS), tl.cdiv(w_out, COLS), 3, INDEX_INT64, BLOCK_P
+    )
+    h_o *= ROWS
+    w_o *= COLS
+    h0 = h_o * STRIDE_H - PAD_H
+    if INDEX_INT64:
+        stride_xd, stride_xh = wide(stride_xd), wide(stride_xh)
+        stride_yd, stride_yh, stride_yw = wide(stride_yd), wide(stride_yh), wide(stride_yw)
+        stride_wd, stride_wh, stride_ww = wide(stride_wd), wide(stride_wh), wide(stride_ww)
+
+    # Columns are counted from the block's own, where vectors begin.
+    x_corner = image * stride_xn + c // MULTIPLIER * stride_xc + h0 * stride_xh + w_o * STRIDE_W
+    x_patch = x_ptr + aligned(first * stride_xn, X_VECTOR) + tl.multiple_of(x_corner, X_VECTOR)[:, None, None]
+    y_corner = image * stride_yn + c * stride_yc + h_o * stride_yh + w_o * stride_yw
+    y_patch = y_ptr + aligned(first * stride_yn, Y_VECTOR) + tl.multiple_of(y_corner, Y_VECTOR)[:, None]
+    h_first = h0[:, None, None]
+    w_first = (w_o * STRIDE_W)[:, None, None]
+    x_inside = tl.where(mask_p[:, None, None], w_in - w_first + PAD_W, 0)
+    h_inside = tl.where(mask_p, h_out - h_o, 0)[:, None]
+    w_inside = (w_out - w_o)[:, None]
+
+    w_channel = w_ptr + (c * stride_wo)[:, None]
+    weights = ()
+    for tap in tl.static_range(KD * KH * KW):
+        w_tap = w_channel + (tap // (KH * KW) * stride_wd + tap // KW % KH * stride_wh + tap % KW * stride_ww)
+        weights += (widen(tl.load(w_tap), ACC_DTYPE),)  # [BLOCK_P, 1], as all that follows
+
+    start = tl.zeros((BLOCK_P, 1), dtype=ACC_DTYPE)
+    if HAS_BIAS:
+        start += tl.load(b_ptr + c * stride_b).to(ACC_DTYPE)[:, None]
+    fresh = ()
+    for _ in tl.static_range(ROWS * COLS):
+        fresh += (start,)
+    older = ()
+    for _ in tl.static_range(ALIVE - 1):
+        older += fresh
+
+    # Planes outside the image add nothing: steps of these alone are left out, but for those that the last sums take.
+    planes = tl.minimum(PLANES, d_out - d_o)
+    begin = tl.minimum(tl.maximum(-d0, 0) // STRIDE_D, ALIVE - 1)
+    end = tl.maximum(tl.minimum(planes + ALIVE - 1, tl.cdiv(d_in - d0, STRIDE_D)), planes)
+    for step in range(begin, end):
+        x_planes = load_planes(
+            x_patch, d0 + step * STRIDE_D, d_in, h_first, h_in, w_first, x_inside, stride_xd, stride_xh,
+            STRIDE_D, width(ROWS, STRIDE_H, KH, DIL_H), width(COLS, STRIDE_W, KW, DIL_W), PAD_W, X_VECTOR, BLOCK_P,
+        )  # fmt: skip
+        sums = accumulate_planes(
+            fresh + older, x_planes, weights, KD, KH, KW, STRIDE_D, STRIDE_H, STRIDE_W, DIL_H, DIL_W, ROWS, COLS
+        )
+        done = step - (ALIVE - 1)
+        store_plane(
+            y_patch + aligned((d_o + done) * stride_yd, Y_VECTOR), sums, done >= 0, h_inside, w_inside,
+            stride_yh, stride_yw, ACTIVATION, Y_VECTOR, ALIVE - 1, ROWS, COLS, BLOCK_P,
+        )  # fmt: skip
+        older = sums[: (ALIVE - 1) * ROWS * COLS]
+    for i in tl.static_range(ALIVE - 1):
+        done = end + i - (ALIVE - 1)
+        store_plane(
+            y_patch + aligned((d_o + done) * stride_yd, Y_VECTOR), older, (done >= 0) & (done < planes),
+            h_inside, w_inside, stride_yh, stride_yw, ACTIVATION, Y_VECTOR, ALIVE - 2 - i, ROWS, COLS, BLOCK_P,
+        )  # fmt: skip
+
+
+@triton.jit
+def load_planes(
+    x_patch, d, d_in, h_first, h_in, w_first, x_inside, stride_xd, stride_xh,
+    DEPTH: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PAD_W: tl.constexpr, X_VECTOR: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """What patches read of DEPTH input planes from `d` on, zero outside the image: element by element, row by row."""
+    tiles = ()
+    for s in tl.static_range(DEPTH):
+        inside_d = tl.where(within(d + s, d_in), x_inside, 0)
+        x_plane = x_patch + aligned((d + s) * stride_xd, X_VECTOR)
+        for h in tl.static_range(HEIGHT):
+            inside = tl.where(within(h_first + h, h_in), inside_d, 0)
+            x_row = x_plane + aligned(h * stride_xh, X_VECTOR)
+            for i in tl.static_range(piece_count(-PAD_W, WIDTH, X_VECTOR)):
+                tiles += load_piece(
+                    x_row, w_first, inside, PAD_W,
+                    piece_at(i, -PAD_W, WIDTH, X_VECTOR), piece_length(i, -PAD_W, WIDTH, X_VECTOR), BLOCK_P,
+                )  # fmt: skip
+    return tiles
+
+
+@triton.jit
+def load_piece(
+    x_row, w_first, inside, PAD_W: tl.constexpr, FIRST: tl.constexpr, LENGTH: tl.constexpr, BLOCK_P: tl.constexpr
+):  # fmt: skip
+    """LENGTH columns of an input row from FIRST on: an image ends where such a vector does, so that one truth holds for
+    all. `inside` columns are left of the image, counted from the first one that the patch reads.
+    """
+    mask = inside > FIRST + PAD_W
+    if FIRST < 0:
+        mask = mask & (w_first >= -FIRST)
+    vectors = tl.load(x_row + (FIRST + tl.arange(0, LENGTH)[None, None, :]), mask=mask, other=0.0)
+    return elements(vectors, BLOCK_P, 1, LENGTH)
+
+
+@triton.jit
+def accumulate_planes(
+    sums, x_planes, weights,
+    KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    STRIDE_D: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """The sums with what the input planes of a step are worth to each: patches of each age in steps, the youngest first.
+
+    Row by row, each of which is widened when its turn comes: until then an element takes half a register.
+    """
+    WIDTH: tl.constexpr = width(COLS, STRIDE_W, KW, DIL_W)
+    for row in tl.static_range(STRIDE_D * width(ROWS, STRIDE_H, KH, DIL_H)):
+        x_row = ()
+        for k in tl.static_range(WIDTH):
+            x_row += (widen(x_planes[row * WIDTH + k], sums[0].dtype),)
+        new = ()
+        for n in tl.static_range((KD + STRIDE_D - 1) // STRIDE_D * ROWS * COLS):
+            total = sums[n]
+            if filter_row(row, n // COLS, KD, KH, STRIDE_D, STRIDE_H, DIL_H, ROWS) >= 0:
+                for kw in tl.static_range(KW):
+                    w_tap = weights[filter_row(row, n // COLS, KD, KH, STRIDE_D, STRIDE_H, DIL_H, ROWS) * KW + kw]
+                    total += x_row[n % COLS * STRIDE_W + kw * DIL_W] * w_tap
+            new += (total,)
+        sums = new
+    return sums
+
+
+@triton.constexpr_function
+def filter_row(row, n, KD, KH, STRIDE_D, STRIDE_H, DIL_H, ROWS):
+    """The row of a filter, of KD x KH, that joins a row of a step's input to row n of the sums, or -1."""
+    s, h = divmod(row, width(ROWS, STRIDE_H, KH, DIL_H))
+    age, i = divmod(n, ROWS)
+    kd, kh = age * STRIDE_D + s, tap_at(h, i, STRIDE_H, DIL_H, KH)
+    return kd * KH + kh if kd < KD and kh >= 0 else -1
+
+
+@triton.jit
+def store_plane(
+    y_plane, sums, live, h_inside, w_inside, stride_yh, stride_yw,
+    ACTIVATION: tl.constexpr, Y_VECTOR: tl.constexpr, AGE: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """Writes the sums of an age, if that plane of outputs is `live`."""
+    inside = tl.where(live, h_inside, 0)
+    for i in tl.static_range(ROWS):
+        for j in tl.static_range(0, COLS, Y_VECTOR):
+            vector = ()
+            for k in tl.static_range(Y_VECTOR):
+                total = activate(sums[(AGE * ROWS + i) * COLS + j + k], ACTIVATION)
+                vector += (narrow(total, y_plane.dtype.element_ty),)
+            y_vector = y_plane + aligned(i * stride_yh + j * stride_yw, Y_VECTOR)
+            mask = (inside > i) & (w_inside > j)
+            offs = tl.arange(0, Y_VECTOR)[None, :] * stride_yw
+            tl.store(y_vector + offs, chosen(vector, BLOCK_P, 1, 0, 1, Y_VECTOR), mask=mask)
+
+
+@dataclass(frozen=True)
+class DepthwiseRollingPatchTile(Tile):
+    """BLOCK_P patches of ROWS x COLS outputs, PLANES planes of each: a patch for each thread, or a few."""
+
+    whole: ClassVar[frozenset[str]] = frozenset({"num_stages", "PLANES", "ROWS", "COLS"})
+
+    PLANES: int = 32
+    ROWS: int = 2
+    COLS: int = 8
+    BLOCK_P: int = 64
+
+    def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
+        # Threads exchange nothing; of a few patches vectors may be dealt out anew.
+        return self.BLOCK_P * 16
+
+    def accumulator_values(self) -> int:
+        # Without the planes and the taps, which `unfit` counts.
+        return self.BLOCK_P * self.ROWS * self.COLS
+
+    def load_bytes(self, problem: Problem, target: Target) -> int:
+        return _x_vector(problem, self) * problem.itemsize
+
+    def mismatch(self, problem: Problem) -> str | None:
+        products = problem.geometry.taps * self.ROWS * self.COLS
+        return f"{products} products are too many to unroll" if products > _MOST_PRODUCTS else None
+
+    def unfit(self, problem: Problem, target: Target) -> str | None:
+        if reason := super().unfit(problem, target):
+            return reason
+        patches = cdiv(self.BLOCK_P, self.num_warps * target.warp_size)
+        registers = patches * registers_held(problem, self)
+        if registers > _MOST_REGISTERS and not target.interpreted:
+            return f"{registers} registers a thread for sums, weights and rows"
+        return None
+
+
+def walked(problem: Problem) -> tuple[int, int]:
+    """The axis along which patches roll, and the one along which they have rows."""
+    return (0, 1) if problem.geometry.rank == 3 else (1, 0)
+
+
+def row_pieces(problem: Problem, tile: DepthwiseRollingPatchTile) -> list[int]:
+    """Lengths of the vectors as which a patch's row of input is loaded."""
+    g = problem.geometry
+    columns = (tile.COLS - 1) * g.stride[2] + g.extent[2]
+    return [length for _, length in pieces(-g.pad_before[2], columns, _x_vector(problem, tile))]
+
+
+def rows_read(problem: Problem, tile: DepthwiseRollingPatchTile) -> int:
+    """Rows of the input that a patch reads in a step."""
+    g = problem.geometry
+    depth, height = walked(problem)
+    return g.stride[depth] * ((tile.ROWS - 1) * g.stride[height] + g.extent[height])
+
+
+def registers_held(problem: Problem, tile: DepthwiseRollingPatchTile) -> int:
+    """Registers for the sums of a patch, the weights, and what a step loads."""
+    g = problem.geometry
+    depth, _ = walked(problem)
+    held = g.taps + cdiv(g.kernel[depth], g.stride[depth]) * tile.ROWS * tile.COLS
+    row = sum(max(length * problem.itemsize, 4) for length in row_pieces(problem, tile))
+    return (held * problem.accumulator_bytes + rows_read(problem, tile) * row) // 4
+
+
+def _x_vector(problem: Problem, tile: DepthwiseRollingPatchTile) -> int:
+    return problem.x_run(16 // problem.itemsize, tile.COLS * problem.geometry.stride[2])
+
+
+def _patches(problem: Problem, tile: DepthwiseRollingPatchTile) -> int:
+    g = problem.geometry
+    rows = g.out_size[walked(problem)[1]]
+    return g.batch * g.c_out * cdiv(rows, tile.ROWS) * cdiv(g.out_size[2], tile.COLS)
+
+
+def _grid(problem: Problem, tile: DepthwiseRollingPatchTile) -> int:
+    planes = problem.geometry.out_size[walked(problem)[0]]
+    return cdiv(planes, tile.PLANES) * cdiv(_patches(problem, tile), tile.BLOCK_P)
+
+
+# What of an image's depth and height changes places where the height is walked along.
+_LOWER = ("{}_in", "{}_out", "stride_x{}", "stride_y{}", "stride_w{}")
+_UPPER = ("K{}", "STRIDE_{}", "PAD_{}", "DIL_{}")
+_TURNED = {form.format(a): form.format(b) for form in _LOWER for a, b in ("dh", "hd")} | {
+    form.format(a): form.format(b) for form in _UPPER for a, b in ("DH", "HD")
+}
+
+
+def _arguments(problem: Problem, tile: DepthwiseRollingPatchTile) -> dict[str, object]:
+    g = problem.geometry
+    common = geometry_arguments(problem, tile.BLOCK_P * tile.ROWS * tile.COLS)
+    if walked(problem)[0] == 1:
+        common = {_TURNED.get(name, name): value for name, value in common.items()}
+    if _patches(problem, tile) + tile.BLOCK_P > INT32_LIMIT:
+        common["INDEX_INT64"] = True
+    return (
+        common
+        | tile.sizes()
+        | dict(
+            c_out=g.c_out,
+            MULTIPLIER=g.c_out_group,
+            X_VECTOR=_x_vector(problem, tile),
+            Y_VECTOR=problem.y_run(16 // problem.itemsize, tile.COLS),
+        )
+    )
+
+
+_LEAST = DepthwiseRollingPatchTile(num_warps=4, num_stages=1, PLANES=16, ROWS=1, COLS=1, BLOCK_P=128)
+
+
+def _unsuited(problem: Problem) -> str | None:
+    g = problem.geometry
+    if g.transposed:
+        return "it is transposed"
+    if g.rank == 1:
+        return "its rank is 1: there is nothing to walk along but a row"
+    if g.c_in_group != 1:
+        return f"a group has {g.c_in_group} input channels, not 1"
+    if g.padding_mode != "zeros":
+        return f"its border is {g.padding_mode}, not zero"
+    if problem.x_strides[4] != 1:
+        return "neighbouring pixels are not contiguous"
+    if (apart := g.dilation[walked(problem)[0]]) > 1:
+        return f"filter {'planes' if g.rank == 3 else 'rows'} lie {apart} input {'planes' if g.rank == 3 else 'rows'} apart"
+    if registers_held(problem, _LEAST) > _MOST_REGISTERS:
+        return f"{g.taps} taps do not fit in registers"
+    return None
+
+
+KERNEL = Kernel(
+    name="depthwise_rolling_patch",
+    function=depthwise_rolling_patch_kernel,
+    tile_type=DepthwiseRollingPatchTile,
+    grid=_grid,
+    arguments=_arguments,
+    unsuited=_unsuited,
+    safe_tile=_LEAST,
+)
