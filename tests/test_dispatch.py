@@ -10,6 +10,7 @@ from triton_conv import dispatch, workloads
 from triton_conv.target import KNOWN
 
 BANDED, PATCH, DEPTHWISE = DEPTHWISE_FORMS
+ROLLING_PATCH = "depthwise_rolling_patch"
 
 
 def plan_of(function, x, w, layout=None, **options):
@@ -22,6 +23,7 @@ def plan_of(function, x, w, layout=None, **options):
 NOT_BANDED = "not depthwise_banded: neighbouring pixels are not contiguous"
 NOT_PATCH = "not depthwise_patch: the channels of its input are not contiguous"
 NOT_ROLLING = "not depthwise_rolling: the channels of its input are not contiguous"
+NOT_ROLLING_PATCH = "not depthwise_rolling_patch: neighbouring pixels are not contiguous"
 NOT_ONE_OUTPUT = tuple(
     f"not depthwise_{form}: a group has 1 input channels and 2 output" for form in ("patch", "rolling")
 )
@@ -30,17 +32,20 @@ NOT_ONE_OUTPUT = tuple(
 @pytest.mark.parametrize(
     ("layout", "multiplier", "options", "names", "notes"),
     [
-        (None, 1, {}, (BANDED, DEPTHWISE), (NOT_PATCH, NOT_ROLLING)),
-        (None, 2, {}, (BANDED, DEPTHWISE), NOT_ONE_OUTPUT),
-        (channels_last, 1, {}, (PATCH, "depthwise_rolling", DEPTHWISE), (NOT_BANDED,)),
-        (channels_last, 2, {}, (DEPTHWISE,), (NOT_BANDED, *NOT_ONE_OUTPUT)),
-        (sliced, 1, {}, (DEPTHWISE,), (NOT_BANDED, NOT_PATCH, NOT_ROLLING)),
+        (None, 1, {}, (BANDED, ROLLING_PATCH, DEPTHWISE), (NOT_PATCH, NOT_ROLLING)),
+        (None, 2, {}, (BANDED, ROLLING_PATCH, DEPTHWISE), NOT_ONE_OUTPUT),
+        (channels_last, 1, {}, (PATCH, "depthwise_rolling", DEPTHWISE), (NOT_BANDED, NOT_ROLLING_PATCH)),
+        (channels_last, 2, {}, (DEPTHWISE,), (NOT_BANDED, *NOT_ONE_OUTPUT, NOT_ROLLING_PATCH)),
+        (sliced, 1, {}, (DEPTHWISE,), (NOT_BANDED, NOT_PATCH, NOT_ROLLING, NOT_ROLLING_PATCH)),
         (
             channels_last,
             1,
             {"padding": 1, "padding_mode": "reflect"},
             (DEPTHWISE,),
-            tuple(f"not depthwise_{form}: its border is reflect" for form in ("banded", "patch", "rolling")),
+            tuple(
+                f"not depthwise_{form}: its border is reflect"
+                for form in ("banded", "patch", "rolling", "rolling_patch")
+            ),
         ),
     ],
 )

@@ -14,7 +14,7 @@ import triton.language as tl
 from ..problem import INT32_LIMIT, Problem
 from ..target import Target
 from .common import activate, aligned, narrow, tap_at, tile_pixels, wide, widen, within
-from .kernel import Kernel, Tile, cdiv, geometry_arguments, run_read
+from .kernel import Kernel, Tile, cdiv, geometry_arguments
 from .strips import width
 from .windows import chosen, elements
 
@@ -76,7 +76,7 @@ def depthwise_rolling_patch_kernel(
     element once, and adds them to the sums of the ALIVE output planes that they belong to; the oldest of these is done
     then and stored, the others are one step older, as the rows of `depthwise_rolling`. The weights of all taps stay in
     registers. A row of a patch is loaded as aligned vectors, the widest that fit: of 8 outputs of a filter of 3 one of
-    16 bytes and an element on either side. Parted into elements they stay where they are: a thread's registers, renamed.
+    16 bytes and an element on either side. Their elements are a thread's registers, renamed.
 
     A banded product makes an output plane at a time and reads every input plane once for each of KD, and twice the
     columns that a block has: 32 bytes an output of 3 x 3 x 3 through L2, and 7 here; its operands pass through
@@ -119,11 +119,11 @@ def depthwise_rolling_patch_kernel(
     weights = ()
     for tap in tl.static_range(KD * KH * KW):
         w_tap = w_channel + (tap // (KH * KW) * stride_wd + tap // KW % KH * stride_wh + tap % KW * stride_ww)
-        weights += (widen(tl.load(w_tap), ACC_DTYPE),)  # [BLOCK_P, 1], as all that follows
+        weights += (widen(tl.load(w_tap, mask=mask_p[:, None], other=0.0), ACC_DTYPE),)  # [BLOCK_P, 1], as sums are
 
     start = tl.zeros((BLOCK_P, 1), dtype=ACC_DTYPE)
     if HAS_BIAS:
-        start += tl.load(b_ptr + c * stride_b).to(ACC_DTYPE)[:, None]
+        start += tl.load(b_ptr + c * stride_b, mask=mask_p, other=0.0).to(ACC_DTYPE)[:, None]
     fresh = ()
     for _ in tl.static_range(ROWS * COLS):
         fresh += (start,)
@@ -200,7 +200,7 @@ def accumulate_planes(
     STRIDE_D: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """The sums with what the input planes of a step are worth to each: patches of each age in steps, the youngest first.
+    """The sums with what the input planes of a step are worth to each: a patch of each age, the youngest first.
 
     Row by row, each of which is widened when its turn comes: until then an element takes half a register.
     """
@@ -372,7 +372,8 @@ def _unsuited(problem: Problem) -> str | None:
     if problem.x_strides[4] != 1:
         return "neighbouring pixels are not contiguous"
     if (apart := g.dilation[walked(problem)[0]]) > 1:
-        return f"filter {'planes' if g.rank == 3 else 'rows'} lie {apart} input {'planes' if g.rank == 3 else 'rows'} apart"
+        what = "planes" if g.rank == 3 else "rows"
+        return f"filter {what} lie {apart} input {what} apart"
     if registers_held(problem, _LEAST) > _MOST_REGISTERS:
         return f"{g.taps} taps do not fit in registers"
     return None
