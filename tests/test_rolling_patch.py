@@ -243,6 +243,14 @@ def test_defaults_fit(target):
             assert default_tile(NAME, problem, target).unfit(problem, target) is None
 
 
+def test_more_patches_than_32_bits_count():
+    for batch, wide in ((2**19, False), (2**20, True)):
+        x = torch.empty(batch, 2**11, 1, 1, 1, device="meta", dtype=torch.float16)
+        problem = plan_of(x, torch.empty(2**11, 1, 1, 1, 1, device="meta", dtype=torch.float16)).problem
+        assert not problem.wide_index(64)
+        assert KERNELS[NAME].arguments(problem, KERNELS[NAME].safe_tile)["INDEX_INT64"] is wide
+
+
 # A stride that has 64 bits itself, or one of which two planes pass them.
 @pytest.mark.parametrize(("dim", "stride"), [(0, LIMIT + 24), (2, LIMIT // 2 + 16)], ids=["batch", "plane"])
 def test_beyond_32_bits(dim, stride, spread):
