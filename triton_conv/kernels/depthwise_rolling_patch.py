@@ -252,7 +252,7 @@ def store_plane(
 
 @dataclass(frozen=True)
 class DepthwiseRollingPatchTile(Tile):
-    """BLOCK_P patches of ROWS x COLS outputs, PLANES planes of each: a patch for each thread, or a few."""
+    """BLOCK_P patches of ROWS x COLS outputs, PLANES planes of each: a patch for each thread."""
 
     whole: ClassVar[frozenset[str]] = frozenset({"num_stages", "PLANES", "ROWS", "COLS"})
 
@@ -262,7 +262,7 @@ class DepthwiseRollingPatchTile(Tile):
     BLOCK_P: int = 64
 
     def shared_bytes(self, problem: Problem, target: Target | None = None) -> int:
-        # Threads exchange nothing; of a few patches vectors may be dealt out anew.
+        # Threads exchange nothing, unless there are more of them than patches: then vectors are dealt out among them.
         return self.BLOCK_P * 16
 
     def accumulator_values(self) -> int:
