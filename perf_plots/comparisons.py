@@ -17,7 +17,7 @@ from typing import Any
 from triton_conv import comparisons, configs
 from triton_conv.amounts import counted
 from triton_conv.comparisons import Comparison, Signature, Times
-from triton_conv.target import Target
+from triton_conv.target import Target, board
 from triton_conv.workloads import LECTURE_KINDS
 
 from .record import COMMITTED, Record, write_json
@@ -31,8 +31,7 @@ def target_of(results: DeviceResults) -> Target:
     provenance = results.records[0].provenance
     name = str(provenance["device"])
     vendor = "nvidia" if name.startswith("NVIDIA ") else "amd"
-    plain = name.replace("NVIDIA ", "").replace("AMD Instinct ", "")
-    return Target(vendor, str(provenance["arch"]), plain, int(provenance["sms"]), 0)
+    return Target(vendor, str(provenance["arch"]), board(name), int(provenance["sms"]), 0)
 
 
 def compare(results: DeviceResults) -> tuple[dict[Signature, Comparison], list[Mapping[str, Any]]]:

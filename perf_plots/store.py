@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from triton_conv.amounts import counted
-from triton_conv.target import KNOWN, Target
+from triton_conv.target import Target, board, datasheet
 
 from .floors import Limits
 from .model_record import FOLDER, ModelRecord, read_models
@@ -42,8 +42,8 @@ class DeviceResults:
 
     @property
     def target(self) -> Target | None:
-        """What the results were measured on; None for an architecture that nothing is known of, or a rehearsal."""
-        known = KNOWN.get(str(self.records[0].provenance.get("arch")))
+        """What the results were measured on; None for a board whose datasheet is not known, or a rehearsal."""
+        known = datasheet(str(self.records[0].provenance.get("arch")), board(self.title))
         return replace(known, sms=self.records[0].provenance.get("sms", known.sms)) if known else None
 
     @property

@@ -74,7 +74,8 @@ class WarmJob(Job):
         kernel = KERNELS[self.kernel]
         try:
             kernel.function.warmup(
-                *kernel.operands(self.problem, self.tile), grid=(1,), **kernel.values(self.problem, self.tile),
+                *kernel.operands(self.problem, self.tile), grid=(1,),
+                **kernel.values(self.problem, self.tile, self.target),
                 num_warps=self.tile.num_warps, num_stages=self.tile.num_stages,
             )  # fmt: skip
         except Exception as error:  # the compiler raises its own, and LLVM's, kinds of exception
@@ -112,9 +113,10 @@ class Compiled:
         return asdict(self) | {"warnings": list(self.warnings)}
 
 
-def signature(kernel: Kernel, problem: Problem, tile: Tile) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
+def signature(job: Job) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
     """(signature, constants, attributes) that a launch of this problem with 16-byte aligned tensors would compile."""
-    values = kernel.values(problem, tile)
+    kernel, problem, tile = KERNELS[job.kernel], job.problem, job.tile
+    values = kernel.values(problem, tile, job.target)
     dtypes = dict(zip(kernel.parameters, kernel.operands(problem, tile), strict=False))
     types: dict[str, str] = {}
     constants: dict[str, Any] = {}
@@ -175,10 +177,9 @@ def _compile(kernel: Kernel, job: Job) -> Any:
     arch: str | int = job.target.arch
     vendor = "hip"
     if job.target.vendor == "nvidia":
-        vendor, arch = "cuda", int(job.target.arch.removeprefix("sm_"))
-    types, constants, attributes = signature(kernel, job.problem, job.tile)
+        vendor, arch = "cuda", job.target.capability
     return triton.compile(
-        ASTSource(kernel.function, types, constants, attributes),
+        ASTSource(kernel.function, *signature(job)),
         target=GPUTarget(vendor, arch, job.target.warp_size),
         options={"num_warps": job.tile.num_warps, "num_stages": job.tile.num_stages},
     )

@@ -262,7 +262,8 @@ def _run(made: Plan, operands: Operands, device: torch.device) -> torch.Tensor:
     dtype = problem.accumulator if made.partial else problem.dtype
     result = torch.empty_strided(shape, strides, dtype=dtype, device=device).fill_(float("nan"))
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        launch(kernel, kernel.grid(problem, tile), tile, kernel.values(problem, tile), *operands, result)
+        values = kernel.values(problem, tile, made.target)
+        launch(kernel, kernel.grid(problem, tile), tile, values, *operands, result)
     return result.double().sum(0) if made.partial else result
 
 

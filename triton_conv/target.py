@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -42,14 +42,35 @@ class Target:
         return self.vendor == "interpreter"
 
     @property
+    def capability(self) -> int:
+        """NVIDIA's compute capability, 90 for 9.0; 0 of any other device."""
+        return int(self.arch.removeprefix("sm_")) if self.arch.startswith("sm_") else 0
+
+    @property
+    def family(self) -> str:
+        """The architecture whose matrix unit it has: code for it is laid out as for that one.
+
+        Consumer's Blackwell (sm_120) multiplies with the instructions of sm_80.
+        """
+        if self.capability:
+            return next((f"sm_{of}" for of, end in ((90, 100), (100, 120)) if of <= self.capability < end), "sm_80")
+        # AMD's letters are a generation and two hexadecimal digits.
+        return {"gfx9": "gfx942", "gfx11": "gfx1100"}.get(self.arch[:-2], self.arch)
+
+    @property
     def bulk_copies(self) -> bool:
         """Whether an engine copies boxes of a tensor into shared memory, computing the addresses itself."""
-        return self.interpreted or (self.vendor == "nvidia" and int(self.arch.removeprefix("sm_")) >= 90)
+        return self.interpreted or (self.vendor == "nvidia" and self.capability >= 90)
 
     @property
     def tensor_memory(self) -> bool:
         """Whether the matrix unit makes its sums in a memory of its own, not in registers."""
-        return self.vendor == "nvidia" and 100 <= int(self.arch.removeprefix("sm_")) < 120
+        return self.vendor == "nvidia" and self.family == "sm_100"
+
+    @property
+    def tf32(self) -> bool:
+        """Whether products of float32 can be made in tf32; of AMD's matrix units one kind can."""
+        return self.interpreted or self.capability > 0 or self.arch == "gfx942"
 
     @property
     def config_folder(self) -> str:
@@ -59,7 +80,7 @@ class Target:
 
     def rate(self, dtype: str, precision: str = "tf32") -> float:
         """FLOP a second for a dtype name such as "bfloat16"; float32 by the `precision` of its products."""
-        return dict(self.rates).get("tf32" if dtype == "float32" and precision == "tf32" else dtype, 0.0)
+        return dict(self.rates).get("tf32" if dtype == "float32" and precision == "tf32" and self.tf32 else dtype, 0.0)
 
     def floor_seconds(self, flops: int, least_bytes: int, dtype: str, precision: str = "tf32") -> float:
         """The roofline floor of a call: no kernel can be faster than the slower of its arithmetic and its traffic.
@@ -74,11 +95,20 @@ def _rates(half: float, tf32: float, single: float, double: float) -> tuple[tupl
     return (("float16", half), ("bfloat16", half), ("tf32", tf32), ("float32", single), ("float64", double))
 
 
-# Datasheets: A100 SXM 80 GB, H100 SXM 80 GB, B200 SXM, MI300X. Shared memory is what one block may take.
+# Datasheets and whitepapers of the boards named; without sparsity, sums in float32. Shared memory is what one block may
+# take. Of an MI250X one of its two dies, of Radeon pairs of compute units: what is a device, and a multiprocessor, there.
 KNOWN: dict[str, Target] = {
     "sm_80": Target(
         "nvidia", "sm_80", "A100-SXM4-80GB", 108, 163 * 1024,
         bandwidth=2.039e12, rates=_rates(312e12, 156e12, 19.5e12, 19.5e12),
+    ),
+    "sm_86": Target(
+        "nvidia", "sm_86", "GeForce RTX 3090", 82, 99 * 1024, threads_per_sm=1536,
+        bandwidth=0.936e12, rates=_rates(71e12, 35.6e12, 35.6e12, 0.556e12),
+    ),
+    "sm_89": Target(
+        "nvidia", "sm_89", "L40S", 142, 99 * 1024, threads_per_sm=1536,
+        bandwidth=0.864e12, rates=_rates(362e12, 183e12, 91.6e12, 1.43e12),
     ),
     "sm_90": Target(
         "nvidia", "sm_90", "H100 80GB HBM3", 132, 227 * 1024,
@@ -88,20 +118,41 @@ KNOWN: dict[str, Target] = {
         "nvidia", "sm_100", "B200", 148, 227 * 1024,
         bandwidth=8.0e12, rates=_rates(2250e12, 1125e12, 75e12, 37e12),
     ),
+    "sm_120": Target(
+        "nvidia", "sm_120", "GeForce RTX 5090", 170, 99 * 1024, threads_per_sm=1536,
+        bandwidth=1.792e12, rates=_rates(209.5e12, 104.8e12, 104.8e12, 1.64e12),
+    ),
+    "gfx90a": Target(
+        "amd", "gfx90a", "MI250X", 110, 64 * 1024, warp_size=64, registers=131072,
+        bandwidth=1.638e12, rates=_rates(191.5e12, 0.0, 47.9e12, 47.9e12),
+    ),
     "gfx942": Target(
         "amd", "gfx942", "MI300X", 304, 64 * 1024, warp_size=64, registers=131072,
         bandwidth=5.3e12, rates=_rates(1307e12, 653e12, 163e12, 163e12),
     ),
+    "gfx950": Target(
+        "amd", "gfx950", "MI355X", 256, 160 * 1024, warp_size=64, registers=131072,
+        bandwidth=8.0e12, rates=_rates(2517e12, 0.0, 157e12, 78.6e12),
+    ),
+    "gfx1100": Target(
+        "amd", "gfx1100", "Radeon RX 7900 XTX", 48, 64 * 1024, registers=196608,
+        bandwidth=0.96e12, rates=_rates(123e12, 0.0, 61.4e12, 1.92e12),
+    ),
 }  # fmt: skip
 
-# Boards that share an architecture with a KNOWN one and differ in memory: bytes a second by a part of the name.
+# Boards with the chip of a KNOWN one and other memory: bytes a second by a part of the name.
 _BANDWIDTH = {
     "H200": 4.8e12,
+    "GH200 480GB": 4.0e12,
     "H100 PCIe": 2.0e12,
     "H100 NVL": 3.9e12,
     "A100-SXM4-40GB": 1.555e12,
     "A100-PCIE": 1.555e12,
+    "A100 80GB PCIe": 1.935e12,
 }
+
+# The first with tensor cores that Triton has instructions for.
+_OLDEST = 80
 
 # The interpreter has no shared memory to run out of.
 INTERPRETER = Target("interpreter", "interpreter", "CPU", 1, 2**30)
@@ -141,8 +192,14 @@ def _of_cuda(index: int) -> Target:
         vendor, arch = "amd", properties.gcnArchName.split(":")[0]
     else:
         vendor, arch = "nvidia", f"sm_{properties.major}{properties.minor}"
+    name = board(properties.name)
+    if vendor == "nvidia" and 10 * properties.major < _OLDEST:
+        raise DeviceError(
+            f"input: it is on a {name} ({arch}), for whose tensor cores Triton makes no code; our kernels take NVIDIA "
+            f"GPUs from sm_{_OLDEST} on. Call torch.nn.functional there: modules, convert and accelerate do"
+        )
     limits = triton.runtime.driver.active.utils.get_device_properties(index)
-    sheet, name = KNOWN.get(arch), properties.name.replace("NVIDIA ", "").replace("AMD Instinct ", "")
+    sheet = datasheet(arch, name)
     return Target(
         vendor,
         arch,
@@ -152,6 +209,23 @@ def _of_cuda(index: int) -> Target:
         limits["warpSize"],
         registers=limits["max_num_regs"],
         threads_per_sm=properties.max_threads_per_multi_processor,
-        bandwidth=next((b for part, b in _BANDWIDTH.items() if part in name), sheet.bandwidth if sheet else 0.0),
+        bandwidth=sheet.bandwidth if sheet else 0.0,
         rates=sheet.rates if sheet else (),
     )
+
+
+def board(name: str) -> str:
+    """A board's name as its driver says it, without the maker's."""
+    return name.replace("NVIDIA ", "").replace("AMD Instinct ", "").removeprefix("AMD ")
+
+
+def datasheet(arch: str, name: str) -> Target | None:
+    """The known target with the figures of a board; None for one whose datasheet is not here.
+
+    An RTX 3060 and an RTX 3090 are of one architecture: another board's figures would be no floor.
+    """
+    sheet = KNOWN.get(arch)
+    bandwidth = next((figure for part, figure in _BANDWIDTH.items() if part in name), 0.0)
+    if sheet is None or not (bandwidth or name == sheet.name):
+        return None
+    return replace(sheet, bandwidth=bandwidth or sheet.bandwidth)

@@ -36,10 +36,8 @@ def _allocated(job: Job) -> int:
     arch: str | int = job.target.arch
     nvidia = job.target.vendor == "nvidia"
     if nvidia:
-        arch = int(job.target.arch.removeprefix("sm_"))
-    kernel = KERNELS[job.kernel]
-    types, constants, attributes = signature(kernel, job.problem, job.tile)
-    source = ASTSource(kernel.function, types, constants, attributes)
+        arch = job.target.capability
+    source = ASTSource(KERNELS[job.kernel].function, *signature(job))
     target = GPUTarget("cuda" if nvidia else "hip", arch, job.target.warp_size)
     backend: Any = make_backend(target)
     options = backend.parse_options({"num_warps": job.tile.num_warps, "num_stages": job.tile.num_stages})

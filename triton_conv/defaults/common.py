@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from ..kernels import Tile
 from ..kernels.kernel import cdiv
 from ..problem import Problem
 from ..target import Target
+
+AnyTile = TypeVar("AnyTile", bound=Tile)
 
 
 def power_of_two(n: int, least: int, most: int) -> int:
@@ -39,3 +46,13 @@ def wide(problem: Problem, target: Target, rows: int) -> tuple[int, int] | None:
 def stages(problem: Problem, target: Target, values: int) -> int:
     """As many stages as half of the shared memory holds, so that two blocks share a multiprocessor; at most three."""
     return max(1, min(3, target.shared_bytes // 2 // (values * problem.itemsize)))
+
+
+def first_fit(tiles: Sequence[AnyTile], problem: Problem, target: Target) -> AnyTile:
+    """The first of the tiles that the target has room for; the last where it has for none."""
+    return next((tile for tile in tiles if tile.unfit(problem, target) is None), tiles[-1])
+
+
+def staged(tile: AnyTile, problem: Problem, target: Target) -> AnyTile:
+    """The tile with as many of its stages as fit: sm_120 copies boxes as sm_90 does, into 99 KiB instead of 227."""
+    return first_fit([replace(tile, num_stages=n) for n in range(tile.num_stages, 0, -1)], problem, target)

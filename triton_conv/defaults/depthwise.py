@@ -28,8 +28,8 @@ def depthwise(problem: Problem, target: Target) -> DepthwiseTile:
         BLOCK_M=block_m,
         BLOCK_C=block_c,
         # Longer rows spill; on sm_100 those of a 1-D layer of float16, compiled for 48 registers, do as well.
-        UNROLL=g.kernel[2] * problem.itemsize <= (16 if target.arch == "sm_80" else 32)
-        and (target.arch != "sm_100" or g.rank > 1),
+        UNROLL=g.kernel[2] * problem.itemsize <= (16 if target.family == "sm_80" else 32)
+        and (target.family != "sm_100" or g.rank > 1),
         num_warps=warps(target, threads),
         num_stages=1,
     )
@@ -62,7 +62,7 @@ def depthwise_banded(problem: Problem, target: Target) -> DepthwiseBandedTile:
     )
     # All input rows of a block are in flight together, of a second depth too: of 255 registers a thread 112 for one; 96
     # where wide operands of the product pass through registers too.
-    held, depths_read = (96 if target.arch == "sm_80" and block_t > 16 else 112), min(g.kernel[0], 2)
+    held, depths_read = (96 if target.family == "sm_80" and block_t > 16 else 112), min(g.kernel[0], 2)
     while tile.ROWS > 1 and (
         _registers(problem, tile) > held // depths_read or tile.shared_bytes(problem) > target.shared_bytes
     ):

@@ -21,7 +21,7 @@ from ..kernels.weight_gradient_rows import WeightGradientRowsTile
 from ..kernels.weight_gradient_taps import WeightGradientTapsTile
 from ..problem import DeformInputGradientProblem, DeformWeightGradientProblem, WeightGradientProblem
 from ..target import Target
-from .common import THREADS, power_of_two, warps
+from .common import THREADS, power_of_two, staged, warps
 
 _Banded = TypeVar("_Banded", DepthwiseBandedWeightGradientTile, DepthwiseFusedWeightGradientTile)
 
@@ -68,14 +68,14 @@ def weight_gradient(problem: WeightGradientProblem, target: Target) -> WeightGra
     if itemsize == 2:
         # wgmma takes no fewer than 64 rows.
         block_m = 64
-        if flat and target.arch == "sm_80":
+        if flat and target.family == "sm_80":
             # An address for each element: 64 columns of them spill.
             block_n = 32
     block_k = 16 if itemsize == 8 else 32
     # A copy ahead takes 8 bytes at a time of a flat tile of float64.
     threads, stages = THREADS, 1 if itemsize == 8 and flat else 2
     vector = min(problem.x_vector(g.c_in_group), problem.y_vector(g.c_out_group))
-    if target.arch == "sm_100" and itemsize == 4 and vector == 1:
+    if target.family == "sm_100" and itemsize == 4 and vector == 1:
         # An address for each element: 64 columns of them spill.
         block_n = min(block_n, 32)
     if target.arch == "sm_90" and itemsize == 2 and vector * itemsize >= 16 and not flat:
@@ -112,7 +112,7 @@ def weight_gradient_boxed(problem: WeightGradientProblem, target: Target) -> Wei
     block_m = power_of_two(g.c_out_group, 64, 128)
     block_n = power_of_two(g.c_in_group, 64, 256)
     programs = cdiv(g.c_in_group, block_n) * g.taps * cdiv(g.c_out_group, block_m) * g.groups
-    return WeightGradientBoxedTile(
+    tile = WeightGradientBoxedTile(
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_K=64,
@@ -120,6 +120,7 @@ def weight_gradient_boxed(problem: WeightGradientProblem, target: Target) -> Wei
         num_warps=warps(target, THREADS if block_m * block_n <= 64 * 128 else 2 * THREADS),
         num_stages=4,
     )
+    return staged(tile, problem, target)
 
 
 def weight_gradient_clipped(problem: WeightGradientProblem, target: Target) -> WeightGradientClippedTile:
@@ -350,7 +351,7 @@ def deformable_input_gradient(problem: DeformInputGradientProblem, target: Targe
     if itemsize == 8:
         return DeformableInputGradientTile(BLOCK_M=32, BLOCK_N=16, BLOCK_K=32, num_warps=num_warps, num_stages=1)
     # On sm_100 the shallower tile is compiled for more blocks at once, and spills.
-    depth = 128 if target.arch == "sm_100" and itemsize == 2 else 64
+    depth = 128 if target.family == "sm_100" and itemsize == 2 else 64
     return DeformableInputGradientTile(
         BLOCK_M=64,
         BLOCK_N=power_of_two(problem.segment, 16, 32),

@@ -37,7 +37,7 @@ def shuffle_gemm(problem: ShuffleProblem, target: Target) -> ShuffleGemmTile:
             BLOCK_K=power_of_two(g.c_in, 16, 64),
             num_warps=warps(target, THREADS),
             # Of shuffle_g8 three spill on sm_80.
-            num_stages=2 if target.arch == "sm_80" else 3,
+            num_stages=2 if target.family == "sm_80" else 3,
             WHOLE=True,
         )
     like = implicit_gemm(problem, target)

@@ -20,7 +20,7 @@ from ..kernels.transposed_overlap import TransposedOverlapTile, image_columns, p
 from ..kernels.transposed_phase import TransposedPhaseTile
 from ..problem import DeformProblem, Problem
 from ..target import Target
-from .common import THREADS, power_of_two, stages, warps, wide
+from .common import THREADS, first_fit, power_of_two, staged, stages, warps, wide
 
 
 def implicit_gemm(problem: Problem, target: Target) -> ImplicitGemmTile:
@@ -40,7 +40,7 @@ def implicit_gemm(problem: Problem, target: Target) -> ImplicitGemmTile:
         )
     block_n = power_of_two(g.N, 16, 32 if flat and itemsize == 4 else 64)
     block_m = 64 if narrow or cdiv(g.M, 128) * cdiv(g.N, block_n) * g.groups < target.sms else 128
-    if flat and itemsize == 4 and target.arch == "sm_80":
+    if flat and itemsize == 4 and target.family == "sm_80":
         # Its operands pass through registers: 64 rows spill.
         block_m = 32
     # Bytes of K a step: on sm_90 a whole swizzled row, which wgmma reads from shared memory; elsewhere half of one,
@@ -74,13 +74,14 @@ def implicit_gemm_boxed(problem: Problem, target: Target) -> ImplicitGemmBoxedTi
     block_n = power_of_two(g.c_out_group, 64, 128)
     enough = g.groups * cdiv(g.c_out_group, block_n) * cdiv(g.M, 256) >= target.sms
     block_m = power_of_two(g.M, 64, 256 if enough else 128)
-    return ImplicitGemmBoxedTile(
+    tile = ImplicitGemmBoxedTile(
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_K=64 if g.c_in_group > 32 else 32,
         num_warps=warps(target, THREADS if block_m * block_n <= 64 * 128 else 2 * THREADS),
         num_stages=4,
     )
+    return staged(tile, problem, target)
 
 
 # Steps of 256 x 128 x 64 that writing parts, a second launch and reading them take, by count: 0.7 us each.
@@ -100,6 +101,8 @@ def implicit_gemm_persistent(problem: Problem, target: Target) -> ImplicitGemmPe
         num_warps=warps(target, 2 * THREADS),
         num_stages=3,
     )
+    # Sums that wait beside the operands take 64 KiB of 256 x 128.
+    tile = first_fit([tile, replace(tile, BLOCK_M=min(tile.BLOCK_M, 128))], problem, target)
     split = replace(tile, SPLIT=True)
     longest = [max(group.longest(form.SPLIT) for group in groups(problem, form)) for form in (tile, split)]
     saves = longest[0] > longest[1] + _JOIN_STEPS
@@ -126,7 +129,7 @@ def implicit_gemm_rolling(problem: Problem, target: Target) -> ImplicitGemmRolli
         for stages_ in (3, 2)
         if block_m == 32 or block_m < 2 * g.batch * g.out_size[2]
     ]
-    return next((tile for tile in tiles if tile.unfit(problem, target) is None), tiles[-1])
+    return first_fit(tiles, problem, target)
 
 
 def implicit_gemm_rows(problem: Problem, target: Target) -> ImplicitGemmRowsTile:
@@ -175,7 +178,7 @@ def strided_boxed(problem: Problem, target: Target) -> StridedBoxedTile:
     """
     g, tile = problem.geometry, implicit_gemm_boxed(problem, target)
     boxes = cdiv(cdiv(g.M, g.phases), tile.BLOCK_M) * cdiv(g.c_out_group, tile.BLOCK_N) * g.groups
-    return StridedBoxedTile(
+    strided = StridedBoxedTile(
         TOGETHER=g.phases > 1 and boxes >= target.sms * 3 // 4,
         BLOCK_M=tile.BLOCK_M,
         BLOCK_N=tile.BLOCK_N,
@@ -183,6 +186,7 @@ def strided_boxed(problem: Problem, target: Target) -> StridedBoxedTile:
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
+    return staged(strided, problem, target)
 
 
 def grouped_packed(problem: Problem, target: Target) -> GroupedPackedTile:
@@ -240,7 +244,7 @@ def transposed_phase(problem: Problem, target: Target) -> TransposedPhaseTile:
         block_n, block_k = power_of_two(g.N, 16, 64), power_of_two(g.c_in_group, 16, 64 // itemsize)
     tiles = cdiv(cdiv(g.M, g.phases), 128) * g.phases * cdiv(g.N, block_n) * g.groups
     # Operands of float32 in 128 rows spill on sm_80; on sm_100 those of packed groups do.
-    large = itemsize == 4 and (target.arch == "sm_80" or (target.arch == "sm_100" and g.groups > 1))
+    large = itemsize == 4 and (target.family == "sm_80" or (target.family == "sm_100" and g.groups > 1))
     block_m = 64 if narrow or large or tiles < target.sms else 128
     return TransposedPhaseTile(
         BLOCK_M=block_m,

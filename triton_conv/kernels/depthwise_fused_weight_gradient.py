@@ -192,7 +192,7 @@ class DepthwiseFusedWeightGradientTile(BandedSumsTile):
         fused = self.FUSED * self.BLOCK_K
         rows = [Operand(count * self.BLOCK_M * problem.itemsize) for count in (read * fused, self.ROWS * self.BLOCK_T)]
         staged = staged_bytes(rows, fused, self.num_warps, stages, (0, 0), target)
-        if target is not None and target.arch == "sm_100" and stages > 1 and min(self.ROWS, self.FILTER_ROWS) > 1:
+        if target is not None and target.family == "sm_100" and stages > 1 and min(self.ROWS, self.FILTER_ROWS) > 1:
             # Rows that were fetched ahead for several products are turned for its matrix unit: half as many buffers.
             staged += 3 * rows[0].size // 2
         # The sums pass through the same memory at the end, to be read along diagonals.

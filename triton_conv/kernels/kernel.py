@@ -241,9 +241,11 @@ class Kernel:
             dtypes["dw_ptr"] = problem.accumulator
         return tuple(dtypes.values())
 
-    def values(self, problem: Problem, tile: Tile) -> Arguments:
+    def values(self, problem: Problem, tile: Tile, target: Target) -> Arguments:
         """Every parameter that is not a pointer, by name; computed once a plan."""
         known = self.arguments(problem, tile)
+        if not target.tf32:
+            known |= {"PRECISION": "ieee"}
         values = Arguments.of(self.function, known)
         if self.join is not None and (numbers := self.join.numbers(problem, tile)):
             values.second = Second(numbers, self.join.grid(problem, tile), Arguments.of(self.join.function, known))

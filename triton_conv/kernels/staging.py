@@ -58,8 +58,10 @@ STAGING = {
     "sm_90": Staging(64),
     "sm_100": Staging(64, passed=2),
     "gfx942": Staging(_NEVER, turns=True, turned=4, barriers=0),
+    "gfx950": Staging(_NEVER, copied=0, turns=True, turned=4, barriers=0),
+    "gfx1100": Staging(_NEVER, copied=0, barriers=0),
 }
-"""Fitted by `python -m perf_plots.shared_memory`; an architecture that is not here gets the most of all of them."""
+"""Fitted by `python -m perf_plots.shared_memory`, by architecture or family; what is not here gets the most of all."""
 _MOST = Staging(0, copied=0, passed=2)
 
 
@@ -72,8 +74,8 @@ def sampled_operands(elements: int, problem: Problem) -> list[Operand]:
 
 
 def staging_of(target: Target | None) -> Staging:
-    """The constants of a target; without one, or for an architecture that is not known, those that take most."""
-    return STAGING.get(target.arch, _MOST) if target else _MOST
+    """The constants of a target or its family; without a target, or where neither is known, those that take most."""
+    return STAGING.get(target.arch, STAGING.get(target.family, _MOST)) if target else _MOST
 
 
 def address_bytes(rows: int, columns: int, side: int, num_warps: int) -> int:
