@@ -41,9 +41,8 @@ _VECTOR_LOAD = {
     "ptx": re.compile(r"ld\.global\S*\.v4\.[bu]32|ld\.global\S*\.v2\.[bu]64|cp\.async\.c\S+ [^;]*?, 0x10\b"),
     "amdgcn": re.compile(r"(?:global|buffer)_load_(?:dwordx4|b128)"),
 }
-# Bytes of shared memory of a multiprocessor, and what each resident block costs on top of its own.
-_SHARED_PER_SM = {"sm_80": 164 * 1024, "sm_90": 228 * 1024, "sm_100": 228 * 1024, "gfx942": 64 * 1024}
-_SHARED_RESERVED = {"gfx942": 0}
+# What each resident block takes of NVIDIA's shared memory besides its own; a multiprocessor has as much besides.
+_SHARED_RESERVED = 1024
 
 
 @dataclass(frozen=True)
@@ -222,9 +221,9 @@ def occupancy(target: Target, warps: int, registers: int, shared: int) -> float:
     threads = warps * target.warp_size
     per_warp = math.ceil(max(registers, 16) * target.warp_size / 256) * 256
     blocks = min(target.threads_per_sm // threads, target.registers // (per_warp * warps), 32)
-    per_block = shared + _SHARED_RESERVED.get(target.arch, 1024)
+    reserved = _SHARED_RESERVED if target.capability else 0
     if shared:
-        blocks = min(blocks, _SHARED_PER_SM.get(target.arch, target.shared_bytes) // per_block)
+        blocks = min(blocks, (target.shared_bytes + reserved) // (shared + reserved))
     return round(blocks * threads / target.threads_per_sm, 3)
 
 

@@ -75,7 +75,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     jobs = inspection.jobs(
         arguments.all,
         arguments.kernel or tuple(KERNELS),
-        arguments.target or tuple(target.KNOWN),
+        arguments.target or inspection.TARGETS,
         arguments.dtype or inspection.DTYPES,
     )
     rows: dict[int, Compiled] = {}

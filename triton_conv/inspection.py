@@ -15,6 +15,8 @@ from .target import KNOWN, Target
 from .workloads import Workload
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+"""One of each kind of matrix unit: what is compiled unless others are asked for."""
 
 # One layer of each kernel and, below, what the flagships do not have: a stem, a folded border, channels that no vector
 # load fits, narrow groups transposed, rank 3.
@@ -44,7 +46,7 @@ _BRIEF = (
 def jobs(
     everything: bool = False,
     kernels: Sequence[str] = tuple(KERNELS),
-    targets: Sequence[str] = tuple(KNOWN),
+    targets: Sequence[str] = TARGETS,
     dtypes: Sequence[str] = DTYPES,
 ) -> list[Job]:
     """Compilations: one flagship of each kernel as it is, or `everything`: all of them and the probes, in both formats.
@@ -105,7 +107,7 @@ def complaints(job: Job, row: Compiled) -> list[str]:
     few = by_columns or (isinstance(job.problem, LocalProblem) and job.problem.geometry.c_out_group < 64)
     # Products of one warp each: wgmma's operands would pass through shared memory.
     few |= job.kernel == "grouped_slab"
-    if row.uses_dot and half and row.target in ("sm_90", "sm_100") and not (row.wgmma or few or job.measured):
+    if row.uses_dot and half and job.target.family in ("sm_90", "sm_100") and not (row.wgmma or few or job.measured):
         found.append("no wgmma")
     g = job.problem.geometry
     weight_gradient = job.kernel == "weight_gradient"
@@ -116,7 +118,7 @@ def complaints(job: Job, row: Compiled) -> list[str]:
     # compiler turns them around while it copies them, four bytes at a time.
     turned = weight_gradient and row.dtype == "float32"
     aligned = aligned and job.tile.load_bytes(job.problem, job.target) >= 16
-    if aligned and not turned and row.target != "gfx942" and not row.vector_loads:
+    if aligned and not turned and job.target.vendor == "nvidia" and not row.vector_loads:
         found.append("no 16-byte load of aligned channels")
     if job.kernel == "depthwise_banded" and job.problem.x_run() * job.problem.itemsize >= 16 and not row.vector_loads:
         found.append("no 16-byte load of aligned pixels")

@@ -96,7 +96,7 @@ def _rates(half: float, tf32: float, single: float, double: float) -> tuple[tupl
 
 
 # Datasheets and whitepapers of the boards named; without sparsity, sums in float32. Shared memory is what one block may
-# take. Of an MI250X one of its two dies, of Radeon pairs of compute units: what is a device, and a multiprocessor, there.
+# take. The device is one of an MI250X's two dies, and a Radeon's multiprocessor a pair of its compute units.
 KNOWN: dict[str, Target] = {
     "sm_80": Target(
         "nvidia", "sm_80", "A100-SXM4-80GB", 108, 163 * 1024,

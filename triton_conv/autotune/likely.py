@@ -22,7 +22,7 @@ from ..portfolio import MOST_TILES, place
 from ..problem import Problem
 from ..target import Target
 from .portfolio import Costs, Matrix, Vector, together
-from .search import Candidate, cost_of
+from .search import MEMORY_RATE, Candidate, cost_of
 from .space import worthwhile
 
 # Doublings over which problems resemble each other, and how many tiles come first from portfolios, good on many. Chosen
@@ -148,8 +148,11 @@ def counted(kernel: str, tile: Tile, problem: Problem, target: Target) -> float:
     resident = max(1, min(target.shared_bytes // max(tile.shared_bytes(problem, target), 1), 16 // tile.num_warps))
     waves = max(KERNELS[kernel].grid(problem, tile), 1) / (target.sms * resident)
     dtype = str(problem.dtype).removeprefix("torch.")
-    floor = target.floor_seconds(problem.geometry.flops, problem.least_bytes, dtype, problem.precision)
-    return math.log(1e6 * floor * math.ceil(waves) / waves)
+    floor_us = 1e6 * target.floor_seconds(problem.geometry.flops, problem.least_bytes, dtype, problem.precision)
+    if math.isnan(floor_us):
+        # A device without a datasheet: any bandwidth ranks the forms and tiles of a problem.
+        floor_us = problem.least_bytes / MEMORY_RATE
+    return math.log(floor_us * math.ceil(waves) / waves)
 
 
 @functools.lru_cache(maxsize=4096)

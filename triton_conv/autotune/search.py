@@ -25,7 +25,7 @@ _FAILED = 3.0
 _FAR = 0.03
 # Microseconds for loads to come back from L2 or beyond, and bytes a microsecond that L2 gives one multiprocessor
 # and memory all of them.
-_LATENCY, _L2_RATE, _MEMORY_RATE = 0.7, 40e3, 3e6
+_LATENCY, _L2_RATE, MEMORY_RATE = 0.7, 40e3, 3e6
 # FLOP a microsecond of one multiprocessor's matrix units, by bytes of an operand; orders of magnitude are enough here.
 _MATRIX_RATE = {2: 6e6, 4: 3e6, 8: 0.4e6}
 
@@ -215,6 +215,6 @@ def cost_of(name: str, problem: Problem, target: Target) -> Callable[[Tile], flo
         latency = _LATENCY / tile.num_stages
         # Partial sums are written and read again.
         sums = 2 * int(tile.asdict().get("SPLITS", 0)) * problem.accumulator_bytes * math.prod(problem.result_shape)
-        return waves * steps * max(resident * matrix, resident * loads, latency) + sums / _MEMORY_RATE
+        return waves * steps * max(resident * matrix, resident * loads, latency) + sums / MEMORY_RATE
 
     return cost

@@ -136,20 +136,21 @@ class Cost:
             seen = ("-",) * 3 if field is None else tuple(_each(v) for v in (field.size, field.jump, field.centre))
             rows.append((
                 layer.name or "-", layer.kind, _each(layer.output_shape), f"{layer.parameters:,}", f"{layer.macs:,}",
-                f"{layer.least_bytes:,}", _rate(layer.intensity), f"{1e6 * layer.floor_seconds(self.device):.3g}",
+                f"{layer.least_bytes:,}", _figure(layer.intensity), _figure(1e6 * layer.floor_seconds(self.device)),
                 seen[0], seen[1], seen[2],
             ))  # fmt: skip
         rows.append((
             "total", "", "", f"{self.parameters:,}", f"{self.macs:,}", f"{self.least_bytes:,}",
-            _rate(self.intensity), f"{1e6 * self.floor_seconds:.3g}", "", "", "",
+            _figure(self.intensity), _figure(1e6 * self.floor_seconds), "", "", "",
         ))  # fmt: skip
-        note = f"floors computed from the datasheet of {self.device.name}; nothing was run"
+        floors = "floors computed from" if self.device.bandwidth else "no floors without"
+        note = f"{floors} the datasheet of {self.device.name}; nothing was run"
         return f"{aligned(rows, left=3)}\n{note}"
 
 
-def _rate(intensity: float) -> str:
-    """A network without a layer that counts has none."""
-    return "-" if math.isnan(intensity) else f"{intensity:.3g}"
+def _figure(value: float) -> str:
+    """A network without a layer that counts has no intensity, a device without a datasheet no floor."""
+    return "-" if math.isnan(value) else f"{value:.3g}"
 
 
 def summary(costs: Mapping[str, Cost]) -> str:
@@ -159,7 +160,7 @@ def summary(costs: Mapping[str, Cost]) -> str:
     for name, cost in costs.items():
         rows.append((
             name, f"{cost.parameters:,}", f"{cost.macs:,}", f"{cost.macs / first.macs:.3g}" if first.macs else "-",
-            f"{cost.least_bytes:,}", _rate(cost.intensity), f"{1e6 * cost.floor_seconds:.3g}",
+            f"{cost.least_bytes:,}", _figure(cost.intensity), _figure(1e6 * cost.floor_seconds),
         ))  # fmt: skip
     return aligned(rows)
 
