@@ -165,7 +165,7 @@ _SLACK = 2048
 def fitted(found: Sequence[Case], arch: str) -> tuple[counting.Staging, int]:
     """The constants with the fewest false alarms among those that miss nothing (else the fewest), and how many fit as
     well: what the code has is preferred to its equals, and then the smallest count."""
-    before = counting.STAGING[arch]
+    kept, before = dict(counting.STAGING), counting.staging_of(KNOWN[arch])
     mine, best = [case for case in found if case[0].arch == arch], []
     choices = product((_NEVER, 64), (0, 4, 8, 16), (1, 2), (False, True), (2, 4, 8))
     try:
@@ -176,7 +176,8 @@ def fitted(found: Sequence[Case], arch: str) -> tuple[counting.Staging, int]:
             total = sum(tile.shared_bytes(problem, KNOWN[arch]) for _, tile, problem in mine)
             best.append(((result["missed"], result["false_alarms"], rule != before, total), rule))
     finally:
-        counting.STAGING[arch] = before
+        counting.STAGING.clear()
+        counting.STAGING.update(kept)
     ranked = sorted(best, key=lambda item: item[0])
     return ranked[0][1], sum(item[0][:2] == ranked[0][0][:2] for item in ranked)
 
@@ -190,7 +191,8 @@ def figures(path: Path = TABLE) -> dict[str, Any]:
         if any(row.arch == arch for row in rows):
             rule, equals = fitted(found, arch)
             result[arch] = judged(found, arch) | {
-                "fitted": repr(rule), "as_in_the_code": rule == counting.STAGING[arch], "equally_good": equals,
+                "fitted": repr(rule), "as_in_the_code": rule == counting.staging_of(KNOWN[arch]),
+                "equally_good": equals,
             }  # fmt: skip
     return result
 

@@ -29,7 +29,7 @@ def test_every_kernel_compiles_cleanly_for_hopper():
         assert row.shared_bytes <= job.tile.shared_bytes(job.problem, job.target)
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_100", "gfx942"])
+@pytest.mark.parametrize("target", ["sm_80", "sm_89", "sm_100", "gfx90a", "gfx942", "gfx950"])
 @pytest.mark.slow
 def test_every_kernel_compiles_cleanly_elsewhere(target):
     jobs = inspection.jobs(targets=(target,))

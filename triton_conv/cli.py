@@ -48,7 +48,10 @@ def _parser() -> argparse.ArgumentParser:
         "--kernel", choices=KERNELS, action="append", metavar="NAME",
         help="only this kernel, such as implicit_gemm (repeatable)",
     )  # fmt: skip
-    inspect.add_argument("--target", choices=target.KNOWN, action="append", help="only this target (repeatable)")
+    inspect.add_argument(
+        "--target", choices=target.KNOWN, action="append",
+        help=f"this target instead of {', '.join(inspection.TARGETS)} (repeatable)",
+    )  # fmt: skip
     inspect.add_argument("--dtype", choices=inspection.DTYPES, action="append", help="with --all, only this dtype")
     inspect.add_argument("--processes", type=number, metavar="N", help="compiler processes (default: one a core)")
     inspect.add_argument("--json", type=Path, metavar="FILE", help="also write all rows to FILE")
