@@ -141,7 +141,7 @@ def test_parts_are_joined_where_tiles_are_left():
     # Two boxes of 64 pixels: one program each, or two that take half of the taps.
     for programs, splits in ((2, False), (4, True)):
         tile = ImplicitGemmPersistentTile(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16, PROGRAMS=programs, SPLIT=True)
-        values = KERNEL.values(problem, tile)
+        values = KERNEL.values(problem, tile, KNOWN["sm_90"])
         assert (values.second is not None) == values["SPLIT"] == splits
     assert values.second.numbers == 4 * 64 * 64
 

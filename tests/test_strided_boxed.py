@@ -189,7 +189,7 @@ def test_boxes_of_many_images_are_indexed_wide(name, size, stride):
     part = layer.parts()[2 if name == "weight_gradient_boxed" else 0]
     large, small = (made.problem() for made in (part, replace(part, input=(128, 512, 32, 32))))
     for problem, wide in ((large, True), (small, False)):
-        values = KERNELS[name].values(problem, default_tile(name, problem, KNOWN["sm_90"]))
+        values = KERNELS[name].values(problem, default_tile(name, problem, KNOWN["sm_90"]), KNOWN["sm_90"])
         assert values["INDEX_INT64"] == wide
 
 
