@@ -48,6 +48,7 @@ def device(monkeypatch):
     [
         ("NVIDIA H100 80GB HBM3", "sm_90", "nvidia-sm_90/h100-80gb-hbm3-128sm", 3.35e12),
         ("NVIDIA H200", "sm_90", "nvidia-sm_90/h200-128sm", 4.8e12),
+        ("NVIDIA GH200 480GB", "sm_90", "nvidia-sm_90/gh200-480gb-128sm", 4.0e12),
         ("NVIDIA L40S", "sm_89", "nvidia-sm_89/l40s-128sm", 0.864e12),
         # Boards of an architecture that is known, and figures of none of them.
         ("NVIDIA GeForce RTX 4090", "sm_89", "nvidia-sm_89/geforce-rtx-4090-128sm", 0.0),
@@ -153,8 +154,7 @@ def test_a_block_may_take_all_shared_memory_of_a_multiprocessor():
 
 
 @pytest.mark.slow
-def test_what_compiled_for_none_of_the_four_compiles():
-    """Boxes in 99 KiB, and float32 without tf32: neither did."""
+def test_boxes_in_99_kib_and_float32_without_tf32_compile():
     boxed = workloads.find("dilated_d4")[0].problem()
     plain = replace(WIDE.problem(), dtype=torch.float32, precision="tf32")
     jobs = [

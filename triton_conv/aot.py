@@ -204,7 +204,7 @@ def _read(blank: Compiled, binary: Any, log: str, job: Job) -> Compiled:
         occupancy=occupancy(job.target, job.tile.num_warps, registers, shared),
         uses_dot=" tt.dot " in binary.asm["ttir"],
         wgmma=len(re.findall(r"wgmma\.mma_async|tcgen05\.mma", code)),
-        mma=len(re.findall(r"\bmma\.sync|v_mfma", code)),
+        mma=len(re.findall(r"\bmma\.sync|v_mfma|v_wmma", code)),
         vector_loads=len(vector.findall(code)),
         tma=len(re.findall(r"cp\.async\.bulk\.tensor", code)),
         warnings=tuple(sorted(set(re.findall(r"\(?(C7\d{3})\)?", log)))),

@@ -140,10 +140,10 @@ KNOWN: dict[str, Target] = {
     ),
 }  # fmt: skip
 
-# Boards with the chip of a KNOWN one and other memory: bytes a second by a part of the name.
+# Boards with the chip of a KNOWN one and other memory: bytes a second by a part of the name, the first that is one.
 _BANDWIDTH = {
-    "H200": 4.8e12,
     "GH200 480GB": 4.0e12,
+    "H200": 4.8e12,
     "H100 PCIe": 2.0e12,
     "H100 NVL": 3.9e12,
     "A100-SXM4-40GB": 1.555e12,

@@ -70,7 +70,7 @@ def default_tile(kernel: str, problem: Problem, target: Target) -> Tile:
     tile = RULES[kernel](problem, target)
     if target.vendor == "amd" and target.warp_size == 32 and problem.itemsize == 4:
         # Radeon has no matrix unit for float32: products are unrolled into registers, of which twice as many threads
-        # have enough. Of 52 defaults 29 spill on gfx1100 with the threads that others take.
+        # have more. Of 52 defaults 13 spill on gfx1100; with the threads that others take 29 did.
         tile = replace(tile, num_warps=2 * tile.num_warps)
     if target.interpreted:
         # The interpreter pays about a millisecond for a step of a program, whatever the size of the step.

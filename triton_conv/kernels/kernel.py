@@ -242,7 +242,7 @@ class Kernel:
         return tuple(dtypes.values())
 
     def values(self, problem: Problem, tile: Tile, target: Target) -> Arguments:
-        """Every parameter that is not a pointer, by name; computed once a plan."""
+        """Every parameter that is not a pointer, by name, as the target can compute it; computed once a plan."""
         known = self.arguments(problem, tile)
         if not target.tf32:
             known |= {"PRECISION": "ieee"}
