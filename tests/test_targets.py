@@ -89,7 +89,7 @@ def test_gpus_without_code_for_their_tensor_cores_are_left_to_torch(device, monk
     expected = model.cpu()(x.cpu())
     with pytest.raises(DeviceError, match="Tesla T4"):
         tc.conv2d(x, model[0].weight)
-    with pytest.warns(BackendWarning, match="^nothing is converted: .*Tesla T4.*modules, convert and accelerate do$"):
+    with pytest.warns(BackendWarning, match="Tesla T4.*modules, convert and accelerate do: nothing is converted"):
         tc.convert(model)
     tc.convert(model, force=True)
     with pytest.warns(BackendWarning, match="a layer runs on torch's kernel: .*Tesla T4"):

@@ -70,7 +70,12 @@ def convert(model: nn.Module, report: bool = False, force: bool = False, *, exam
     trial.check_model(model)
     problem = "" if force else _unmeasured(model)
     if problem:
-        warnings.warn(f"nothing is converted: {problem}", BackendWarning, stacklevel=2)
+        warnings.warn(
+            f"{problem}: nothing is converted. Measure with `python -m perf_plots.gpu` and `python -m "
+            "perf_plots.comparisons`, or take our kernels all the same with convert(model, force=True)",
+            BackendWarning,
+            stacklevel=2,
+        )
     else:
         for layer in _converted(model):
             if force:
@@ -116,12 +121,7 @@ def _unmeasured(model: nn.Module) -> str:
         target = targets.of_device(torch.device("cpu") if tensor is None else tensor.device)
     except DeviceError as error:
         return str(error)
-    if comparisons.entries(target):
-        return ""
-    return (
-        f"no measurement for this device ({target.name}). Measure with `python -m perf_plots.gpu` and `python -m "
-        "perf_plots.comparisons`, or take our kernels all the same with convert(model, force=True)"
-    )
+    return "" if comparisons.entries(target) else f"no measurement for this device ({target.name})"
 
 
 def _convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
