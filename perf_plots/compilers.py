@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from triton_conv.aot import WarmJob
+from triton_conv.aot import Driver, WarmJob
 from triton_conv.target import Target
 
 from .provenance import ROOT
@@ -95,25 +95,6 @@ class Compilers:
                 if pipe:
                     pipe.close()
         self._process.wait()
-
-
-class Driver:
-    """Stands for Triton's driver: all that a compilation asks of it."""
-
-    def __init__(self, vendor: str, arch: str, warp_size: int) -> None:
-        from triton.backends.compiler import GPUTarget
-
-        number = int(arch.removeprefix("sm_")) if vendor == "nvidia" else arch
-        self._target = GPUTarget("cuda" if vendor == "nvidia" else "hip", number, warp_size)
-
-    def get_current_target(self) -> object:
-        return self._target
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
 
 
 def serve(target: str) -> None:

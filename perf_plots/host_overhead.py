@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 import triton
 
-from .compilers import Driver
+from triton_conv.aot import Driver
 
 _CALLS, _FASTER = 5000, 50
 GOAL_US, MODULE_GOAL_US = 25.0, 35.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from .record import COMMITTED, write_bytes
 from .store import load
 from .trial_demands import H100, Counted
 
+PAGE = Path(__file__).parent / "predictions.md"
 _HEAD = """# Predicted shares
 
 Computed from compiled code and geometry by `python -m perf_plots.predictions`, compiled by Triton {version} for sm_90,
@@ -43,6 +45,7 @@ that leave out products with the padding may pass 100%: the limit counts them.
 | layer | part | form | predicted µs | predicted share | goal | runs now | predicted µs | measured µs |
 |---|---|---|---|---|---|---|---|---|
 """
+_NO_TIME = "–"
 
 
 def write(path: Path, error: list[str], trials: Iterable[Counted], processes: int | None = None) -> None:
@@ -64,6 +67,24 @@ def write(path: Path, error: list[str], trials: Iterable[Counted], processes: in
     write_bytes(path, (text + "\n".join(_reason(row, others) for row in missed) + "\n").encode())
 
 
+def gains(path: Path) -> dict[tuple[str, str], float]:
+    """By layer and part, the microseconds that the best of the forms that wait would save, as the page tells.
+
+    The model says by how much a form is faster than the one that runs, whose time is the measured one where there is.
+    """
+    found: dict[tuple[str, str], float] = {}
+    table = path.read_text().partition(_WAITING)[2]
+    for line in itertools.takewhile(lambda line: line.startswith("|"), table.splitlines()):
+        layer, part, _, predicted, *_, now, measured = (cell.strip() for cell in line.strip("|").split("|"))
+        try:
+            ratio = float(predicted) / float(now)
+        except ValueError:  # an error stands in place of a time
+            continue
+        gain = (1 - ratio) * float(now if measured == _NO_TIME else measured)
+        found[layer, PARTS[part]] = max(gain, found.get((layer, PARTS[part]), 0.0))
+    return found
+
+
 def _measured() -> dict[tuple[str, str], float]:
     """Times of the benchmark on that device, by layer and part."""
     names = {part: name for name, part in PARTS.items()}
@@ -83,7 +104,7 @@ def _goal(row: Prediction) -> str:
 
 
 def _row(row: Prediction, measured_us: float | None) -> str:
-    shown = ("–", "–") if measured_us is None else (f"{measured_us:.1f}", f"{row.floor_us / measured_us:.0%}")
+    shown = (_NO_TIME, _NO_TIME) if measured_us is None else (f"{measured_us:.1f}", f"{row.floor_us / measured_us:.0%}")
     cells = (
         row.workload, row.part, row.kernel, f"{row.floor_us:.1f}", f"{row.predicted_us:.1f}", f"{row.share:.0%}",
         _goal(row), *shown, row.error or row.binds,
@@ -95,7 +116,7 @@ def _beside(row: Prediction, now: Prediction, measured_us: float | None) -> str:
     """A form that waits for a measurement, beside the one that runs."""
     cells = (
         row.workload, row.part, row.kernel, row.error or f"{row.predicted_us:.1f}", f"{row.share:.0%}", _goal(row),
-        now.kernel, f"{now.predicted_us:.1f}", "–" if measured_us is None else f"{measured_us:.1f}",
+        now.kernel, f"{now.predicted_us:.1f}", _NO_TIME if measured_us is None else f"{measured_us:.1f}",
     )  # fmt: skip
     return _line(cells)
 

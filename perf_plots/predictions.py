@@ -29,7 +29,6 @@ from .model_fit import fit
 from .style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, Mark, Sheet, duration, log_ticks, paint
 from .trial_demands import DEMANDS, Counted, read
 
-PAGE = Path(__file__).parent / "predictions.md"
 # The host of an H100 now and then adds milliseconds to a trial that is run but once.
 _HICCUP_US, _HICCUP = 1000.0, 8.0
 # A case is ranked if so many of its tiles were tried.
@@ -257,7 +256,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m perf_plots.predictions", description=__doc__.partition("\n")[0])
     parser.add_argument("--fit", action="store_true", help="fit the constants, and judge them on cases left out")
     parser.add_argument("--demands", type=Path, default=DEMANDS)
-    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--page", type=Path, default=prediction_page.PAGE)
     parser.add_argument("--processes", type=number, metavar="N", help="compiler processes")
     options = parser.parse_args(arguments)
     trials, machine = read(options.demands), MACHINES["sm_90"]

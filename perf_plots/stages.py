@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,12 +15,16 @@ import torch
 from triton_conv import ops
 from triton_conv.amounts import counted, finite
 from triton_conv.autotune.measure import DeviceLostError, usable
+from triton_conv.defaults import default_tile
+from triton_conv.dispatch import forms
+from triton_conv.target import of_device
 from triton_conv.workloads import Workload
 
-from . import ceilings, cold_start, comparisons, model_bench, sanitizer, testing, warm
+from . import ceilings, cold_start, comparisons, model_bench, model_record, sanitizer, testing, warm
 from .baselines import COMPILED
 from .budget import Deadline
 from .children import work_off
+from .prediction_page import PAGE, gains
 from .provenance import output, provenance
 from .record import CEILINGS, COMMITTED, Contestant, refuse_rehearsal, write, write_json
 from .run import Run
@@ -34,6 +39,8 @@ Report = dict[str, Any]
 
 # Seconds: a busy machine takes half of them to set up five workloads.
 _REHEARSAL_TUNING = 6.0
+# Share of the time for tuning that is for forms without a trial.
+_WAITING = 0.8
 # Share of a stage's time in which its kernels are compiled on every core; seconds that one unit of a child may take.
 # A model has a hundred kernels, which one core compiles in a minute.
 _WARMING, _WARMING_MODELS = 0.25, 0.4
@@ -94,9 +101,17 @@ def _factors(speedup: Callable[[bool], float | None]) -> str:
 
 
 def tuning(run: Run, deadline: Deadline) -> Report:
-    """Tunes flagships, their gradients and the lectures' kinds, the worst first; trials of the same code are kept."""
+    """Tunes flagships, their gradients and the lectures' kinds; trials of the same code are kept.
+
+    Most of the time is for those with a form that no trial tells of, what is predicted to gain most first; then come
+    the others, the worst first.
+    """
     names = ("benchmark",) if run.rehearse else ("benchmark", "gradients", "lectures")
-    outcomes = _tuned(run, deadline, sorted((each for name in names for each in run.cases(name)), key=_standing(run)))
+    workloads = sorted((each for name in names for each in run.cases(name)), key=_standing(run))
+    waiting = _waiting(run, workloads)
+    rest = [workload for workload in workloads if workload not in waiting]
+    outcomes = _tuned(run, (_WAITING if rest else 1.0) * deadline.left, waiting) if waiting else []
+    outcomes += _tuned(run, deadline.left, rest) if rest else []
     found = {outcome.workload: finite(asdict(outcome)) for outcome in outcomes}
     write_json(run.out / TUNING, {"provenance": provenance(run.device), "outcomes": found})
     return {"tuned": len(found), "trials": sum(outcome.trials for outcome in outcomes)}
@@ -108,21 +123,50 @@ def portfolio(run: Run, deadline: Deadline) -> Report:
     """
     workloads = run.cases("benchmark") + run.cases("gradients")
     committed = COMMITTED / run.results.name / TRIALS
-    outcomes = _tuned(run, deadline, workloads, known=(committed,), portfolio=True)
+    outcomes = _tuned(run, deadline.left, workloads, known=(committed,), portfolio=True)
     faster = sum(math.isfinite(outcome.interval_us[0]) for outcome in outcomes)
     run.say(f"{counted(faster, 'workload')} with a final, for a tile of another that is faster")
     return {"finals": faster, "left": len(workloads) - len(outcomes)}
 
 
-def _tuned(run: Run, deadline: Deadline, workloads: Sequence[Workload], **settings: Any) -> list[Outcome]:
-    from triton_conv.autotune.lab import DeviceLab
+def _tuned(run: Run, seconds: float, workloads: Sequence[Workload], **settings: Any) -> list[Outcome]:
+    """In a process of its own: a tile that hangs or loses the device takes only that along."""
     from triton_conv.autotune.tune import tune
+    from triton_conv.autotune.worker import WorkerLab
 
-    seconds = min(deadline.left, _REHEARSAL_TUNING) if run.rehearse else deadline.left
-    return tune(
-        workloads, seconds=seconds, lab=DeviceLab(run.device, run.timer()), folder=run.out / "autotune_configs",
-        journal=run.out / TRIALS, report=run.say, **settings,
-    )  # fmt: skip
+    stop, lab = time.monotonic() + seconds, WorkerLab(str(run.device))
+    try:
+        # Asking for it starts the process, which counts; not in a rehearsal, whose few seconds it would take.
+        lab.target  # noqa: B018
+        seconds = _REHEARSAL_TUNING if run.rehearse else stop - time.monotonic()
+        return tune(
+            workloads, seconds=seconds, lab=lab, folder=run.out / "autotune_configs", journal=run.out / TRIALS,
+            report=run.say, **settings,
+        )  # fmt: skip
+    finally:
+        lab.close()
+
+
+def _waiting(run: Run, workloads: Sequence[Workload]) -> list[Workload]:
+    """Those of whose forms' default tiles no trial tells, what is predicted to gain most in a step first."""
+    from triton_conv.autotune.journal import Journal
+    from triton_conv.autotune.search import Candidate
+
+    target, hope = of_device(run.device), gains(PAGE)
+    journal = Journal(run.out / TRIALS, target)
+
+    def waits(workload: Workload) -> bool:
+        problem = workload.problem()
+        tried = {candidate for candidate, _ in journal.known(problem)}
+        defaults = (
+            Candidate(form.name, default_tile(form.name, problem, target)) for form in forms(problem, target)[0]
+        )
+        return any(each not in tried and each.tile.unfit(problem, target) is None for each in defaults)
+
+    def gain(workload: Workload) -> float:
+        return workload.calls * hope.get((workload.name, workload.part), 0.0)
+
+    return sorted(filter(waits, workloads), key=gain, reverse=True)
 
 
 def _standing(run: Run) -> Callable[[Workload], float]:
@@ -157,7 +201,12 @@ def models(run: Run, deadline: Deadline) -> Report:
     def failed(title: str, why: str) -> None:
         model_bench.fail(run.results, found[title], run.device, why)
 
-    todo, ran = [title for title in found if not done(title)], 0
+    # What no code has a result of comes before what other code has one of.
+    todo = sorted(
+        (title for title in found if not done(title)),
+        key=lambda title: model_record.path(run.results, found[title]).exists(),
+    )
+    ran = 0
     # Nothing is compiled for models that no time will be left for.
     for start in range(0, len(todo), _UNITS_AT_A_TIME):
         if deadline.passed:
@@ -240,21 +289,21 @@ _Stage = Callable[[Run, Deadline], Report]
 STAGES: dict[str, tuple[float, _Stage]] = {
     "environment": (0.005, environment),
     "ceilings": (0.015, measure_ceilings),
-    "tests": (0.13, tests),
-    "tuning": (0.16, tuning),
-    "portfolio": (0.02, portfolio),
+    "tests": (0.25, tests),
+    "tuning": (0.38, tuning),
+    "portfolio": (0.01, portfolio),
     **{
         name: (share, partial(benchmark, name))
-        for name, share in {"benchmark": 0.12, "gradients": 0.14, "lectures": 0.05, "steps": 0.07}.items()
+        for name, share in {"benchmark": 0.06, "gradients": 0.09, "lectures": 0.02, "steps": 0.04}.items()
     },
-    "models": (0.08, models),
-    "sweeps": (0.07, partial(benchmark, "sweeps")),
-    "cold_start": (0.03, first_calls),
-    "compiled": (0.03, compiled),
+    "models": (0.03, models),
+    "sweeps": (0.02, partial(benchmark, "sweeps")),
+    "cold_start": (0.01, first_calls),
+    "compiled": (0.01, compiled),
     "sanitizer": (0.03, sanitized),
     "networks": (0.01, partial(benchmark, "networks")),
-    "network_gradients": (0.01, partial(benchmark, "network_gradients")),
-    "variants": (0.01, partial(benchmark, "variants")),
-    "figures": (0.02, figures),
+    "network_gradients": (0.005, partial(benchmark, "network_gradients")),
+    "variants": (0.005, partial(benchmark, "variants")),
+    "figures": (0.01, figures),
 }
 """Share of the budget and function, in order: what one leaves flows on to those after it."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from perf_plots import predictions, trial_demands
+from perf_plots import prediction_page, predictions, trial_demands
 from perf_plots.model_fit import fit
 from perf_plots.prediction_page import _beside, _reason, _row
 from perf_plots.predictions import Error, Judged
@@ -46,7 +46,7 @@ def test_the_error_is_what_the_page_says(trials):
     assert error.typical < 1.2
     assert error.mean < 1.32
     assert 0.95 < error.bias < 1.05
-    assert str(error) in predictions.PAGE.read_text()
+    assert str(error) in prediction_page.PAGE.read_text()
 
 
 def test_it_ranks_tiles_better_than_the_count_of_work(trials):

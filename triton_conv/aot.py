@@ -227,6 +227,25 @@ def occupancy(target: Target, warps: int, registers: int, shared: int) -> float:
     return round(blocks * threads / target.threads_per_sm, 3)
 
 
+class Driver:
+    """Stands for Triton's driver: all that a compilation asks of it. The real one would take memory of the device."""
+
+    def __init__(self, vendor: str, arch: str, warp_size: int) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        number = int(arch.removeprefix("sm_")) if vendor == "nvidia" else arch
+        self._target = GPUTarget("cuda" if vendor == "nvidia" else "hip", number, warp_size)
+
+    def get_current_target(self) -> object:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
 class _Worker:
     """A process that does jobs one after the other; killed when a job takes too long, and started anew."""
 
@@ -344,8 +363,12 @@ def compile_all(
 
 def serve() -> None:
     """The worker's loop: jobs in, results out, until nobody gives or takes any. What compilers print goes to stderr."""
+    import triton
+
     with contextlib.suppress(EOFError, BrokenPipeError), os.fdopen(os.dup(1), "wb") as channel:
         os.dup2(2, 1)
         while True:
-            pickle.dump(pickle.load(sys.stdin.buffer).run(), channel)
+            job: Job = pickle.load(sys.stdin.buffer)
+            triton.runtime.driver.set_active(Driver(job.target.vendor, job.target.arch, job.target.warp_size))
+            pickle.dump(job.run(), channel)
             channel.flush()

@@ -21,6 +21,7 @@ from .lab import Bench, Lab, OutOfTimeError, Trial, first_line
 from .measure import DeviceLostError, Timing
 from .modelled import Modelled, ModelledWarmJob, known
 from .search import OPENING, ROUND, Candidate, Search
+from .seeds import seeds
 from .store import store_entry
 
 FINAL_ROUNDS, FINALISTS, _LEAST_GAIN = 15, 3, 0.01
@@ -68,7 +69,8 @@ class Race:
         portfolio: bool = False,
     ) -> None:
         self._per_round, self._cover, self.portfolio = per_round, cover, portfolio
-        self._modelled = lab.compiles and known(lab.target) and not portfolio
+        self.modelled = lab.compiles and known(lab.target) and not portfolio
+        """Whether the static model ranks what was compiled: a round is then compiled before any of it is tried."""
         self._best_before = math.inf
         self._compiled: dict[Candidate, str] = {}
         self.workload, self._lab = workload, lab
@@ -94,13 +96,13 @@ class Race:
             self.error = f"cannot be set up here: {first_line(error)}"
             return False
         problem, target = self._bench.problem, self._lab.target
-        seeds = self._cover.of(problem)
-        seeds += [
-            Candidate(k.name, tile) for k in forms(problem, target)[0] for tile in portfolio_tiles(k.name, target)
-        ]
-        wider = WIDER if self._modelled else 1
+        names = [kernel.name for kernel in forms(problem, target)[0]]
+        likely = [Candidate(name, tile) for name in names for tile in seeds(name, problem, target)]
+        likely += self._cover.of(problem)
+        likely += [Candidate(name, tile) for name in names for tile in portfolio_tiles(name, target)]
+        wider = WIDER if self.modelled else 1
         self._search = Search(
-            problem, target, self._bench.spaces(), seeds, wider * self._per_round, wider * OPENING
+            problem, target, self._bench.spaces(), likely, wider * self._per_round, wider * OPENING
         )  # fmt: skip
         # The store's winners too, where nothing but what others won is tried: a tile of theirs must beat them.
         earlier = self._cover.table(problem).items() if self.portfolio else self._journal.known(problem)
@@ -158,7 +160,7 @@ class Race:
         return found
 
     def job(self, candidate: Candidate) -> WarmJob:
-        make = ModelledWarmJob if self._modelled else WarmJob
+        make = ModelledWarmJob if self.modelled else WarmJob
         problem = self._bench.problem if self._bench else self.workload.problem()
         return make(candidate.kernel, problem, candidate.tile, self._lab.target)
 
@@ -166,7 +168,7 @@ class Race:
         """What to try now that a candidate is compiled, with its error or without one: itself; or, where the static
         model ranks, nothing until the whole round is compiled, and then its best.
         """
-        if not self._modelled:
+        if not self.modelled:
             return [(candidate, made.error)]
         assert self._search is not None
         self._compiled[candidate] = made.error
@@ -176,8 +178,7 @@ class Race:
             return []
         failed = [each for each, error in self._compiled.items() if error]
         sound = [each for each, error in self._compiled.items() if not error]
-        first = not self._search.times
-        chosen = self._search.pick(sound, OPENING if first else self._per_round)
+        chosen = self._search.pick(sound, OPENING * self._search.opened or self._per_round)
         self.pending = len(failed) + len(chosen)
         return [(each, self._compiled[each]) for each in (*failed, *chosen)]
 
@@ -240,7 +241,8 @@ class Race:
             self.workload.title, default.kernel, str(default.tile), trials=self._trials, failures=dict(self._failures)
         )
         if default not in times:
-            return replace(shown, error=f"the default tile failed ({', '.join(self._failures)})")
+            why = f"failed ({', '.join(self._failures)})" if self._failures else "was not tried in time"
+            return replace(shown, error=f"the default tile {why}")
         fastest = sorted(times, key=lambda candidate: times[candidate])[:FINALISTS]
         # The favourite last: in a rehearsal, whose times only get shorter, it wins as it would on a device.
         finalists = sorted({default, *fastest}, key=lambda candidate: -times[candidate])

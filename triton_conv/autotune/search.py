@@ -75,6 +75,8 @@ class Search:
         self.times: dict[Candidate, float] = {}
         self.hope = math.inf
         """What the best bet of the last round may take, in microseconds, if the trials so far tell."""
+        self.opened = 0
+        """How many forms the last round opened."""
         self._given: set[Candidate] = set()
         self._surrogates: dict[str, Surrogate] = {}
         self._expected: dict[Candidate, float] = {}
@@ -98,7 +100,8 @@ class Search:
         """
         open_to = set(candidates).difference(self.defaults, self._seeds)
         likely = [candidate for candidate in candidates if candidate not in open_to]
-        self._given -= open_to
+        # What was not tried yet did not fail either.
+        self._given -= set(candidates)
         if self.times:
             others = [candidate for _, candidate in self._bets(self._given) if candidate in open_to]
         else:
@@ -131,8 +134,16 @@ class Search:
         likely = dict.fromkeys((*self.defaults, *self._seeds))
         # As many winners of other problems say more than counting: of simulated devices 4 and 5 they leave 3.4 and 4.7%
         # after 16 trials, with an opening besides 4.4 and 5.5.
-        if not self._given and self.defaults and len(self._seeds) < self._opens_with:
-            likely |= dict.fromkeys(self._opening(self.defaults[0].kernel))
+        names = [default.kernel for default in self.defaults]
+        if not self._given:
+            names = names[:1] if len(self._seeds) < self._opens_with else []
+        else:
+            # Where trials of the other forms are known, a default alone would have to stand up to what they won.
+            given = {candidate.kernel for candidate in self._given}
+            names = [name for name in names if name not in given]
+        for name in names:
+            likely |= dict.fromkeys(self._opening(name))
+        self.opened = len(names)
         found = [candidate for candidate in likely if candidate not in self._given]
         found += self._promising(max(0, self._per_round - len(found)), {*found, *self._given})
         self._given |= set(found)
@@ -164,7 +175,7 @@ class Search:
 
     def _bets(self, given: set[Candidate], most: int | None = None) -> list[tuple[float, Candidate]]:
         """(optimistic logarithm of the time, candidate) of what was not given out, the best first, `most` of each form;
-        of one without a trial to go by, the nearest tiles first.
+        of one without a trial to go by, what its machine code should take, and then the nearest tiles first.
         """
         slow = math.log(_FAILED * max(self.times.values(), default=1.0))
         found: list[tuple[float, Candidate]] = []
@@ -172,10 +183,17 @@ class Search:
             known = {c.tile: slow for c in self._given if c.kernel == name}
             known |= {c.tile: math.log(time) for c, time in self.times.items() if c.kernel == name}
             exclude = {c.tile for c in given if c.kernel == name}
-            bets = self._surrogate(name).promising(known, exclude)[:most]
-            bets = bets or [(slow, tile) for tile in tiles if tile not in exclude][:most]
-            found += [(bound, Candidate(name, tile)) for bound, tile in bets]
+            bets = self._surrogate(name).promising(known, exclude)
+            bets = bets or self._foretold(name, [tile for tile in tiles if tile not in exclude], slow)
+            found += [(bound, Candidate(name, tile)) for bound, tile in bets[:most]]
         return sorted(found, key=lambda bet: bet[0])
+
+    def _foretold(self, name: str, tiles: Sequence[Tile], slow: float) -> list[tuple[float, Tile]]:
+        """The same of one form without a trial."""
+        told = [math.log(self._expected.get(Candidate(name, tile), math.inf)) for tile in tiles]
+        return sorted(
+            ((min(bound, slow), tile) for bound, tile in zip(told, tiles, strict=True)), key=lambda bet: bet[0]
+        )
 
     def _surrogate(self, name: str) -> Surrogate:
         if name not in self._surrogates:

@@ -103,6 +103,11 @@ def _run(
     left or the time is up.
     """
     rounds = [0] * len(races)
+
+    def place(index: int, position: int) -> tuple[int, int]:
+        # Where a round is compiled before any of it is tried, one race after the other; else all of them abreast.
+        return (index, position) if races[index].modelled else (position, index)
+
     reserve = min(lab.restart_seconds, _MOST_RESERVED * (stop - lab.now()))
 
     def deal(index: int) -> None:
@@ -111,12 +116,14 @@ def _run(
         # The first of every race before the second of any; then where a second gains most.
         turn = (0, 0) if rounds[index] == 0 else (1, -round(1e3 * races[index].promise))
         for position, candidate in enumerate(found):
-            pool.submit((index, candidate), races[index].job(candidate), (*turn, rounds[index], position, index))
+            pool.submit(
+                (index, candidate), races[index].job(candidate), (*turn, rounds[index], *place(index, position))
+            )
         rounds[index] += 1
 
     def begin(index: int) -> None:
         # A race starts with a launch of the planned tile, which need not wait for the compiler then.
-        pool.submit((index, None), races[index].planned_job(), (-1, 0, 0, 0, index))
+        pool.submit((index, None), races[index].planned_job(), (0, 0, 0, *place(index, -1)))
 
     def deal_anew() -> bool:
         """Where only portfolios' tiles are tried: what all the trials so far make of them; whether that is anything."""
