@@ -35,7 +35,7 @@ def _fixed(device: torch.device) -> dict[str, Any]:
         "arch": target.arch,
         "sms": target.sms,
         "memory_bytes": torch.cuda.get_device_properties(device).total_memory if cuda else None,
-        "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if cuda else None,
+        "driver": _driver() if cuda else None,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if cuda else None,
         "torch": torch.__version__,
@@ -46,6 +46,12 @@ def _fixed(device: torch.device) -> dict[str, Any]:
         "dirty": dirty,
         "source": source_hash("triton_conv"),
     }
+
+
+def _driver() -> str | None:
+    """All devices of a machine have one; the tool says it once for each."""
+    lines = (output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or "").splitlines()
+    return lines[0] if lines else None
 
 
 def output(*command: str) -> str | None:

@@ -55,14 +55,17 @@ class Finding:
 
 
 def units() -> dict[str, tuple[Workload, str]]:
-    """By title, the workloads with every kernel of their kind, whether or not it can run them."""
-    from triton_conv.dispatch import family
+    """By title, the workloads with every kernel of their kind, whether or not it can run them; those that wait for a
+    measurement first, since none of them may have run on a device.
+    """
+    from triton_conv.dispatch import family, serving
+    from triton_conv.kernels import KERNELS
 
-    return {
-        f"{title}/{kernel}": (workload, kernel)
-        for title, workload in _workloads().items()
-        for kernel in family(workload.problem())[0]
-    }
+    served = {kernel.name for kernel in serving(list(KERNELS.values()))}
+    workloads = _workloads()
+    pairs = [(title, name) for title, workload in workloads.items() for name in family(workload.problem())[0]]
+    pairs.sort(key=lambda pair: pair[1] in served)
+    return {f"{title}/{name}": (workloads[title], name) for title, name in pairs}
 
 
 def _workloads() -> dict[str, Workload]:

@@ -6,14 +6,17 @@ import subprocess
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
 from triton_conv import aot, workloads
-from triton_conv.autotune import funnel, modelled, race
+from triton_conv.autotune import funnel, modelled, race, seeds
 from triton_conv.autotune.modelled import Modelled
-from triton_conv.autotune.search import Search
+from triton_conv.autotune.search import Candidate, Search
+from triton_conv.dispatch import forms
+from triton_conv.kernels import KERNELS
 from triton_conv.target import KNOWN
 
 WORKLOAD, H100 = workloads.find("dilated_d4")[0], KNOWN["sm_90"]
@@ -68,6 +71,40 @@ def test_what_compiles_is_ordered_by_expectation_and_the_rest_comes_again():
     assert set(again[:3]) <= set(left)
     assert not set(again) & set(chosen)
     assert search.pick(again, 2) == again[:2]
+
+
+def test_a_form_that_no_trial_tells_of_is_opened_where_others_are_known():
+    search = Search(WORKLOAD.problem(), H100, per_round=6, opening=12)
+    search.round()
+    assert search.opened == 1, "nothing is known: the preferred form opens, of the others the defaults are tried"
+    search = Search(WORKLOAD.problem(), H100, per_round=6, opening=12)
+    new = "implicit_gemm_persistent"
+    known = [default for default in search.defaults if default.kernel != new]
+    for candidate in known:
+        search.known(candidate, 100.0)
+    given = search.round()
+    assert search.opened == 1
+    assert {candidate.kernel for candidate in given} == {new}
+    default, *others = given
+    assert default in search.defaults and len(others) >= 11
+    # Before any of it was tried its machine code speaks for it, against what the others won.
+    for place, candidate in enumerate(others):
+        search.expect(candidate, 50.0 + place)
+    boxed = next(c for c in map(partial(Candidate, known[0].kernel), search._spaces[known[0].kernel]) if c not in known)
+    search.expect(boxed, 60.0)
+    assert search.pick([boxed, *given[::-1]], 3) == [default, *others[:3]]
+    for candidate in search.pick(given, 3):
+        search.times[candidate] = 90.0
+    search.round()
+    assert search.opened == 0
+
+
+@pytest.mark.parametrize("kernel", seeds.SEEDS)
+def test_every_seed_is_for_some_flagship(kernel):
+    parts = [part.problem() for workload in (*workloads.FLAGSHIPS, *workloads.LECTURES) for part in workload.parts()]
+    problems = [problem for problem in parts if kernel in {form.name for form in forms(problem, H100)[0]}]
+    suited = {tile for problem in problems for tile in seeds.seeds(kernel, problem, H100)}
+    assert suited == {KERNELS[kernel].tile_type(**values) for values in seeds.SEEDS[kernel]}
 
 
 class Lab:

@@ -14,8 +14,15 @@ pytest.importorskip("matplotlib")
 from perf_plots import cases, children, clocks, floors, gpu, runner, stages, state, summary, testing, warm
 from perf_plots.budget import Budget, Deadline
 from perf_plots.record import OURS, Record, write
+from perf_plots.run import Run
+from triton_conv import dispatch
+from triton_conv.autotune.journal import Journal
+from triton_conv.autotune.lab import Trial
 from triton_conv.autotune.measure import RehearsalTimer
-from triton_conv.workloads import STEP
+from triton_conv.autotune.search import Candidate
+from triton_conv.defaults import default_tile
+from triton_conv.target import KNOWN
+from triton_conv.workloads import STEP, find
 
 # A child that writes a file for each of its units; "hang" never ends, "die" ends the process.
 _CHILD = """
@@ -221,6 +228,29 @@ def test_every_stage_has_a_share():
     assert tuple(stages.STAGES) == gpu.STAGE_NAMES
     assert sum(share for share, _ in stages.STAGES.values()) == pytest.approx(1.0)
     assert all(Budget(10).deadlines({name: share})[name].left > 9 for name, (share, _) in stages.STAGES.items())
+
+
+def test_what_no_trial_tells_of_is_tuned_first(tmp_path, monkeypatch):
+    """Forms that wait in the order of their predicted gains, for most of the time; then the rest, the worst first."""
+    asked = []
+    run = Run(tmp_path, torch.device("cuda", 0))
+    monkeypatch.setattr(stages, "of_device", lambda device: KNOWN["sm_90"])
+    monkeypatch.setattr("perf_plots.run.of_device", lambda device: KNOWN["sm_90"])
+    monkeypatch.setattr(stages, "provenance", lambda device: {})
+    monkeypatch.setattr(stages, "_tuned", lambda run, seconds, some: asked.append((seconds, some)) or [])
+    hope = {("dcgan_t2d", "forward"): 10.0, ("narrow_groups_8", "forward"): 20.0}
+    monkeypatch.setattr(stages, "gains", lambda page: hope)
+    few = [found for name in ("dcgan_t2d", "narrow_groups_8", "causal_dw1d") for found in find(name)]
+    monkeypatch.setattr(cases, "of_stage", lambda stage, rehearse: few if stage == "benchmark" else [])
+    problem = few[2].problem()
+    journal = Journal(tmp_path / state.TRIALS, KNOWN["sm_90"])
+    for form in dispatch.forms(problem, KNOWN["sm_90"])[0]:
+        tried = Candidate(form.name, default_tile(form.name, problem, KNOWN["sm_90"]))
+        journal.write(few[2].title, problem, tried, Trial(1.0, 0.0))
+    stages.tuning(run, Deadline(0.0, lambda: -100.0))
+    (first, waiting), (then, rest) = asked
+    assert (first, [workload.name for workload in waiting]) == (80.0, ["narrow_groups_8", "dcgan_t2d"])
+    assert (then, [workload.name for workload in rest]) == (100.0, ["causal_dw1d"])
 
 
 def test_clocks_in_words():

@@ -14,7 +14,7 @@ from perf_plots.trial_demands import Counted
 from triton_conv.static_model.demand import Demand
 from triton_conv.static_model.machine import MACHINES
 from triton_conv.static_model.rows import Prediction
-from triton_conv.workloads import FLAGSHIPS
+from triton_conv.workloads import FLAGSHIPS, LECTURES
 
 MACHINE = MACHINES["sm_90"]
 NAMES = tuple(Demand.__dataclass_fields__)
@@ -146,3 +146,18 @@ def test_a_form_that_waits_stands_beside_the_one_that_runs():
     reason = "* a dx: 50% of 70%; L2 takes 90 us alone, then tensor 40, issue 30."
     assert _reason(ROW, [replace(faster, part="dw"), replace(faster, error="ptxas")]) == reason
     assert _reason(ROW, [faster, replace(faster, kernel="g", share=0.6)]) == f"{reason} f would reach 80%."
+
+
+def test_the_page_tells_what_waiting_forms_would_save(tmp_path):
+    written = tmp_path / "page.md"
+    rows = [
+        "| layer | forward | one | 50.0 | 10% | – | now | 100.0 | 80.0 |",
+        "| layer | forward | other | 25.0 | 10% | – | now | 100.0 | 80.0 |",
+        "| layer | dw | one | 50.0 | 10% | – | now | 100.0 | – |",
+        "| layer | dx | one | OutOfResources: no | 10% | – | now | 100.0 | – |",
+    ]
+    written.write_text("# Page\n" + prediction_page._WAITING + "\n".join(rows) + "\n\n## Goals\n| a | b |\n")
+    assert prediction_page.gains(written) == {("layer", "forward"): 60.0, ("layer", "weight gradient"): 50.0}
+    names = {workload.name for workload in FLAGSHIPS + LECTURES}
+    found = prediction_page.gains(prediction_page.PAGE)
+    assert {name for name, _ in found} <= names and max(found.values()) > 100
