@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -30,7 +31,8 @@ from .store import DeviceResults, device_folder, read_cold_start
 from .style import BLACK, BLUE, ORANGE, SKY, Mark, duration
 
 # Of one process: an empty cache takes an H100's host some ten.
-_SECONDS = 90
+_SECONDS = 90.0
+_NO_END = Deadline(math.inf)
 _MARKS = {
     "empty cache": Mark("first call, empty cache", BLUE, "o"),
     "filled cache": Mark("first call, filled cache", SKY, "o", filled=False),
@@ -44,7 +46,7 @@ def cases() -> list[Workload]:
     return [next(workload for workload in FLAGSHIPS if workload.kind == kind) for kind in KINDS]
 
 
-def measure(folder: Path, about: Mapping[str, Any], rehearse: bool = False, deadline: Deadline | None = None) -> int:
+def measure(folder: Path, about: Mapping[str, Any], rehearse: bool = False, deadline: Deadline = _NO_END) -> int:
     """Runs every case and writes `cold_start.json` into a device's folder after each, until the deadline.
 
     Returns how many cases are left. What the same code has measured there is kept; a rehearsal runs one small case. A
@@ -54,9 +56,11 @@ def measure(folder: Path, about: Mapping[str, Any], rehearse: bool = False, dead
     found = _kept(folder, about)
     todo = [w for w in (cases()[:1] if rehearse else cases()) if w.title not in found]
     for index, workload in enumerate(todo):
-        if deadline is not None and deadline.passed:
+        made = None if deadline.passed else _case(workload, rehearse, deadline)
+        # One that was cut short says nothing of its case.
+        if made is None or deadline.passed:
             return len(todo) - index
-        found[workload.title] = _case(workload, rehearse)
+        found[workload.title] = made
         content = {"measured": not rehearse, "cases": list(found.values()), "provenance": dict(about)}
         write_json(folder / COLD_START, content)
     return 0
@@ -72,12 +76,12 @@ def _kept(folder: Path, about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {case["title"]: case for case in before["cases"]} if before and same else {}
 
 
-def _case(workload: Workload, rehearse: bool) -> dict[str, Any]:
+def _case(workload: Workload, rehearse: bool, deadline: Deadline) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     error = ""
     with tempfile.TemporaryDirectory(prefix="perf_plots-cache-") as cache:
         for name in ("empty cache", "filled cache", "torch"):
-            done = _process(workload.name, name, cache, rehearse)
+            done = _process(workload.name, name, cache, rehearse, min(_SECONDS, deadline.left))
             if "error" in done:
                 error = done["error"]
                 continue
@@ -87,17 +91,17 @@ def _case(workload: Workload, rehearse: bool) -> dict[str, Any]:
     return {"title": workload.title, "kind": workload.kind, "seconds": seconds, "error": error}
 
 
-def _process(name: str, what: str, cache: str, rehearse: bool) -> dict[str, Any]:
+def _process(name: str, what: str, cache: str, rehearse: bool, seconds: float) -> dict[str, Any]:
     """One first call in a new process; its answer is one line of JSON."""
     environment = os.environ | {"TRITON_CACHE_DIR": cache} | ({"TRITON_INTERPRET": "1"} if rehearse else {})
     command = [sys.executable, "-m", "perf_plots.cold_start", "--call", name, "--as", what]
     try:
         done = subprocess.run(
             [*command, *(["--rehearse"] if rehearse else [])], env=environment, cwd=Path(__file__).parent.parent,
-            capture_output=True, text=True, timeout=_SECONDS,
+            capture_output=True, text=True, timeout=seconds,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return {"error": f"no answer within {_SECONDS} s"}
+        return {"error": f"no answer within {seconds:.0f} s"}
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1][:200]}
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])

@@ -250,7 +250,8 @@ def test_tuning_is_read_from_trials(tmp_path):
 def test_cold_start(tmp_path, monkeypatch):
     asked = []
 
-    def process(name, what, cache, rehearse):
+    def process(name, what, cache, rehearse, seconds):
+        assert seconds > 0
         asked.append((name, what))
         if name == "dcnv2" and what == "torch":
             return {"error": "no torchvision"}
@@ -265,8 +266,12 @@ def test_cold_start(tmp_path, monkeypatch):
     assert cold_start.measure(folder, PROVENANCE) == 0
     assert len(asked) == 3 * len(KINDS), "what was measured is kept"
     now[0] = 2.0
+    # As a clock that passes the deadline while a case runs.
+    late = Deadline(1.0, iter([0.0, *[2.0] * 99]).__next__)
     other = PROVENANCE | {"source": "other code"}
     assert cold_start.measure(folder, other, deadline=Deadline(1.0, lambda: now[0])) == len(KINDS)
+    monkeypatch.setattr(cold_start, "_process", lambda *arguments: {"error": "no answer within 0 s"})
+    assert cold_start.measure(folder, other, deadline=late) == len(KINDS)
     (device,), complaints = load(tmp_path)
     assert not complaints
     drawn = [drawing.title for drawing in figures.draw_device(device, tmp_path / "out", lambda line: None)]
@@ -280,14 +285,13 @@ def test_cold_start(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of the interpreter")
 def test_a_first_call_in_a_process_of_its_own(tmp_path, monkeypatch):
-    found = cold_start._process("vocoder_t1d_s8", "filled cache", str(tmp_path), True)
+    found = cold_start._process("vocoder_t1d_s8", "filled cache", str(tmp_path), True, 60.0)
     assert found["first"] > 0
     assert found["later"] > 0
     monkeypatch.setattr(cold_start.sys, "executable", "false")
-    assert cold_start._process("vocoder_t1d_s8", "filled cache", str(tmp_path), True) == {"error": "no message"}
+    assert cold_start._process("vocoder_t1d_s8", "filled cache", str(tmp_path), True, 60.0) == {"error": "no message"}
     monkeypatch.undo()
-    monkeypatch.setattr(cold_start, "_SECONDS", 0.001)
-    assert "no answer" in cold_start._process("vocoder_t1d_s8", "torch", str(tmp_path), True)["error"]
+    assert "no answer" in cold_start._process("vocoder_t1d_s8", "torch", str(tmp_path), True, 0.001)["error"]
 
 
 # ------------------------------------------------------------------------------------------------- limits as baselines

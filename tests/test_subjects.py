@@ -144,6 +144,16 @@ def test_coordinates_are_exact_in_float32(dx):
     assert torch.equal((offset * 64).round(), offset * 64)
 
 
+def test_a_final_counts_the_copy_of_a_weight_and_a_trial_does_not(monkeypatch):
+    bench, pack, copies = DeviceBench(BOXED["transposed_overlap"], CPU, RehearsalTimer()), dispatch.pack_weight, []
+    monkeypatch.setattr(dispatch, "pack_weight", lambda *tensors: copies.append(pack(*tensors)))
+    for name, each in (("transposed_phase", 1), ("transposed_overlap", 0)):
+        assert judged(bench, name).failure == "" and not copies
+        bench.rounds([Candidate(name, default_tile(name, bench.problem, bench._subject.target))], 1)
+        assert len(copies) == each
+        copies.clear()
+
+
 def test_other_bits_in_a_second_run_are_a_wrong_result(monkeypatch):
     bench = DeviceBench(BOXED["implicit_gemm_boxed"], CPU, RehearsalTimer())
     launch, runs = dispatch.launch, []

@@ -179,6 +179,49 @@ def test_jobs_without_a_pool_are_done_in_order_of_priority():
     assert pool.waiting == 0
 
 
+@pytest.mark.parametrize(
+    ("modelled", "order"), [(True, "0 0a 0b 1 1a 1b"), (False, "0 1 0a 1a 0b 1b")], ids=["one by one", "abreast"]
+)
+def test_races_whose_rounds_are_ranked_are_compiled_one_by_one(modelled, order):
+    """What ranks a round needs all of it: were they compiled abreast, nothing could be tried until the end."""
+
+    class Round:
+        leader, promise, portfolio, final_seconds, error, pending = None, 0.0, False, 0.0, "", 2
+
+        def __init__(self):
+            self.modelled, self.started, self.left = modelled, False, ["a", "b"]
+
+        def start(self, seconds):
+            self.started = True
+            return True
+
+        def round(self, others):
+            found, self.left = self.left, []
+            return found
+
+        def planned_job(self):
+            return job()
+
+        def job(self, candidate):
+            return job()
+
+        def compiled(self, candidate, made):
+            return []
+
+    taken = []
+
+    class Pool(tuning._NoPool):
+        def take(self, seconds):
+            key, made = super().take(seconds)
+            taken.append(f"{key[0]}{key[1] or ''}")
+            return key, made
+
+    device = lab.DeviceLab(torch.device("cpu"), None)
+    spent = dict.fromkeys(("setting up", "trying", "waiting for the compiler"), 0.0)
+    tuning._run([Round(), Round()], device, device.now() + 60, Pool(), spent, lambda *_: None, lambda: False)
+    assert " ".join(taken) == order
+
+
 def test_a_pool_works_off_the_lowest_priority_first(monkeypatch):
     started = []
 

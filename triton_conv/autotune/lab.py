@@ -67,7 +67,8 @@ class Bench(Protocol):
         ...
 
     def rounds(self, candidates: Sequence[Candidate], count: int, seconds: float = math.inf) -> dict[Candidate, Timing]:
-        """Interleaved rounds: drift of the clocks meets all candidates alike.
+        """Interleaved rounds: drift of the clocks meets all candidates alike. Of whole calls, where a trial times the
+        launch alone: some forms read a weight as it is that others copy first.
 
         Raises `OutOfTimeError` where `seconds` were not enough to set the problem up anew.
         """
@@ -153,13 +154,13 @@ class DeviceBench:
             return Trial(failure=f"failed: {first_line(error)[:60]}", lost=not usable(self._device))
 
     def rounds(self, candidates: Sequence[Candidate], count: int, seconds: float = math.inf) -> dict[Candidate, Timing]:
-        calls = {str(candidate): self._bind(candidate) for candidate in dict.fromkeys(candidates)}
+        calls = {str(candidate): self._bind(candidate, whole=True) for candidate in dict.fromkeys(candidates)}
         timings = self._timer.rounds(calls, count)
         return {candidate: timings[str(candidate)] for candidate in candidates}
 
-    def _bind(self, candidate: Candidate) -> Callable[[], None]:
+    def _bind(self, candidate: Candidate, whole: bool = False) -> Callable[[], None]:
         subject = self._subject
-        return subject.bind(plan(subject.problem, subject.target, candidate.kernel, candidate.tile))
+        return subject.bind(plan(subject.problem, subject.target, candidate.kernel, candidate.tile), whole)
 
 
 class DeviceLab:

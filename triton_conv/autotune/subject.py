@@ -58,8 +58,11 @@ class Subject:
             expect_sampled(workload, self.problem, tensors) if sampled else [expect(workload, self.problem, tensors)]
         )
 
-    def bind(self, made: Plan) -> Callable[[], None]:
-        """A call that runs the plan into buffers of its own; nothing is allocated while it runs."""
+    def bind(self, made: Plan, whole: bool = False) -> Callable[[], None]:
+        """A call that runs the plan into buffers of its own; nothing is allocated while it runs.
+
+        A `whole` one arranges the weight first, where a user's call does so each time: in memory of its own.
+        """
         self._bound = self._outputs
         inputs = self._read_by(made)
         if made.partial is not None:
@@ -72,14 +75,20 @@ class Subject:
                 made.launch(*inputs, *outputs)
 
             return run
+        if whole and self.problem.weight_view == "packed":
+            return lambda: made.launch(*self._arranged(made), *outputs)
         return lambda: made.launch(*inputs, *outputs)
 
     def _read_by(self, made: Plan) -> Sequence[Tensor | None]:
         """The inputs as the plan's kernel reads them: some read the weight as it was made, where others have a copy."""
-        if made.kernel.contiguous_weight == self._as_made or self._weight is None:
-            return self._inputs
-        weight, place = made.arranged(self._weight), made.kernel.pointers.index("w_ptr")
-        return (*self._inputs[:place], weight, *self._inputs[place + 1 :])
+        alike = made.kernel.contiguous_weight == self._as_made or self._weight is None
+        return self._inputs if alike else self._arranged(made)
+
+    def _arranged(self, made: Plan) -> Sequence[Tensor | None]:
+        """The inputs with the weight arranged anew."""
+        assert self._weight is not None
+        place = made.kernel.pointers.index("w_ptr")
+        return (*self._inputs[:place], made.arranged(self._weight), *self._inputs[place + 1 :])
 
     def _bind_split(self, made: Plan, shape: Sequence[int], strides: Sequence[int]) -> Callable[[], None]:
         assert self._outputs[0] is not None
