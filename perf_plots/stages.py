@@ -39,8 +39,6 @@ Report = dict[str, Any]
 
 # Seconds: a busy machine takes half of them to set up five workloads.
 _REHEARSAL_TUNING = 6.0
-# Share of the time for tuning that is for forms without a trial.
-_WAITING = 0.8
 # Share of a stage's time in which its kernels are compiled on every core; seconds that one unit of a child may take.
 # A model has a hundred kernels, which one core compiles in a minute.
 _WARMING, _WARMING_MODELS = 0.25, 0.4
@@ -103,15 +101,16 @@ def _factors(speedup: Callable[[bool], float | None]) -> str:
 def tuning(run: Run, deadline: Deadline) -> Report:
     """Tunes flagships, their gradients and the lectures' kinds; trials of the same code are kept.
 
-    Most of the time is for those with a form that no trial tells of, what is predicted to gain most first; then come
-    the others, the worst first.
+    All of the time is for those with a form that no trial tells of, what is predicted to gain most first. Where there
+    are none, or they cannot be set up, it is for the others, the worst first.
     """
     names = ("benchmark",) if run.rehearse else ("benchmark", "gradients", "lectures")
     workloads = sorted((each for name in names for each in run.cases(name)), key=_standing(run))
     waiting = _waiting(run, workloads)
-    rest = [workload for workload in workloads if workload not in waiting]
-    outcomes = _tuned(run, (_WAITING if rest else 1.0) * deadline.left, waiting) if waiting else []
-    outcomes += _tuned(run, deadline.left, rest) if rest else []
+    outcomes: list[Outcome] = []
+    for some in (waiting, [workload for workload in workloads if workload not in waiting]):
+        if some and not deadline.passed:
+            outcomes += _tuned(run, deadline.left, some)
     found = {outcome.workload: finite(asdict(outcome)) for outcome in outcomes}
     write_json(run.out / TUNING, {"provenance": provenance(run.device), "outcomes": found})
     return {"tuned": len(found), "trials": sum(outcome.trials for outcome in outcomes)}
@@ -136,8 +135,8 @@ def _tuned(run: Run, seconds: float, workloads: Sequence[Workload], **settings: 
 
     stop, lab = time.monotonic() + seconds, WorkerLab(str(run.device))
     try:
-        # Asking for it starts the process, which counts; not in a rehearsal, whose few seconds it would take.
-        lab.target  # noqa: B018
+        # To answer, the process starts: that counts, but in a rehearsal, whose few seconds it would take.
+        assert lab.target.interpreted == run.rehearse
         seconds = _REHEARSAL_TUNING if run.rehearse else stop - time.monotonic()
         return tune(
             workloads, seconds=seconds, lab=lab, folder=run.out / "autotune_configs", journal=run.out / TRIALS,

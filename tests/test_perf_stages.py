@@ -231,26 +231,35 @@ def test_every_stage_has_a_share():
 
 
 def test_what_no_trial_tells_of_is_tuned_first(tmp_path, monkeypatch):
-    """Forms that wait in the order of their predicted gains, for most of the time; then the rest, the worst first."""
-    asked = []
-    run = Run(tmp_path, torch.device("cuda", 0))
-    monkeypatch.setattr(stages, "of_device", lambda device: KNOWN["sm_90"])
-    monkeypatch.setattr("perf_plots.run.of_device", lambda device: KNOWN["sm_90"])
-    monkeypatch.setattr(stages, "provenance", lambda device: {})
-    monkeypatch.setattr(stages, "_tuned", lambda run, seconds, some: asked.append((seconds, some)) or [])
+    """Forms that wait in the order of their predicted gains; then, if there is time, the rest."""
+    target, few = KNOWN["sm_90"], [find(name)[0] for name in ("dcgan_t2d", "narrow_groups_8", "causal_dw1d")]
     hope = {("dcgan_t2d", "forward"): 10.0, ("narrow_groups_8", "forward"): 20.0}
+    for name in ("stages", "run"):
+        monkeypatch.setattr(f"perf_plots.{name}.of_device", lambda device: target)
+    monkeypatch.setattr(stages, "provenance", lambda device: {})
     monkeypatch.setattr(stages, "gains", lambda page: hope)
-    few = [found for name in ("dcgan_t2d", "narrow_groups_8", "causal_dw1d") for found in find(name)]
     monkeypatch.setattr(cases, "of_stage", lambda stage, rehearse: few if stage == "benchmark" else [])
-    problem = few[2].problem()
-    journal = Journal(tmp_path / state.TRIALS, KNOWN["sm_90"])
-    for form in dispatch.forms(problem, KNOWN["sm_90"])[0]:
-        tried = Candidate(form.name, default_tile(form.name, problem, KNOWN["sm_90"]))
+    problem, journal = few[2].problem(), Journal(tmp_path / state.TRIALS, target)
+    for form in dispatch.forms(problem, target)[0]:
+        tried = Candidate(form.name, default_tile(form.name, problem, target))
         journal.write(few[2].title, problem, tried, Trial(1.0, 0.0))
-    stages.tuning(run, Deadline(0.0, lambda: -100.0))
-    (first, waiting), (then, rest) = asked
-    assert (first, [workload.name for workload in waiting]) == (80.0, ["narrow_groups_8", "dcgan_t2d"])
-    assert (then, [workload.name for workload in rest]) == (100.0, ["causal_dw1d"])
+
+    def asked(takes):
+        """Who is tuned, if each call takes so many of a hundred seconds."""
+        found, now = [], [0.0]
+
+        def tuned(run, seconds, some):
+            found.append((seconds, [workload.name for workload in some]))
+            now[0] += takes
+            return []
+
+        monkeypatch.setattr(stages, "_tuned", tuned)
+        stages.tuning(Run(tmp_path, torch.device("cuda", 0)), Deadline(100.0, lambda: now[0]))
+        return found
+
+    waiting = ["narrow_groups_8", "dcgan_t2d"]
+    assert asked(takes=100.0) == [(100.0, waiting)]
+    assert asked(takes=10.0) == [(100.0, waiting), (90.0, ["causal_dw1d"])]
 
 
 def test_clocks_in_words():
