@@ -111,6 +111,9 @@ def of_stage(stage: str, rehearse: bool = False) -> list[Workload]:
         "gradients": first.parts()[1:],
         "steps": [replace(first, part=STEP)],
         "lectures": [LECTURES[-1].shrunk()],
+        "sweeps": [sweeps()[0].shrunk()],
+        "networks": [networks()[0].shrunk()],
+        "network_gradients": [network_gradients()[0].shrunk()],
         "variants": first.variants(("float16",)),
         "compiled": [first],
     }

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Report = dict[str, Any]
 
 # Seconds: a busy machine takes half of them to set up five workloads.
-_REHEARSAL_TUNING = 6.0
+_REHEARSAL_TUNING = 12.0
 # Share of a stage's time in which its kernels are compiled on every core; seconds that one unit of a child may take.
 # A model has a hundred kernels, which one core compiles in a minute.
 _WARMING, _WARMING_MODELS = 0.25, 0.4

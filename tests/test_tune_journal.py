@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -179,36 +180,42 @@ def test_jobs_without_a_pool_are_done_in_order_of_priority():
     assert pool.waiting == 0
 
 
-@pytest.mark.parametrize(
-    ("modelled", "order"), [(True, "0 0a 0b 1 1a 1b"), (False, "0 1 0a 1a 0b 1b")], ids=["one by one", "abreast"]
-)
-def test_races_whose_rounds_are_ranked_are_compiled_one_by_one(modelled, order):
-    """What ranks a round needs all of it: were they compiled abreast, nothing could be tried until the end."""
+class Round:
+    """A race that deals two candidates a round, `rounds` times, and tries what is compiled."""
 
-    class Round:
-        leader, promise, portfolio, final_seconds, error, pending = None, 0.0, False, 0.0, "", 2
+    leader, promise, portfolio, final_seconds, error = None, 0.0, False, 0.0, ""
 
-        def __init__(self):
-            self.modelled, self.started, self.left = modelled, False, ["a", "b"]
+    def __init__(self, modelled=False, rounds=1, clock=None):
+        self.modelled, self.rounds, self.clock = modelled, rounds, clock
+        self.started, self.pending, self.tried = False, 0, 0
 
-        def start(self, seconds):
-            self.started = True
-            return True
+    def start(self, seconds):
+        self.started = True
+        return True
 
-        def round(self, others):
-            found, self.left = self.left, []
-            return found
+    def round(self, others):
+        self.rounds -= 1
+        self.pending = 2
+        return ["a", "b"] if self.rounds >= 0 else []
 
-        def planned_job(self):
-            return job()
+    def planned_job(self):
+        return job()
 
-        def job(self, candidate):
-            return job()
+    def job(self, candidate):
+        return job()
 
-        def compiled(self, candidate, made):
-            return []
+    def compiled(self, candidate, made):
+        return [(candidate, "")] if self.clock else []
 
-    taken = []
+    def trial(self, candidate, error, seconds):
+        self.pending -= 1
+        self.tried += 1
+        self.clock[0] += 1.0
+
+
+def worked_off(races, device, stop):
+    """Workloads and candidates in the order in which they are compiled."""
+    taken, spent = [], dict.fromkeys(("setting up", "trying", "waiting for the compiler"), 0.0)
 
     class Pool(tuning._NoPool):
         def take(self, seconds):
@@ -216,10 +223,27 @@ def test_races_whose_rounds_are_ranked_are_compiled_one_by_one(modelled, order):
             taken.append(f"{key[0]}{key[1] or ''}")
             return key, made
 
+    tuning._run(races, device, stop, Pool(), spent, lambda *_: None, lambda: False)
+    return taken
+
+
+@pytest.mark.parametrize(
+    ("modelled", "order"), [(True, "0 0a 0b 1 1a 1b"), (False, "0 1 0a 1a 0b 1b")], ids=["one by one", "abreast"]
+)
+def test_races_whose_rounds_are_ranked_are_compiled_one_by_one(modelled, order):
+    """What ranks a round needs all of it: were they compiled abreast, nothing could be tried until the end."""
     device = lab.DeviceLab(torch.device("cpu"), None)
-    spent = dict.fromkeys(("setting up", "trying", "waiting for the compiler"), 0.0)
-    tuning._run([Round(), Round()], device, device.now() + 60, Pool(), spent, lambda *_: None, lambda: False)
-    assert " ".join(taken) == order
+    assert " ".join(worked_off([Round(modelled), Round(modelled)], device, device.now() + 60)) == order
+
+
+@pytest.mark.parametrize(("restart", "lost", "count"), [(0.0, 0.0, 11), (1e-6, 0.0, 8), (1e-6, 4.0, 4)])
+def test_where_a_process_would_be_lost_no_trial_is_begun_that_may_be_cut_off(restart, lost, count):
+    """With it all that it has set up would go, which the finals need; what has gone already takes time again."""
+    clock = [0.0]
+    device = SimpleNamespace(restart_seconds=restart, lost_seconds=lost, now=lambda: clock[0])
+    race = Round(rounds=99, clock=clock)
+    worked_off([race], device, 10.5)
+    assert race.tried == count
 
 
 def test_a_pool_works_off_the_lowest_priority_first(monkeypatch):

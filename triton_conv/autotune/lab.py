@@ -90,6 +90,11 @@ class Lab(Protocol):
     restart_seconds: float
     """What a candidate that must be killed costs besides its own time."""
 
+    @property
+    def lost_seconds(self) -> float:
+        """What it takes to set up again what such a candidate has taken along."""
+        ...
+
     def open(self, workload: Workload, seconds: float = math.inf) -> Bench:
         """Sets up a workload.
 
@@ -166,7 +171,7 @@ class DeviceBench:
 class DeviceLab:
     """The GPU at hand, or Triton's interpreter."""
 
-    restart_seconds = 0.0
+    restart_seconds = lost_seconds = 0.0
 
     def __init__(self, device: torch.device, timer: Timer) -> None:
         self._device, self._timer = device, timer

@@ -85,7 +85,7 @@ class ReplayLab:
     """Answers with what was recorded, by a clock that counts trials."""
 
     compiles = False
-    restart_seconds = 0.0
+    restart_seconds = lost_seconds = 0.0
 
     def __init__(self, recorded: Mapping[str, Table], target: Target) -> None:
         self._tables, self._target = recorded, replace(target, vendor="replay")

@@ -103,7 +103,7 @@ class SimulatedLab:
     """A simulated device, with a clock of its own unless `pace` ties it to the real one."""
 
     compiles = False
-    restart_seconds = 0.0
+    restart_seconds = lost_seconds = 0.0
 
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation

@@ -12,7 +12,7 @@ import heapq
 import math
 import os
 import queue
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ _OWN_CORES = 2
 _SECONDS_PER_COMPILE = 20.0
 # Share of the budget that is kept at most for starting a process once more before the finals.
 _MOST_RESERVED = 0.25
+# Nothing is begun, where it could be cut off, with less time left than so many times what such things took so far.
+_AS_USUAL = 3.0
 # Seconds between two looks at whether the user has had enough.
 _SLICE = 0.25
 
@@ -134,20 +136,30 @@ def _run(
                     begin(index)
         return pool.waiting > 0
 
+    done = Counter[str]()
+
+    def too_short(seconds: float, what: str) -> bool:
+        """Whether what usually takes longer would be cut off, and take along the process and all that it has set up."""
+        return lab.restart_seconds > 0 and seconds * done[what] < _AS_USUAL * spent[what]
+
     def start_race(index: int, seconds: float) -> None:
+        if too_short(seconds, "setting up"):
+            raise OutOfTimeError
         began = lab.now()
         if races[index].start(seconds) and not races[index].portfolio:
             deal(index)
         spent["setting up"] += lab.now() - began
+        done["setting up"] += 1
 
     ready: deque[tuple[int, Candidate, str]] = deque()
     for index, race in enumerate(races):
         if not race.portfolio:
             begin(index)
     while (ready or pool.waiting or deal_anew()) and not stopped():
-        # A candidate that hangs until the time is up takes its process along, and the finals need one.
-        left = stop - sum(race.final_seconds for race in races) - reserve - lab.now()
-        if left < 0:
+        # A candidate that hangs takes its process along, and the finals need one. What has begun may use what is kept
+        # for that: to end it would cost more.
+        left = stop - sum(race.final_seconds for race in races) - reserve - lab.lost_seconds - lab.now()
+        if left < 0 or (ready and too_short(left, "trying")):
             return
         start = lab.now()
         if not ready:
@@ -161,7 +173,7 @@ def _run(
                 ready.extend((index, *each) for each in races[index].compiled(candidate, compiled))
                 continue
             try:
-                start_race(index, left - (lab.now() - start))
+                start_race(index, left + reserve - (lab.now() - start))
             except OutOfTimeError:
                 return
             continue
@@ -173,13 +185,14 @@ def _run(
                 left -= lab.now() - start
             if race.error:
                 continue
-            race.trial(candidate, error, left)
+            race.trial(candidate, error, left + reserve)
         except OutOfTimeError:
             return
         watch(race, candidate)
         if race.pending == 0 and not race.portfolio:
             deal(index)
         spent["trying"] += lab.now() - start
+        done["trying"] += 1
 
 
 class _NoPool:

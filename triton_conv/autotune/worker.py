@@ -64,6 +64,7 @@ class WorkerLab:
         """What starting a process took, and setting a workload up in it: what a candidate that hangs costs besides."""
         self._process: subprocess.Popen[bytes] | None = None
         self._target: Target | None = None
+        self._benches: list[WorkerBench] = []
 
     @property
     def target(self) -> Target:
@@ -74,11 +75,16 @@ class WorkerLab:
         assert self._target is not None
         return self._target
 
+    @property
+    def lost_seconds(self) -> float:
+        return sum(bench.set_up_seconds for bench in self._benches if not bench.ready)
+
     def now(self) -> float:
         return time.monotonic()
 
     def open(self, workload: Workload, seconds: float = math.inf) -> WorkerBench:
-        return WorkerBench(self, workload, self._seconds, seconds)
+        self._benches.append(bench := WorkerBench(self, workload, self._seconds, seconds))
+        return bench
 
     def compilation_failure(self, workload: Workload, candidate: Candidate) -> str:
         failure: str = self.ask(("compilation_failure", workload, candidate), self._seconds)
@@ -145,6 +151,8 @@ class WorkerBench:
     def __init__(self, lab: WorkerLab, workload: Workload, seconds: float, seconds_to_open: float) -> None:
         self._lab, self._workload, self._seconds = lab, workload, seconds
         self._generation = -1
+        self.set_up_seconds = 0.0
+        """What setting it up took."""
         self._problem: Problem
         self._spaces: Mapping[str, Sequence[Tile]] | None
         try:
@@ -156,6 +164,11 @@ class WorkerBench:
     @property
     def problem(self) -> Problem:
         return self._problem
+
+    @property
+    def ready(self) -> bool:
+        """Whether the lab's process has it set up."""
+        return self._generation == self._lab.generation
 
     def spaces(self) -> Mapping[str, Sequence[Tile]] | None:
         return self._spaces
@@ -193,15 +206,16 @@ class WorkerBench:
         """
         lab, start = self._lab, self._lab.now()
         for patience in (*_PATIENCE, None):
-            if self._generation == lab.generation:
+            if self.ready:
                 return
             left = seconds - (lab.now() - start)
             if left <= 0:
                 # Not even a process is started for it: twenty workloads would each start and kill one.
                 raise OutOfTimeError
+            began = lab.now()
             try:
                 self._problem, self._spaces = lab.ask(("open", self._workload), max(1e-3, min(_SECONDS_TO_OPEN, left)))
-                self._generation = lab.generation
+                self._generation, self.set_up_seconds = lab.generation, lab.now() - began
             except DeviceLostError as error:
                 lab.close()
                 if left < _SECONDS_TO_OPEN and "no result" in str(error):
