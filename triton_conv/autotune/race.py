@@ -96,16 +96,17 @@ class Race:
             self.error = f"cannot be set up here: {first_line(error)}"
             return False
         problem, target = self._bench.problem, self._lab.target
+        # The store's winners too, where nothing but what others won is tried: a tile of theirs must beat them.
+        earlier = list(self._cover.table(problem).items() if self.portfolio else self._journal.known(problem))
         names = [kernel.name for kernel in forms(problem, target)[0]]
-        likely = [Candidate(name, tile) for name in names for tile in seeds(name, problem, target)]
+        # What nobody timed yet is for problems that others' winners were tried on already.
+        likely = [Candidate(name, tile) for name in names if earlier for tile in seeds(name, problem, target)]
         likely += self._cover.of(problem)
         likely += [Candidate(name, tile) for name in names for tile in portfolio_tiles(name, target)]
         wider = WIDER if self.modelled else 1
         self._search = Search(
             problem, target, self._bench.spaces(), likely, wider * self._per_round, wider * OPENING
         )  # fmt: skip
-        # The store's winners too, where nothing but what others won is tried: a tile of theirs must beat them.
-        earlier = self._cover.table(problem).items() if self.portfolio else self._journal.known(problem)
         for candidate, trial in earlier:
             if candidate.tile.unfit(problem, target):
                 # Measured before the kernel declared what rules it out.

@@ -1,4 +1,4 @@
-"""Tiles that counting speaks for where no rule gives them: tried on every problem that they suit, before any other."""
+"""Tiles that counting speaks for, and that nobody timed yet: tried first where other tiles of a problem are known."""
 
 from __future__ import annotations
 
