@@ -138,9 +138,11 @@ class Search:
         if not self._given:
             names = names[:1] if len(self._seeds) < self._opens_with else []
         else:
-            # Where trials of the other forms are known, a default alone would have to stand up to what they won.
+            # Where trials of the other forms are known, a default alone would have to stand up to what they won. Those
+            # forms can wait for the next round.
             given = {candidate.kernel for candidate in self._given}
-            names = [name for name in names if name not in given]
+            if names := [name for name in names if name not in given]:
+                likely = {c: None for c in likely if c.kernel in names or c in self.defaults}
         for name in names:
             likely |= dict.fromkeys(self._opening(name))
         self.opened = len(names)
