@@ -9,6 +9,7 @@ import functools
 import math
 import mmap
 import resource
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,10 +20,12 @@ from test_tiles import run
 import triton_conv as tc
 from triton_conv import dispatch
 from triton_conv.geometry import ConvGeometry
-from triton_conv.kernels import launch
+from triton_conv.kernels import KERNELS, launch
 from triton_conv.kernels.depthwise_patch import DepthwisePatchTile
 from triton_conv.layout import dense_strides, five
+from triton_conv.ops_fused import set_separable_fusion
 from triton_conv.problem import DeformProblem, Problem
+from triton_conv.target import KNOWN
 
 LIMIT = 2**31
 MAP_NORESERVE = 0x4000  # mmap.MAP_NORESERVE, which Python names from 3.13 on
@@ -207,6 +210,43 @@ def test_large_problems_index_in_64_bits(large):
 def test_many_small_images_need_no_64_bits():
     # Every tile starts from a 64-bit base: only the images that one tile touches count.
     assert not problem((2**15, 64, 32, 32), (64, 64, 1, 1)).wide_index(128)
+
+
+BOXED = {
+    "implicit_gemm_boxed": "conv2d",
+    "implicit_gemm_persistent": "conv2d",
+    "implicit_gemm_rolling": "conv2d",
+    "strided_boxed": "conv_transpose2d",
+}
+
+
+@pytest.mark.parametrize("name", BOXED)
+def test_a_weight_or_bias_beyond_the_pointers_beside_boxes_is_for_other_forms(name):
+    x, w = (channels_last(random(shape, torch.float16)) for shape in ((1, 32, 5, 6), (32, 32, 3, 3)))
+    near = tc.plan(getattr(tc, BOXED[name]), x, w, stride=2 if name == "strided_boxed" else 1).problem
+    assert KERNELS[name].unsuited(near) is None
+    first, second, depth, _, width = near.w_strides
+    rows_apart = replace(near, w_strides=(first, second, depth, 2**30 + 16, width))
+    for far in (rows_apart, replace(near, has_bias=True, stride_b=2**28)):
+        assert "beyond 2^31" in KERNELS[name].unsuited(far)
+        assert dispatch.plan(far, KNOWN["sm_90"]).kernel.name not in BOXED
+
+
+def test_a_bias_beyond_the_pointers_of_overlapping_taps():
+    x, w = random((2, 16, 4, 4), torch.float16), random((16, 16, 4, 4), torch.float16)
+    kernel, near = KERNELS["transposed_overlap"], tc.plan(tc.conv_transpose2d, x, w, stride=2).problem
+    assert kernel.safe_tile.mismatch(near) is None
+    assert "pass 2^31" in kernel.safe_tile.mismatch(replace(near, has_bias=True, stride_b=2**28))
+
+
+def test_either_bias_of_a_separable_convolution_counts():
+    x, depthwise, pointwise = (random(shape) for shape in ((1, 8, 4, 4), (8, 1, 3, 3), (16, 8, 1, 1)))
+    with set_separable_fusion(True):
+        near = tc.plan(tc.separable_conv2d, x, depthwise, pointwise).problem
+    assert not near.wide_index(64)
+    assert replace(near, has_mid_bias=True, stride_mb=2**29).wide_index(64)
+    # Of the channels that come out, more than are filtered.
+    assert replace(near, has_bias=True, stride_b=2**27).wide_index(64)
 
 
 @pytest.mark.parametrize("name", ["offset_strides", "mask_strides"])

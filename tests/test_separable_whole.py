@@ -1,5 +1,7 @@
 """Separable convolution that filters once for all output channels: borders, blocks, epilogues, plans, refusals."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import DEVICE, channels_last, compare_activated, launches
@@ -157,3 +159,12 @@ def test_tiles_that_no_program_runs():
 def test_four_channels_of_a_patch_by_default(name):
     tile = default_tile(NAME, find(name)[0].problem(), H100)
     assert (tile.load_bytes(find(name)[0].problem(), H100), tile.pixels) == (8, 64)
+
+
+@pytest.mark.parametrize("channels", [2, 8, 16])
+def test_few_channels_have_a_default_that_fits(channels):
+    problem = planned("1x1")[2].problem
+    geometry = replace(problem.geometry, c_in=channels, c_out=channels, groups=channels, in_size=(1, 40, 40))
+    problem = replace(problem, geometry=geometry)
+    for arch in ("sm_80", "sm_90", "gfx942"):
+        assert default_tile(NAME, problem, KNOWN[arch]).unfit(problem, KNOWN[arch]) is None

@@ -94,6 +94,12 @@ def test_steps_of_the_flagships(name, share):
     assert clipped < share * whole
 
 
+def test_partial_sums_are_counted_as_they_are_stored():
+    # As compiled for sm_90 (dilated_d36) all of them turn into the layout of their store at once.
+    tile = WeightGradientClippedTile(BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, num_warps=8, num_stages=2)
+    assert tile.shared_bytes(planned("2d"), KNOWN["sm_90"]) == 4 * 128 * 256
+
+
 def test_refused_problems():
     made = plan_of((2, 16, 16, 16), (16, 16, 3, 3), padding=1)
     with pytest.raises(PlanError, match=r"read the input for 9\d% of the pixels"):

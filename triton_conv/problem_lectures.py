@@ -183,6 +183,7 @@ class SeparableProblem(Problem):
             super().wide_index(block_m)
             or _reach(self.y_strides, (images, self.c_final, *g.out_size)) > INT32_LIMIT
             or _reach(self.pointwise_strides, (self.c_final, g.c_out)) > INT32_LIMIT
+            or _reach((self.stride_b, self.stride_mb), (self.c_final, g.c_out)) > INT32_LIMIT
         )
 
     @property

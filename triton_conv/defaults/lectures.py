@@ -85,7 +85,8 @@ def separable_whole(problem: SeparableProblem, target: Target) -> SeparableWhole
     return SeparableWholeTile(
         ROWS=rows,
         COLS=cols,
-        BLOCK_P=max(min(block_p, 1 << most.bit_length() - 1), 16 // (rows * cols)),
+        # Of few channels more patches would hold them, but a product has sums of no more than 256 pixels.
+        BLOCK_P=max(min(block_p, 1 << most.bit_length() - 1, 256 // (rows * cols)), 16 // (rows * cols)),
         # wgmma takes no fewer than 64 rows a warp group.
         BLOCK_N=64 * threads // THREADS,
         BLOCK_K=block_k,

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..problem import Problem, WeightGradientProblem
+from ..target import Target
 from .boxes import box, pixels_spanned, unboxable
 from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
+from .staging import partial_bytes
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,9 @@ class BoxedSumsTile(ProductTile):
     def taps_apart(self, problem: Problem) -> int:
         """Taps that have programs of their own."""
         return problem.geometry.taps
+
+    def stored_bytes(self, problem: Problem, target: Target | None) -> int:
+        return partial_bytes(problem, target)
 
     def sides(self, problem: Problem) -> dict[str, int]:
         """Those of the box of pixels that a step sums over."""

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import triton
 import triton.language as tl
 
-from ..problem import VECTOR_LIMIT, Problem
+from ..layout import span
+from ..problem import INT32_LIMIT, VECTOR_LIMIT, Problem
 from .kernel import cdiv
 
 
@@ -117,4 +118,8 @@ def unboxable(problem: Problem) -> str | None:
             return f"the pixels of the {name} are not a multiple of 16 bytes apart"
     if g.groups > 1 and math.gcd(VECTOR_LIMIT, g.c_in_group) * problem.itemsize % 16:
         return f"groups of {g.c_in_group} channels do not begin at a multiple of 16 bytes"
+    # The copy engine counts in 64 bits, pointers beside it in 32.
+    weight = (g.c_in if g.transposed else g.c_out, max(g.c_in_group, g.c_out_group), *g.kernel)
+    if max(span(problem.w_strides, weight), span((problem.stride_b,), (g.c_out,))) > INT32_LIMIT:
+        return "its weight or bias reaches beyond 2^31 elements"
     return None

@@ -161,6 +161,7 @@ class TransposedOverlapTile(ProductTile):
         spans = (
             span(problem.x_strides, (images, g.c_in, *g.in_size)),
             span(problem.y_strides, (images, g.c_out, *g.out_size)),
+            span((problem.stride_b,), (g.c_out,)),
             g.c_in * g.c_out_group * g.taps,
             g.batch * window.count,
         )
