@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..problem import Problem, WeightGradientProblem
+from ..problem import INT32_LIMIT, Problem, WeightGradientProblem
 from ..target import Target
 from .boxes import box, pixels_spanned, unboxable
 from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
@@ -69,6 +69,9 @@ def boxed_sums(
         g = problem.geometry
         if any(size < step for size, step in zip(g.in_size, g.stride, strict=True)):
             return f"the stride {g.stride} is larger than the input"
+        steps = zip(g.stride, problem.x_strides[2:], strict=True)
+        if max(stride * step for stride, step in steps) > INT32_LIMIT:
+            return "pixels that a tap reads lie 2^31 elements apart"
         return unboxable(problem) or unsuited(problem)
 
     return Kernel(
