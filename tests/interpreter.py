@@ -1,4 +1,5 @@
-"""Triton's interpreter in a third of its time, and strict about integers: one that overflows fails the test.
+"""Triton's interpreter in a third of its time, and strict: an integer that overflows fails the test, and so does a mask
+of anything but truths, which Triton 3.9 refuses and earlier versions take.
 
 Nothing that a kernel computes changes.
 """
@@ -18,6 +19,10 @@ def quicken():
     """For the rest of the process. A version of Triton with other names inside just takes its time."""
     if hasattr(TritonSemantic, "binary_op_sanitize_overflow_impl"):
         TritonSemantic.binary_op_sanitize_overflow_impl = _no_overflow
+    for name, position in (("create_masked_load", 1), ("create_masked_store", 2)):
+        if hasattr(interpreter.InterpreterBuilder, name):
+            access = getattr(interpreter.InterpreterBuilder, name)
+            setattr(interpreter.InterpreterBuilder, name, _of_truths(access, position))
     if hasattr(interpreter, "_patch_lang") and hasattr(interpreter, "_LangPatchScope"):
         interpreter._patch_lang = _once(interpreter._patch_lang)
     if hasattr(interpreter, "_get_np_dtype"):
@@ -33,6 +38,15 @@ def _no_overflow(semantic, lhs, rhs, operation):
         result = _OPERATORS[operation.__name__](lhs.handle.data.astype(np.int64), rhs.handle.data.astype(np.int64))
         fits = of.get_int_min_value() <= result.min() and result.max() <= of.get_int_max_value()
         assert fits, f"{of} overflows in {operation.__name__}: {result.min()} to {result.max()}"
+
+
+def _of_truths(access, position):
+    @functools.wraps(access)
+    def strict(builder, *arguments, **options):
+        assert arguments[position].data.dtype == bool, f"a mask of {arguments[position].data.dtype}"
+        return access(builder, *arguments, **options)
+
+    return strict
 
 
 def _once(patch):

@@ -47,7 +47,7 @@ class Reused:
 class Known(CompiledKernel):
     """The same of a kernel that Triton did compile: all that a launch uses of it."""
 
-    function, packed_metadata = "function", "metadata"
+    function, packed_metadata, module = "function", "metadata", None
 
     def __init__(self, run, asked):
         self._run_as, self._asked = run, asked

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextvars
+import functools
 from collections import Counter
 from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from triton.compiler import CompiledKernel
 
 from .arguments import Arguments
 from .kernel import Kernel, Tile
 
 # How a compiled kernel is run is known of these; of others, how it is asked to run itself.
-_KNOWN = triton.__version__.split(".")[:2] in (["3", "6"], ["3", "7"])
+_KNOWN = triton.__version__.split(".")[:2] in (["3", "6"], ["3", "7"], ["3", "8"], ["3", "9"])
 _knobs: Any = triton.knobs.runtime
 
 launches: Counter[str] = Counter()
@@ -73,6 +75,8 @@ def start_kernel(
     key = (device, num_warps, num_stages, *kinds)
     if (compiled := values.compiled.get(key)) is None:
         options = {} if num_warps is None else {"num_warps": num_warps, "num_stages": num_stages}
+        if _knobs.interpret:
+            _keep_truths()
         # The interpreter compiles nothing.
         if (compiled := function[grid](*tensors, **values, **options)) is not None:
             values.compiled[key] = compiled
@@ -82,6 +86,24 @@ def start_kernel(
         compiled.run(*grid, stream, *handles, None, None, None, *tensors, *values.values())
     else:
         compiled[grid](*tensors, *values.values())
+
+
+@functools.cache
+def _keep_truths() -> None:
+    """Has Triton's interpreter spread a truth over a block as one, for the rest of the process.
+
+    It calls what a comparison of two numbers gives by their type, and so spreads int32: a mask that loads and stores
+    took until Triton 3.9, which refuses it. A GPU's masks are of truths.
+    """
+    from triton.runtime import interpreter
+
+    spread = interpreter.InterpreterBuilder.create_splat
+
+    def create_splat(builder: Any, block: Any, value: Any) -> Any:
+        is_truth = value.data.dtype == bool
+        return spread(builder, block, interpreter.TensorHandle(value.data, tl.int1) if is_truth else value)
+
+    interpreter.InterpreterBuilder.create_splat = create_splat
 
 
 def _hooked() -> bool:
