@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import triton_conv as tc
+from triton_conv import conversion
 from triton_conv.errors import BackendWarning
 
 pytestmark = pytest.mark.usefixtures("exact_products", "nothing_measured")
@@ -172,7 +174,9 @@ def test_what_we_cannot_take_runs_on_torch_and_is_said(model):
 def test_a_scripted_layer_is_named():
     scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 3, 1)))
     assert tc.convert(scripted, force=True) is scripted
-    assert [row.choice.reason for row in tc.plan(scripted)] == ["scripted; convert before scripting"]
+    assert [row.choice.reason for row in tc.plan(scripted)] == ["scripted: TorchScript cannot call our kernels"]
+    with pytest.raises(TypeError, match=r"torch.jit.script cannot compile triton_conv's Conv2d.*revert"):
+        torch.jit.script(nn.Sequential(tc.nn.Conv2d(3, 3, 1)))
 
 
 def test_a_parametrization_is_removed(model):
@@ -185,6 +189,48 @@ def test_a_parametrization_is_removed(model):
     torch.testing.assert_close(model(x), expected)
     assert sum(launches.values()) == 3 * len(OURS)
     assert type(tc.revert(model).normed) is nn.Conv2d
+
+
+def test_a_parametrization_that_comes_between_stays(model):
+    """Reverted, the layer keeps it, over the class that it had; removed then, nothing is left of ours."""
+    x = random((2, 3, 6, 6))
+    expected = model(x)
+    tc.convert(model, force=True)
+    for layer in (model.stem, model.plain):
+        parametrizations.weight_norm(layer)
+    torch.testing.assert_close(tc.revert(model)(x), expected)
+    assert launches.total() == 0
+    for layer in (model.stem, model.plain):
+        parametrize.remove_parametrizations(layer, "weight")
+    assert (type(model.stem), type(model.plain)) == (nn.Conv2d, Plain)
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_force_reaches_what_was_converted_before(model, monkeypatch):
+    monkeypatch.setattr(conversion, "_unmeasured", lambda model: "")
+    tc.convert(model)
+    assert isinstance(model.stem, tc.nn.Conv2d)
+    model(random((2, 3, 6, 6)))
+    assert launches.total() == 0
+    tc.convert(model, force=True)(random((2, 3, 6, 6)))
+    assert launches.total() == len(OURS)
+
+
+def test_a_traced_model_runs_on_our_kernels_at_other_sizes_too(model):
+    """What `torch.jit.trace` sees of sizes are tensors; what it keeps is the op that decides at run time."""
+    tc.convert(model, force=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(model, random((2, 3, 6, 6)))
+        file = io.BytesIO()
+        torch.jit.save(traced, file)
+        file.seek(0)
+        loaded = torch.jit.load(file)
+    x = random((1, 3, 5, 7))
+    expected = model(x)
+    launches.clear()
+    torch.testing.assert_close(loaded(x), expected)
+    assert launches.total() == len(OURS)
 
 
 def test_copies_and_pickles_of_a_converted_model(model):

@@ -243,6 +243,14 @@ def test_accelerate_takes_every_function_by_force(name, batch):
     assert sum(launches.values()) == 2
 
 
+def test_accelerate_without_its_parentheses_is_refused():
+    with pytest.raises(TypeError, match=r"force: expected True or False, got <function.*@tc\.accelerate\(\)"):
+
+        @tc.accelerate
+        def accelerated():
+            pass
+
+
 def test_accelerate_leaves_alone_what_it_cannot_take():
     x, w = random((1, 3, 4, 4)), random((2, 3, 3, 3))
     with tc.accelerate(force=True) as report:

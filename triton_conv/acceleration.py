@@ -6,13 +6,13 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from . import autograd, calls, policy, routing
 from .arguments import conv_arguments, conv_transpose_arguments, deform_arguments
-from .errors import TritonConvError
+from .eager import traced
+from .errors import ArgumentTypeError, TritonConvError
 from .report import Report, Row
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -83,6 +83,8 @@ class accelerate(TorchFunctionMode):
 
     def __init__(self, force: bool = False) -> None:
         super().__init__()
+        if not isinstance(force, bool):
+            raise ArgumentTypeError(f"force: expected True or False, got {force!r}; as a decorator: @tc.accelerate()")
         self._force = force
         self.report = Report("accelerate(force=True)" if force else "accelerate()")
 
@@ -112,7 +114,7 @@ class accelerate(TorchFunctionMode):
             # Not for us to say what is wrong with it, if anything is.
             return func(*args, **kwargs)
         backend = policy.OURS if self._force else policy.current_backend()
-        if torch.compiler.is_compiling():
+        if traced():
             output = getattr(routing, kind)(arguments, backend)
         else:
             choice = routing.choose(kind, arguments, backend)

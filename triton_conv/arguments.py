@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import autocast
 from .deform_geometry import forward_geometry
+from .eager import traced
 from .errors import ArgumentError, ArgumentTypeError, ArgumentValueError
 from .geometry import ACTIVATIONS
 from .tensors import TensorMeta, meta
@@ -190,7 +191,7 @@ def _as_image_of_one_row(
 
     The offsets are copied, with zeros between them: two numbers a tap, at which every channel is sampled.
     """
-    if not torch.compiler.is_compiling():
+    if not traced():
         # Wrong shapes are told of as they were given.
         sampled = TensorMeta.of("input", input), TensorMeta.of("offset", offset), meta("mask", mask)
         forward_geometry(*sampled, TensorMeta.of("weight", weight), meta("bias", bias), stride, padding, dilation)

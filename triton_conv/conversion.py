@@ -52,13 +52,14 @@ def convert(model: nn.Module, report: bool = False, force: bool = False, *, exam
     """Lets the convolutions of a model run on our kernels wherever a stored measurement says that they are faster.
 
     Each call of a layer decides by its own sizes. Without any measurement for the model's device this warns and changes
-    nothing. Layers that cannot be converted stay as they are: the report says why. Convert before compiling, exporting
-    or sharding the model. `revert` undoes it.
+    nothing. Layers that cannot be converted stay as they are: the report says why. Convert before compiling, exporting,
+    tracing or sharding the model, but after torch.fx's symbolic tracing, which would keep torch's functions. `revert`
+    undoes it.
 
     Args:
         model: any module, also one layer; changed in place.
         report: whether to print a table of the layers: choice, reason and expected gain, as `plan` returns it.
-        force: whether to take our kernels wherever they can run, measured or not.
+        force: whether to take our kernels wherever they can run, measured or not; in layers converted before, too.
         example: the model's input, or a tuple of its inputs, for the report's sizes.
 
     Returns:
@@ -77,9 +78,11 @@ def convert(model: nn.Module, report: bool = False, force: bool = False, *, exam
             stacklevel=2,
         )
     else:
-        for layer in _converted(model):
-            if force:
-                layer.__dict__["backend"] = policy.OURS
+        _converted(model)
+        if force:
+            for layer in model.modules():
+                if _MARK in layer.__dict__:
+                    layer.__dict__["backend"] = policy.OURS
     if report:
         inputs = example if isinstance(example, tuple) else () if example is None else (example,)
         print(plan(model, *inputs))
@@ -106,12 +109,20 @@ def revert(model: nn.Module) -> nn.Module:
 
 
 def _revert(layers: Iterable[nn.Module]) -> None:
-    plain: dict[type, type] = {routed: cls for cls, routed in LAYERS.items()}
     for layer in layers:
-        before = layer.__dict__.pop(_MARK)
+        before, cls = layer.__dict__.pop(_MARK), type(layer)
         layer.__dict__.pop("backend", None)
-        # A parametrization that was removed since has changed the class too.
-        layer.__class__ = plain.get(type(layer)) or vars(type(layer)).get("reverts_to", before)
+        # A parametrization that came or went since has changed the class too.
+        if parametrize.is_parametrized(layer) and "reverts_to" not in vars(cls):
+            layer.__class__ = _rebased(cls, _reverted(cls.__bases__[0], before))
+        else:
+            layer.__class__ = _reverted(cls, before)
+
+
+def _reverted(cls: type, before: type) -> type:
+    """The class that one of ours stands for, of a layer that had the class `before`."""
+    plain: dict[type, type] = {routed: cls for cls, routed in LAYERS.items()}
+    return plain.get(cls) or vars(cls).get("reverts_to", before)
 
 
 def _unmeasured(model: nn.Module) -> str:
@@ -146,16 +157,21 @@ def _routed_class(layer: nn.Module) -> tuple[type[ours.Routed] | None, str]:
     """The class that a layer is to have, or None and why it cannot have one."""
     cls = type(layer)
     if isinstance(layer, torch.jit.ScriptModule):
-        return None, "scripted; convert before scripting"
+        return None, "scripted: TorchScript cannot call our kernels"
     if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
         return None, "has no sizes yet; run the model once before"
     if parametrize.is_parametrized(layer):
         base, reason = _routed_subclass(cls.__bases__[0])  # type: ignore[arg-type]
         if base is None:
             return None, reason
-        body = {key: value for key, value in vars(cls).items() if key not in ("__dict__", "__weakref__")}
-        return types.new_class(cls.__name__, (base,), exec_body=lambda d: d.update(body, reverts_to=cls)), ""
+        return _rebased(cls, base, reverts_to=cls), ""
     return _routed_subclass(cls)  # type: ignore[arg-type]
+
+
+def _rebased(cls: type, base: type, **attributes: Any) -> Any:
+    """The class that a parametrization made, with another one below it."""
+    body = {key: value for key, value in vars(cls).items() if key not in ("__dict__", "__weakref__")}
+    return types.new_class(cls.__name__, (base,), exec_body=lambda d: d.update(body, **attributes))
 
 
 @functools.lru_cache(maxsize=256)

@@ -30,6 +30,12 @@ _keys, _keys_of_thread = _C._dispatch_keys, _C._dispatch_tls_local_include_set
 _function_mode, _profiled = _C._is_torch_function_mode_enabled, _C._autograd._profiler_enabled
 
 
+def traced() -> bool:
+    """Whether a graph is made of the calls, by torch.compile, torch.export or torch.jit.trace: sizes are symbols then,
+    or tensors."""
+    return torch.compiler.is_compiling() or _C._is_tracing()
+
+
 def plain(*tensors: Tensor | None) -> bool:
     """Whether a call of these is one. 1.3 us for three tensors."""
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or _function_mode() or _profiled():
@@ -116,7 +122,7 @@ def differentiated(op: Any, backward: _Formula, setup: _Formula, jvp: _Formula |
         function.__name__ = function.__qualname__ = op.name()
 
     def call(*arguments: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if traced():
             return op(*arguments)
         if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
             return Transformed.apply(*arguments)

@@ -17,6 +17,7 @@ from torch import Tensor
 from . import autocast, autograd_lectures, functional, ops, ops_fused, ops_local, vmaps_lectures  # noqa: F401
 from .arguments import Padding, Size, activation_name, batched, flat_padding, group_count, per_dimension
 from .dispatch import Plan
+from .eager import traced
 from .errors import ArgumentError, ArgumentTypeError
 from .ops_fused import Chain
 from .tensors import TensorMeta, meta
@@ -157,7 +158,7 @@ _traced_separable = torch.ops.triton_conv.chosen_separable_conv.default
 
 def _separable(rank: int, *given: Any) -> Tensor:
     arguments = _separable_arguments(rank, *given)
-    chosen = _traced_separable if torch.compiler.is_compiling() else _separable_op
+    chosen = _traced_separable if traced() else _separable_op
     return _batched(chosen(*arguments), given[0], rank)
 
 

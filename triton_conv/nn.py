@@ -13,7 +13,7 @@ Padding modes other than zeros are folded into our kernels' loads: no padded cop
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,8 @@ from .arguments import (
     flat_padding,
     per_dimension,
 )
-from .errors import TritonConvError
+from .eager import traced
+from .errors import ArgumentTypeError, TritonConvError
 from .nn_lectures import (
     ChannelShuffle,
     LocallyConnected1d,
@@ -81,10 +82,16 @@ class Routed(nn.Module):
         self, where: str, window: tuple[Any, ...], input: Tensor, weight: Tensor, bias: Tensor | None
     ) -> routing.Call | None:
         """A call of which something may be known; not in a graph, whose sizes are symbols."""
-        if where == policy.TORCH or torch.compiler.is_compiling():
+        if where == policy.TORCH or traced():
             return None
         dense = type(input) is Tensor and input.layout is torch.strided
         return routing.Call(self, where, window, input, weight, bias) if dense else None
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise ArgumentTypeError(
+            f"obj: torch.jit.script cannot compile triton_conv's {type(self).__name__}; trace it, use torch.compile or "
+            "torch.export, or revert(model) before"
+        )
 
     def extra_repr(self) -> str:
         activation = "" if self.activation is None else f"activation={self.activation}, "

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import autocast, autograd, calls, ops, policy, reference
-from .eager import plain
+from .eager import plain, traced
 from .ops import TAGS, library, pairs
 
 library.define(
@@ -101,14 +101,14 @@ ops.on_forgetting.append(_known.clear)
 
 def conv(arguments: tuple[Any, ...], backend: str, call: Call | None = None) -> Tensor:
     """A forward or transposed convolution, by the arguments of the op `conv`, of a layer's `call` if of one."""
-    if torch.compiler.is_compiling():
+    if traced():
         return _traced_conv(*arguments, backend)  # type: ignore[no-any-return]
     return _conv(arguments, backend, call)
 
 
 def deform_conv(arguments: tuple[Any, ...], backend: str) -> Tensor:
     """A deformable convolution, by the arguments of the op `deform_conv`."""
-    if torch.compiler.is_compiling():
+    if traced():
         return _traced_deform_conv(*arguments, backend)  # type: ignore[no-any-return]
     return _deform_conv(arguments, backend)
 
