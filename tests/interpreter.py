@@ -43,7 +43,9 @@ def _no_overflow(semantic, lhs, rhs, operation):
 def _of_truths(access, position):
     @functools.wraps(access)
     def strict(builder, *arguments, **options):
-        assert arguments[position].data.dtype == bool, f"a mask of {arguments[position].data.dtype}"
+        # A box's mask is the array itself before Triton 3.9.
+        dtype = np.asarray(arguments[position].data).dtype
+        assert dtype == bool, f"a mask of {dtype}"
         return access(builder, *arguments, **options)
 
     return strict

@@ -154,13 +154,41 @@ def test_input_it_cannot_use(arguments, phrase, capsys):
 def test_a_file_that_is_no_list_of_layers(tmp_path, capsys):
     file = tmp_path / "layers.json"
     for text, phrase in (
-        ("{", "JSONDecodeError"),
-        ("{}", "expected a list"),
-        ('[{"name": "a"}]', "'input', and 'weight'"),
+        ("{", "layers.json is not JSON: Expecting property name"),
+        ("{}", "is no list of layers"),
+        ("[]", "is no list of layers"),
+        ("[3]", "is no list of layers"),
+        ('[{"kind": "grouped", "function": "conv2d"}]', "layer 0: without name, input, weight"),
     ):
         file.write_text(text)
         assert run("predict", "--workload", file, "--target", "sm_90") == 2
-        assert phrase in " ".join(capsys.readouterr().err.split())
+        assert phrase in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "phrase"),
+    [
+        ({"dtype": "float8"}, "dtype: 'float8' is not known; choose of float16, bfloat16, float32, float64"),
+        ({"kind": "dense"}, "kind: 'dense' is not known; choose of grouped, depthwise,"),
+        ({"function": "conv7d"}, "function: triton_conv has no 'conv7d'"),
+        ({"input": "8x96"}, "input: expected a list of sizes, got '8x96'"),
+        ({"weight": [96, 1, -7, 7]}, "weight: expected a list of sizes, got [96, 1, -7, 7]"),
+        ({"weight": [96, 1]}, "weight should have at least three dimensions"),
+        ({"channels_lst": True}, "channels_lst: not known; choose of name, kind, function,"),
+        ({"arguments": {"grops": 96}}, "unexpected keyword argument 'grops'"),
+        ({"arguments": {"groups": 95}}, "weight: Given groups=95, expected weight to be divisible by 95"),
+        ({"arguments": 3}, "'int' object is not iterable"),
+    ],
+    ids=lambda wrong: next(iter(wrong)) if isinstance(wrong, dict) else "",
+)
+def test_a_layer_that_is_not_one(wrong, phrase, tmp_path, capsys):
+    """The message names the file, the layer, what is wrong with it, and is one line wherever it is written to."""
+    layer = {"name": "mine", "kind": "depthwise", "function": "conv2d", "input": [8, 96, 9, 9], "weight": [96, 1, 7, 7]}
+    file = tmp_path / "layers.json"
+    file.write_text(json.dumps([layer | wrong]))
+    assert run("plan", "--workload", file, "--target", "sm_90") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"triton-conv: workload: {file}, layer 'mine': ") and phrase in line
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from . import __version__, cli_lectures, cli_model, inspection, target
 from .amounts import counted, number
 from .aot import Compiled, compile_all
 from .autotune.commands import add_to as commands_of_the_tuner
-from .autotune.console import ERR, OUT, Progress, Table, write_json
+from .autotune.console import ERR, OUT, Progress, Table, complain, write_json
 from .errors import TritonConvError, WorkloadError
 from .kernels import KERNELS
 
@@ -22,14 +22,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = arguments.run(arguments)
     except TritonConvError as error:
-        ERR.print(f"triton-conv: {error}", markup=False, highlight=False)
+        complain(str(error))
         return 2
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        ERR.print(f"triton-conv: {where}{error.strerror or error}", markup=False, highlight=False)
+        complain(f"{where}{error.strerror or error}")
         return 2
     except KeyboardInterrupt:
-        ERR.print("triton-conv: interrupted")
+        complain("interrupted")
         return 130
     return code
 

@@ -148,7 +148,8 @@ def _explain(arguments: argparse.Namespace, say: Say) -> int:
     def each(name: str) -> list[int]:
         values = _ints(name, str(getattr(arguments, name)))
         if len(values) not in (1, rank):
-            raise ArgumentError(f"{name}: {arguments.function} takes one number or {rank}, got {values}")
+            wanted = "one number" if rank == 1 else f"one number or {rank}"
+            raise ArgumentError(f"{name}: {arguments.function} takes {wanted}, got {values}")
         return values * (rank if len(values) == 1 else 1)
 
     extra = each("output_padding")

@@ -11,6 +11,9 @@ from typing import Any
 
 from .errors import TritonConvError, WorkloadError
 
+# Functions of a module that a message names.
+_NAMED = 12
+
 
 def load(path: str) -> Any:
     """The object that `MODULE:NAME` names; the working directory is searched too, as `python -m` would."""
@@ -46,4 +49,5 @@ def call(path: str, function: Any, **named: Any) -> Any:
 
 def _callables_of(module: Any) -> str:
     names = [name for name, value in vars(module).items() if inspect.isroutine(value) or inspect.isclass(value)]
-    return ", ".join(name for name in names if not name.startswith("_")) or "no function"
+    public = [name for name in names if not name.startswith("_")]
+    return ", ".join(public[:_NAMED] + ["..."] * (len(public) > _NAMED)) or "no function"

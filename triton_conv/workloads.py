@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from .ops_fused import Chain
 from .problem import Problem
 from .problem_lectures import local_weight_strides
 from .recording import record
+from .tensors import DTYPES
 
 KINDS = ("grouped", "depthwise", "dilated", "transposed", "deformable")
 LECTURE_KINDS = ("separable", "shuffle", "local")
@@ -174,7 +175,9 @@ class Workload:
 
 
 def _function(name: str) -> Callable[..., torch.Tensor]:
-    function: Callable[..., torch.Tensor] = getattr(functional, name, None) or getattr(lectures, name)
+    function: Callable[..., torch.Tensor] | None = getattr(functional, name, None) or getattr(lectures, name, None)
+    if function is None:
+        raise WorkloadError(f"function: triton_conv has no {name!r}")
     return function
 
 
@@ -341,11 +344,32 @@ def find(selection: str) -> list[Workload]:
 def _read(path: Path) -> list[Workload]:
     try:
         rows = json.loads(path.read_text())
-        if not isinstance(rows, list) or not rows:
-            raise TypeError("expected a list of layers")
-        shapes = ("input", "weight")
-        return [Workload(**row | {key: tuple(row[key]) for key in shapes if key in row}) for row in rows]
     except OSError as error:
         raise WorkloadError(f"workload: cannot read {path}: {error.strerror}") from error
-    except (ValueError, TypeError) as error:
-        raise WorkloadError(f"workload: {path} is no list of layers: {type(error).__name__}: {error}") from error
+    except ValueError as error:
+        raise WorkloadError(f"workload: {path} is not JSON: {error}") from error
+    if not (isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)):
+        raise WorkloadError(f'workload: {path} is no list of layers: [{{"name": ..., "input": [...], ...}}, ...]')
+    return [_layer(row, f"workload: {path}, layer {row.get('name', index)!r}") for index, row in enumerate(rows)]
+
+
+def _layer(row: dict[str, Any], where: str) -> Workload:
+    """A layer of a file, planned once: what is wrong with it is said before anything is measured."""
+    names = [each.name for each in fields(Workload)]
+    if absent := [name for name in names[:5] if name not in row]:
+        raise WorkloadError(f"{where}: without {', '.join(absent)}")
+    if unknown := [name for name in row if name not in names]:
+        raise WorkloadError(f"{where}: {', '.join(unknown)}: not known; choose of {', '.join(names)}")
+    dtypes = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+    for name, known in {"kind": KINDS + LECTURE_KINDS, "dtype": dtypes, "part": PARTS}.items():
+        if row.get(name, known[0]) not in known:
+            raise WorkloadError(f"{where}: {name}: {row[name]!r} is not known; choose of {', '.join(known)}")
+    for name in ("input", "weight"):
+        if not isinstance(row[name], list) or not all(isinstance(size, int) and size >= 0 for size in row[name]):
+            raise WorkloadError(f"{where}: {name}: expected a list of sizes, got {row[name]!r}")
+    workload = Workload(**row | {name: tuple(row[name]) for name in ("input", "weight")})
+    try:
+        workload.problem()
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        raise WorkloadError(f"{where}: {error}") from error
+    return workload

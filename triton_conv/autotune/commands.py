@@ -323,7 +323,8 @@ def _shown(seconds: float, workloads: int) -> Iterator[Any]:
             bar.update(task, completed=now - start, description=line)
             if bar.disable and now - last > _SECONDS_BETWEEN_LINES:
                 last = now
-                ERR.print(f"{max(0.0, seconds - now + start):.0f} s left, {line}", highlight=False, markup=False)
+                left = max(0.0, seconds - now + start)
+                ERR.print(f"{left:.0f} s left, {line}", highlight=False, markup=False, soft_wrap=True)
 
         yield watch
 

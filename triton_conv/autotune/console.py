@@ -23,7 +23,18 @@ except ImportError:  # installed from setup.cfg it is there; run from a checkout
         TimeRemainingColumn,
     )
 
-__all__ = ["ERR", "OUT", "BarColumn", "Progress", "Table", "TextColumn", "TimeRemainingColumn", "say", "write_json"]
+__all__ = [
+    "ERR",
+    "OUT",
+    "BarColumn",
+    "Progress",
+    "Table",
+    "TextColumn",
+    "TimeRemainingColumn",
+    "complain",
+    "say",
+    "write_json",
+]
 
 # A file or a pipe has no width to fit in.
 OUT = Console(width=None if sys.stdout.isatty() else 160)
@@ -33,6 +44,11 @@ ERR = Console(stderr=True)
 def say(line: str) -> None:
     """One line to stdout, as it is."""
     OUT.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def complain(line: str) -> None:
+    """One line to stderr, as it is: whatever reads a log finds all of it."""
+    ERR.print(f"triton-conv: {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def write_json(path: Path | None, content: Any) -> None:
