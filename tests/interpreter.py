@@ -45,7 +45,7 @@ def _of_truths(access, position):
     def strict(builder, *arguments, **options):
         # A box's mask is the array itself before Triton 3.9.
         dtype = np.asarray(arguments[position].data).dtype
-        assert dtype == bool, f"a mask of {dtype}"
+        assert dtype.kind == "b", f"a mask of {dtype}"
         return access(builder, *arguments, **options)
 
     return strict
