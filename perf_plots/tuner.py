@@ -173,7 +173,7 @@ def twelve_regrets(seed: int, cases: Sequence[tuple[Problem, Target, Times]]) ->
     }
     found: dict[str, dict[str, float]] = {}
     for number, (problem, target, times) in enumerate(cases):
-        first = dispatch.forms(problem, target)[0][0].name
+        first = dispatch.serving(dispatch.forms(problem, target)[0])[0].name
         orders = {
             "default": [Candidate(first, default_tile(first, problem, target))],
             "best of twelve, random": random.Random(number).sample(list(times), min(MOST_TILES, len(times))),
