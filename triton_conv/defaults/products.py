@@ -20,7 +20,7 @@ from ..kernels.transposed_overlap import TransposedOverlapTile, image_columns, p
 from ..kernels.transposed_phase import TransposedPhaseTile
 from ..problem import DeformProblem, Problem
 from ..target import Target
-from .common import THREADS, first_fit, power_of_two, staged, stages, warps, wide
+from .common import THREADS, first_fit, gathered, power_of_two, staged, stages, warps, wide
 
 
 def implicit_gemm(problem: Problem, target: Target) -> ImplicitGemmTile:
@@ -37,6 +37,14 @@ def implicit_gemm(problem: Problem, target: Target) -> ImplicitGemmTile:
     if not flat and (shape := wide(problem, target, g.M)):
         return ImplicitGemmTile(
             BLOCK_M=shape[0], BLOCK_N=shape[1], BLOCK_K=power_of_two(g.c_in_group, 16, 64), num_warps=8, num_stages=3
+        )
+    blocks = gathered(
+        problem, target, lambda m, n: cdiv(g.M, m) * cdiv(g.N, n) * g.groups, problem.w_vector(g.c_in_group)
+    )
+    if not flat and blocks:
+        block_m, block_n, block_k, num_warps = blocks
+        return ImplicitGemmTile(
+            BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=num_warps, num_stages=2
         )
     block_n = power_of_two(g.N, 16, 32 if flat and itemsize == 4 else 64)
     block_m = 64 if narrow or cdiv(g.M, 128) * cdiv(g.N, block_n) * g.groups < target.sms else 128
@@ -238,14 +246,23 @@ def transposed_phase(problem: Problem, target: Target) -> TransposedPhaseTile:
             BLOCK_M=shape[0], BLOCK_N=shape[1], BLOCK_K=power_of_two(g.c_in_group, 16, 64), num_warps=8, num_stages=3
         )
     narrow = problem.x_vector(g.c_in_group) * itemsize < 8
-    if g.groups > 1 and max(g.c_in_group, g.c_out_group) <= 16:
+    packed = g.groups > 1 and max(g.c_in_group, g.c_out_group) <= 16
+    if packed:
         block_n, block_k = 32, 64 // itemsize
     else:
         block_n, block_k = power_of_two(g.N, 16, 64), power_of_two(g.c_in_group, 16, 64 // itemsize)
-    tiles = cdiv(cdiv(g.M, g.phases), 128) * g.phases * cdiv(g.N, block_n) * g.groups
+    def tiles(m: int, n: int) -> int:
+        return cdiv(cdiv(g.M, g.phases), m) * g.phases * cdiv(g.N, n) * g.groups
+
+    blocks = gathered(problem, target, tiles, problem.w_vector(g.c_out_group))
+    if blocks and not packed:
+        block_m, block_n, block_k, num_warps = blocks
+        return TransposedPhaseTile(
+            BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=num_warps, num_stages=2
+        )
     # Operands of float32 in 128 rows spill on sm_80; on sm_100 those of packed groups do.
     large = itemsize == 4 and (target.family == "sm_80" or (target.family == "sm_100" and g.groups > 1))
-    block_m = 64 if narrow or large or tiles < target.sms else 128
+    block_m = 64 if narrow or large or tiles(128, block_n) < target.sms else 128
     return TransposedPhaseTile(
         BLOCK_M=block_m,
         BLOCK_N=block_n,
