@@ -26,17 +26,17 @@ from .common import THREADS, power_of_two, staged, warps
 _Banded = TypeVar("_Banded", DepthwiseBandedWeightGradientTile, DepthwiseFusedWeightGradientTile)
 
 
-def _most_splits(wanted: int, block: int, problem: WeightGradientProblem) -> int:
+def _most_splits(wanted: int, block: int, problem: WeightGradientProblem, held: int = 0) -> int:
     """Partial sums: as many as wanted, each with at least eight steps to add up, and all of them together no more than
-    a tenth of the bytes that the gradient reads.
+    a tenth of the bytes that the gradient reads, or than `held`.
     """
-    most = problem.read_bytes // (10 * max(problem.partial_bytes, 1))
+    most = max(problem.read_bytes // 10, held) // max(problem.partial_bytes, 1)
     return max(min(wanted, problem.geometry.M // (8 * block), most, 1024), 1)
 
 
-def _splits(programs: int, block: int, problem: WeightGradientProblem, target: Target) -> int:
+def _splits(programs: int, block: int, problem: WeightGradientProblem, target: Target, held: int = 0) -> int:
     """Partial sums, a power of two: enough programs for two to a multiprocessor, if there is work for them."""
-    return 1 << _most_splits(cdiv(2 * target.sms, max(programs, 1)), block, problem).bit_length() - 1
+    return 1 << _most_splits(cdiv(2 * target.sms, max(programs, 1)), block, problem, held).bit_length() - 1
 
 
 def _splits_of_waves(programs: int, block: int, problem: WeightGradientProblem, target: Target) -> int:
@@ -371,11 +371,13 @@ def deformable_weight_gradient(problem: DeformWeightGradientProblem, target: Tar
     block_n = power_of_two(problem.segment, 16, 16 if itemsize == 8 else 32)
     block_k = 16 if itemsize == 8 else 32
     tiles_n = g.c_in_group // problem.segment * cdiv(problem.segment, block_n) * g.taps
+    # Eight programs for a multiprocessor, as of packed groups; samples take far longer than adding up sums.
+    programs = cdiv(tiles_n * cdiv(g.c_out_group, block_m) * g.groups, 4)
     return DeformableWeightGradientTile(
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_K=block_k,
-        SPLITS=_splits(tiles_n * cdiv(g.c_out_group, block_m) * g.groups, block_k, problem, target),
+        SPLITS=_splits(programs, block_k, problem, target, problem.most_partial_bytes),
         num_warps=warps(target, THREADS),
         num_stages=1,
     )
