@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -10,8 +11,11 @@ from perf_plots import shared_memory, tuner
 from triton_conv import inspection, workloads
 from triton_conv.aot import Job, compile_all
 from triton_conv.autotune.lab import Trial
+from triton_conv.autotune.portfolio import percentile, won
 from triton_conv.autotune.search import Candidate
 from triton_conv.autotune.simulated import Simulation, table
+from triton_conv.autotune.upkeep import known_problems
+from triton_conv.defaults import default_tile
 from triton_conv.kernels import KERNELS
 from triton_conv.target import KNOWN
 
@@ -38,6 +42,19 @@ def test_ours_is_better_than_chance(times):
     for count in ("16", "32"):
         assert figures["ours"][count]["geomean"] <= figures["random"][count]["geomean"]
     assert figures["ours"]["32"]["geomean"] < 0.05
+
+
+def test_defaults_come_near_the_best_tiles_that_an_h100_timed():
+    problems = known_problems()
+    rows = [
+        (row, default_tile(kernel, problems[key], TARGET))
+        for kernel, costs in won(tuner.recorded_tables(tuner._TRIALS)).items()
+        for key, row in costs.items()
+    ]
+    regrets = [row[tile] for row, tile in rows if tile in row]
+    assert len(regrets) >= 45
+    assert math.expm1(statistics.fmean(regrets)) < 0.03
+    assert math.expm1(percentile(regrets, 0.95)) < 0.15
 
 
 def test_portfolios_are_judged_on_problems_that_the_others_tiles_were_tried_on():

@@ -107,6 +107,9 @@ def complaints(job: Job, row: Compiled) -> list[str]:
     few = by_columns or (isinstance(job.problem, LocalProblem) and job.problem.geometry.c_out_group < 64)
     # Products of one warp each: wgmma's operands would pass through shared memory.
     few |= job.kernel == "grouped_slab"
+    # Of pixels that are loaded one by one a tile has fewer where otherwise multiprocessors had none.
+    gathered = job.kernel in ("implicit_gemm", "transposed_phase") and job.problem.pixels_last
+    few |= gathered and job.tile.asdict()["BLOCK_M"] < 64
     if row.uses_dot and half and job.target.family in ("sm_90", "sm_100") and not (row.wgmma or few or job.measured):
         found.append("no wgmma")
     g = job.problem.geometry
