@@ -296,7 +296,7 @@ def _transposed_narrow(problem: Problem, target: Target) -> TransposedPhaseTile:
     """
     slab, most = (16, 256) if problem.pixels_last and problem.itemsize == 2 else (32, 128)
     tile = TransposedPhaseTile(
-        BLOCK_M=64 if problem.itemsize == 4 and problem.pixels_last or _spilling(problem, target) else most,
+        BLOCK_M=64 if (problem.itemsize == 4 and problem.pixels_last) or _spilling(problem, target) else most,
         BLOCK_N=slab,
         BLOCK_K=min(slab, 64 // problem.itemsize),
         num_warps=warps(target, THREADS),
