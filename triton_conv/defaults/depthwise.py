@@ -155,13 +155,8 @@ def depthwise_patch(problem: Problem, target: Target) -> DepthwisePatchTile:
         rows, cols, channels = (4 if g.stride[1] == 1 and problem.itemsize < 8 else 2), 4, min(channels, 4)
     else:
         rows, cols = 1, (8 if g.stride[2] == 1 and g.kernel[2] <= 9 else 4)
-        if cols == 8 and h_out > 1:
-            # Beside 14 columns fewer are read twice; gelu and silu of as many, or wider filters, spill. On an H100
-            # convnext_dw7 takes 164 us with them, 183 with 8.
-            patches = g.batch * h_out * cdiv(w_out, 14) * cdiv(g.c_out, block_c) * block_c
-            wide = target.arch == "sm_90" and g.kernel[2] <= 7 and problem.activation not in ("gelu", "silu")
-            wide &= patches >= 2 * target.sms * THREADS * channels
-            cols = min((14, 8, 7) if wide else (8, 7), key=lambda width: cdiv(w_out, width) * width)
+        if cols == 8 and h_out > 1 and cdiv(w_out, 7) * 7 < cdiv(w_out, 8) * 8:
+            cols = 7
     return DepthwisePatchTile(
         UNROLL=unroll,
         ROWS=rows,
