@@ -52,7 +52,7 @@ def gathered(
     The loads bind, and each further block of channels repeats them: 64 pixels by up to 256 channels, of less only what
     gives most multiprocessors one of the `tiles`. 16 KB of pixels are to be under way in a multiprocessor: with one
     program or two to each that is 128 channels a step in twice as many warps, with more 64 (wide tiles) or 32. On an
-    H100 eleven NCHW layers and gradients take at most 1.06 times their best measured time so, with 64 x 64 x 32 in
+    H100 ten NCHW layers and gradients take at most 1.06 times their best measured time so, with 64 x 64 x 32 in
     four warps up to 2.7.
     """
     g = problem.geometry
