@@ -267,7 +267,8 @@ def test_precision_is_part_of_a_call(conv_precision):
     for precision in ("ieee", "tf32", "ieee"):
         conv_precision.fp32_precision = precision
         for call in made.values():
-            plans = call.gradients(x, w, grad, (True, True))
+            with torch.no_grad():
+                plans = call.gradients(grad, x, w, (True, True))
             assert plans.of_input.problem.precision == plans.of_weight.problem.precision == precision
 
 

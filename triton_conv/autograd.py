@@ -111,8 +111,14 @@ def conv_gradients(
     """
     input, weight, *_ = tensors
     assert input is not None and weight is not None
+    return linear_gradients(input, weight, window, needed, activation_gradient(tensors, window, grad))
+
+
+def linear_gradients(
+    input: Tensor, weight: Tensor, window: Window, needed: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Those by the gradient before the activation."""
     need_input, need_weight, need_bias = needed
-    grad = activation_gradient(tensors, window, grad)
     grad_input = grad_weight = None
     grad_bias = bias_gradient(grad) if need_bias else None
     grad, window = matched(grad, input, window)
@@ -132,8 +138,12 @@ def conv_gradients(
     return grad_input, grad_weight, grad_bias
 
 
+# Of tensors of so many dimensions.
+_ALL_BUT_CHANNELS = {3: (0, 2), 4: (0, 2, 3), 5: (0, 2, 3, 4)}
+
+
 def bias_gradient(grad: Tensor) -> Tensor:
-    return grad.sum((0, *range(2, grad.dim())))
+    return grad.sum(_ALL_BUT_CHANNELS[grad.dim()])
 
 
 def weight_gradient_window(weight: Tensor, window: Window) -> tuple[Any, ...]:
@@ -168,10 +178,9 @@ def matched(grad: Tensor, input: Tensor, window: Window) -> tuple[Tensor, Window
 
 def activation_gradient(tensors: Sequence[Tensor | None], window: Window, grad: Tensor) -> Tensor:
     """The gradient before the activation."""
-    input, weight, bias, output = tensors
-    *others, activation = window
-    if activation == "none":
+    if (activation := window[-1]) == "none":
         return grad
+    input, weight, bias, output = tensors
     if output is not None:
         # It selects, as torch does: infinity times zero would be no number. What selects has no derivative of its own.
         output = output.detach()
@@ -181,7 +190,7 @@ def activation_gradient(tensors: Sequence[Tensor | None], window: Window, grad: 
             else torch.ops.aten.hardtanh_backward(grad, output, 0, 6)
         )
         return result
-    before = conv(input, weight, bias, *others, "none")
+    before = conv(input, weight, bias, *window[:-1], "none")
     if activation == "gelu":
         result = torch.ops.aten.gelu_backward(grad, before)
         return result

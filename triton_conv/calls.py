@@ -8,7 +8,7 @@ the same plans.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import autograd, ops
 from .dispatch import Plan
-from .eager import on_device, plain
+from .eager import likeness, on_device, ordinary, plain, undisturbed
 
 # Calls, and gradients of one: beyond them sizes hardly ever repeat.
 _MOST, _MOST_GRADIENTS = 4096, 16
@@ -27,6 +27,11 @@ def seen(tensor: Tensor | None) -> tuple[Any, ...] | None:
     if tensor is None:
         return None
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr() % 16
+
+
+def _details(grad: Tensor, input: Tensor, weight: Tensor) -> tuple[Any, ...]:
+    """All that the plans of their gradients depend on besides the likeness of these."""
+    return grad.data_ptr() % 16, input.data_ptr() % 16, weight.data_ptr() % 16, ops.conv_precision(grad.dtype)
 
 
 class Gradients(NamedTuple):
@@ -49,7 +54,7 @@ class Call:
         past_padding = transposed and any(map(operator.gt, output_padding, padding[1::2]))
         self.direct = padding_mode == "zeros" and not past_padding
         """Whether gradients are what kernels write, of the output's gradient as it comes."""
-        self._gradients: dict[tuple[Any, ...], Gradients] = {}
+        self._gradients: list[tuple[Callable[..., bool], Sequence[bool], tuple[Any, ...], Gradients]] = []
 
     def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution of tensors that are `plain`, and like those."""
@@ -57,13 +62,19 @@ class Call:
             return _apply(input, weight, bias, self)  # type: ignore[no-any-return]
         return _forward(input, weight, bias, self.plan)  # type: ignore[no-any-return]
 
-    def gradients(self, input: Tensor, weight: Tensor, grad: Tensor, needed: Sequence[bool]) -> Gradients:
-        """What computes the gradients of input and weight, where needed."""
-        key = seen(input), seen(weight), seen(grad), *needed, ops.conv_precision(grad.dtype)
-        if (found := self._gradients.get(key)) is None:
-            if len(self._gradients) >= _MOST_GRADIENTS:
-                self._gradients.clear()
-            found = self._gradients[key] = self._planned(input, weight, grad, *needed)
+    def gradients(self, grad: Tensor, input: Tensor, weight: Tensor, needed: Sequence[bool]) -> Gradients | None:
+        """What computes the gradients of input and weight, where needed; None where ops do, of whatever they are."""
+        if not self.direct or torch.is_grad_enabled() or not undisturbed():
+            return None
+        for alike, asked, details, found in self._gradients:
+            if asked == needed and alike(grad, input, weight) and details == _details(grad, input, weight):
+                return found
+        if not ordinary(grad, input, weight):
+            return None
+        if len(self._gradients) >= _MOST_GRADIENTS:
+            self._gradients.clear()
+        found = self._planned(input, weight, grad, *needed)
+        self._gradients.append((likeness(grad, input, weight), needed, _details(grad, input, weight), found))
         return found
 
     def _planned(self, input: Tensor, weight: Tensor, grad: Tensor, need_input: bool, need_weight: bool) -> Gradients:
@@ -107,14 +118,13 @@ class Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        call, tensors, needed = ctx.call, ctx.saved_tensors, ctx.needs_input_grad[:3]
-        # Gradients that have gradients are made of ops; and hooks may have made anything of what was saved.
-        if not call.direct or torch.is_grad_enabled() or not plain(grad, *tensors):
-            return *autograd.conv_gradients(tensors, call.window, needed, grad), None
-        input, weight, *_ = tensors
+        call, needed = ctx.call, ctx.needs_input_grad[:3]
+        input, weight, *_ = tensors = ctx.saved_tensors
         grad = autograd.activation_gradient(tensors, call.window, grad)
+        # Gradients that have gradients are made of ops; and hooks may have made anything of what was saved.
+        if (plans := call.gradients(grad, input, weight, needed[:2])) is None:
+            return *autograd.linear_gradients(input, weight, call.window, needed, grad), None
         grad_bias = autograd.bias_gradient(grad) if needed[2] else None
-        plans = call.gradients(input, weight, grad, needed[:2])
         return *_backward(grad, input, weight, plans), grad_bias, None
 
 

@@ -28,6 +28,12 @@ _INTERVENING: int = ~functools.reduce(
 # As names of this module: an attribute of an attribute is looked up for as long as some of these take.
 _keys, _keys_of_thread = _C._dispatch_keys, _C._dispatch_tls_local_include_set
 _function_mode, _profiled = _C._is_torch_function_mode_enabled, _C._autograd._profiler_enabled
+_Guards = _C._dynamo.guards.TensorGuards
+
+
+def undisturbed() -> bool:
+    """Whether a call of `ordinary` tensors is a plain one."""
+    return not (torch.compiler.is_compiling() or forward_ad._current_level >= 0 or _function_mode() or _profiled())
 
 
 def traced() -> bool:
@@ -37,9 +43,12 @@ def traced() -> bool:
 
 
 def plain(*tensors: Tensor | None) -> bool:
-    """Whether a call of these is one. 1.3 us for three tensors."""
-    if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or _function_mode() or _profiled():
-        return False
+    """Whether a call of these is one."""
+    return undisturbed() and ordinary(*tensors)
+
+
+def ordinary(*tensors: Tensor | None) -> bool:
+    """Whether the dispatcher has nothing to do with these tensors here. 1.2 us for three."""
     keys = _keys_of_thread().raw_repr()
     for tensor in tensors:
         if tensor is not None:
@@ -47,6 +56,17 @@ def plain(*tensors: Tensor | None) -> bool:
                 return False
             keys |= _keys(tensor).raw_repr()
     return not keys & _INTERVENING
+
+
+def likeness(*tensors: Tensor) -> Callable[..., bool]:
+    """Tells of as many tensors whether they are `ordinary` as these are, of the same sizes, strides, dtypes and devices,
+    and with gradients or without.
+
+    It is what torch.compile guards its graphs by, in C: 0.3 us of three, where reading and comparing all that takes 2.5.
+    """
+    sizes, strides = [list(tensor.shape) for tensor in tensors], [list(tensor.stride()) for tensor in tensors]
+    check: Callable[..., bool] = _Guards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
+    return check
 
 
 def on_device(implementation: Callable[..., Any]) -> Callable[..., Any]:

@@ -28,7 +28,6 @@ from .arguments import (
     flat_padding,
     per_dimension,
 )
-from .eager import traced
 from .errors import ArgumentTypeError, TritonConvError
 from .nn_lectures import (
     ChannelShuffle,
@@ -77,15 +76,6 @@ class Routed(nn.Module):
 
     def _where(self) -> str:
         return self.backend or policy.current_backend()
-
-    def _call(
-        self, where: str, window: tuple[Any, ...], input: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> routing.Call | None:
-        """A call of which something may be known; not in a graph, whose sizes are symbols."""
-        if where == policy.TORCH or traced():
-            return None
-        dense = type(input) is Tensor and input.layout is torch.strided
-        return routing.Call(self, where, window, input, weight, bias) if dense else None
 
     def __prepare_scriptable__(self) -> NoReturn:
         raise ArgumentTypeError(
@@ -154,12 +144,14 @@ class _Conv(Routed, nn.modules.conv._ConvNd):
     def routed_arguments(self, input: Tensor) -> tuple[str, tuple[Any, ...]]:
         return "conv", self._arguments(input, self.weight, self.bias)
 
+    def routed_window(self) -> tuple[Any, ...]:
+        return self.stride, self.padding, self.dilation, self.groups, self.padding_mode, self.activation
+
     # torch's `forward` calls this, and so do its quantised and parametrised relatives.
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         where = self._where()
-        window = self.stride, self.padding, self.dilation, self.groups, self.padding_mode, self.activation
-        call = self._call(where, window, input, weight, bias)
-        known = call and call.again()
+        given = self, input, weight, bias
+        known = routing.again(where, *given)
         if isinstance(known, Tensor):
             return known
         if (where == policy.TORCH or known is routing.TORCHS) and self._torchs:
@@ -171,7 +163,7 @@ class _Conv(Routed, nn.modules.conv._ConvNd):
                 raise
             # torch takes it after all (a layout of its own), or says what is wrong in its own words.
             return super()._conv_forward(input, weight, bias)  # type: ignore[no-any-return]
-        output = routing.conv(arguments, where, call)
+        output = routing.conv(arguments, where, given)
         return output if input.dim() == output.dim() else output.squeeze(0)
 
 
@@ -227,11 +219,13 @@ class _ConvTranspose(Routed, nn.modules.conv._ConvTransposeNd):
     def routed_arguments(self, input: Tensor, output_size: list[int] | None = None) -> tuple[str, tuple[Any, ...]]:
         return "conv", self._arguments(input, output_size)
 
+    def routed_window(self) -> tuple[Any, ...]:
+        return self.stride, self.padding, self.output_padding, self.dilation, self.groups, self.activation
+
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         where = self._where()
-        window = self.stride, self.padding, self.output_padding, self.dilation, self.groups, self.activation
-        call = self._call(where, window, input, self.weight, self.bias) if output_size is None else None
-        known = call and call.again()
+        given = (self, input, self.weight, self.bias) if output_size is None else None
+        known = given and routing.again(where, *given)
         if isinstance(known, Tensor):
             return known
         if (where == policy.TORCH or known is routing.TORCHS) and self.activation is None:
@@ -242,7 +236,7 @@ class _ConvTranspose(Routed, nn.modules.conv._ConvTransposeNd):
             if self.activation is not None:
                 raise
             return super().forward(input, output_size)  # type: ignore[no-any-return,misc]
-        output = routing.conv(arguments, where, call)
+        output = routing.conv(arguments, where, given)
         return output if input.dim() == output.dim() else output.squeeze(0)
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import autocast, autograd, calls, ops, policy, reference
-from .eager import plain, traced
+from .eager import likeness, ordinary, plain, traced, undisturbed
 from .ops import TAGS, library, pairs
 
 library.define(
@@ -32,78 +32,89 @@ library.define(
 )
 
 
-class Call:
-    """A layer's call, by what a choice of a library for it depends on, and by what it computes.
+Given = tuple["Layer", Tensor, Tensor, Tensor | None]
+"""A call as a layer has it: itself, input, weight and bias."""
 
-    Asked again, torch's own layer answers at once, and so does our convolution if it is the same in all that matters:
-    normalised arguments, a choice and the look-up of a plan take 9 us, this 1.5 and 3.
-    """
 
-    __slots__ = ("_key", "_layer", "_lower", "_tensors", "_window")
+class Layer(Protocol):
+    """What is asked of one."""
 
-    def __init__(
-        self,
-        layer: nn.Module,
-        backend: str,
-        window: tuple[Any, ...],
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-    ) -> None:
-        self._layer, self._window, self._tensors = layer, window, (input, weight, bias)
-        training = torch.is_grad_enabled() and torch._C._any_requires_grad(input, weight, bias)
-        self._lower = autocast.lower(input)
-        tensor = input.shape, input.stride(), input.dtype, input.device
-        self._key = (*tensor, weight.dtype, training, self._lower, backend)
+    def routed_window(self) -> tuple[Any, ...]:
+        """What it computes, of its tensors."""
 
-    def again(self) -> Tensor | object | None:
-        """`TORCHS` if torch's kernel was chosen for a call like this one, the output if ours was; None otherwise.
 
-        The choice of torch is all that is remembered of it: a layer that was changed computes what it should, if not
-        where it would.
-        """
-        known = _known.get(self._layer, _NOTHING).get(self._key)
-        if known is None or known is TORCHS:
-            return known
-        details, convolution = known
-        tensors = autocast.operands(*self._tensors) if self._lower else self._tensors
-        same = plain(*tensors) and details == self._details(tensors)
-        return convolution(*tensors) if same else None
+class _Known(NamedTuple):
+    """What a layer's call was like, and became: this convolution, of tensors in this dtype of autocast's if in any, or
+    torch's own."""
 
-    def _details(self, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (self._window, *map(calls.seen, tensors), ops.conv_precision(tensors[0].dtype))
-
-    def stays(self) -> None:
-        """Remembers that torch's kernel was chosen."""
-        self._remember(TORCHS)
-
-    def moves(self, arguments: tuple[Any, ...]) -> None:
-        """Remembers that ours was, and these arguments of the op; not of an input that was without a batch."""
-        input, weight, bias, *window = arguments
-        if plain(input, weight, bias) and input.dim() == self._tensors[0].dim():
-            convolution = calls.like(input, weight, bias, tuple(window))
-            self._remember((self._details((input, weight, bias)), convolution))
-
-    def _remember(self, known: Any) -> None:
-        kinds = _known.setdefault(self._layer, {})
-        if len(kinds) >= _KINDS:
-            kinds.clear()
-        kinds[self._key] = known
+    alike: Callable[..., bool]
+    backend: str
+    graded: bool
+    convolution: calls.Call | None
+    lower: torch.dtype | None = None
+    details: tuple[Any, ...] = ()
 
 
 TORCHS = object()
-_known: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], Any]] = weakref.WeakKeyDictionary()
-_NOTHING: dict[tuple[Any, ...], Any] = {}
-# Of one layer: beyond them its sizes hardly ever repeat.
-_KINDS = 64
+_known: weakref.WeakKeyDictionary[Layer, dict[torch.Size, list[_Known]]] = weakref.WeakKeyDictionary()
+_NOTHING: dict[torch.Size, list[_Known]] = {}
+# Of one layer, and of one size: beyond them calls hardly ever repeat.
+_SIZES, _KINDS = 64, 16
+# In the place of a bias that is not there.
+_ABSENT = torch.empty(0, device="cpu")
 ops.on_forgetting.append(_known.clear)
 
 
-def conv(arguments: tuple[Any, ...], backend: str, call: Call | None = None) -> Tensor:
-    """A forward or transposed convolution, by the arguments of the op `conv`, of a layer's `call` if of one."""
+def again(backend: str, layer: Layer, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | object | None:
+    """What is known of a layer's call: the output if ours was chosen for one that is the same in all that matters,
+    `TORCHS` if torch's kernel was chosen for one like it; else None.
+
+    Normalised arguments, a choice and the look-up of a plan take 9 us, this 2 and 1. The choice of torch is all that is
+    remembered of it: a layer that was changed computes what it should, if not where it would.
+    """
+    # In a graph sizes are symbols.
+    if backend == policy.TORCH or traced() or type(input) is not Tensor:
+        return None
+    graded = torch.is_grad_enabled()
+    for alike, asked, recorded, convolution, lower, details in _known.get(layer, _NOTHING).get(input.shape, ()):
+        if asked == backend and recorded == graded and alike(input, weight, _ABSENT if bias is None else bias):
+            if convolution is None:
+                return TORCHS
+            # Whether autocast is on belongs to the likeness, its dtype does not.
+            if lower:
+                if lower != autocast.lower(input):
+                    continue
+                input, weight, bias = autocast.operands(input, weight, bias)
+            same = undisturbed() and details == _details(layer, input, weight)
+            return convolution(input, weight, bias) if same else None
+    return None
+
+
+def _details(layer: Layer, input: Tensor, weight: Tensor) -> tuple[Any, ...]:
+    """What decides with which arguments a convolution is called, but for the likeness of its tensors."""
+    return layer.routed_window(), input.data_ptr() % 16, weight.data_ptr() % 16, ops.conv_precision(input.dtype)
+
+
+def _remember(backend: str, given: Given, convolution: calls.Call | None, *details: Any) -> None:
+    layer, input, weight, bias = given
+    if ordinary(input, weight, bias):
+        sizes = _known.setdefault(layer, {})
+        if len(sizes) >= _SIZES:
+            sizes.clear()
+        kinds = sizes.setdefault(input.shape, [])
+        if len(kinds) >= _KINDS:
+            kinds.clear()
+        alike = likeness(input, weight, _ABSENT if bias is None else bias)
+        known = _Known(alike, backend, torch.is_grad_enabled(), convolution, autocast.lower(input), details)
+        # Before one that is like it but for its details: those belong to the layer's past.
+        kinds.insert(0, known)
+
+
+def conv(arguments: tuple[Any, ...], backend: str, given: Given | None = None) -> Tensor:
+    """A forward or transposed convolution, by the arguments of the op `conv`; what a layer was given is remembered."""
     if traced():
         return _traced_conv(*arguments, backend)  # type: ignore[no-any-return]
-    return _conv(arguments, backend, call)
+    return _conv(arguments, backend, given)
 
 
 def deform_conv(arguments: tuple[Any, ...], backend: str) -> Tensor:
@@ -113,16 +124,19 @@ def deform_conv(arguments: tuple[Any, ...], backend: str) -> Tensor:
     return _deform_conv(arguments, backend)
 
 
-def _conv(arguments: tuple[Any, ...], backend: str, call: Call | None = None) -> Tensor:
+def _conv(arguments: tuple[Any, ...], backend: str, given: Given | None = None) -> Tensor:
     if backend != policy.TORCH:
+        input, weight, bias, *window = arguments
         choice = policy.choose("conv", backend, arguments[:3], arguments[3:])
         if choice.ours:
-            if call is not None:
-                call.moves(arguments)
+            # An input without a batch is another one here.
+            if given is not None and plain(input, weight, bias) and input.dim() == given[1].dim():
+                details = _details(given[0], input, weight)
+                _remember(backend, given, calls.like(input, weight, bias, tuple(window)), *details)
             return calls.conv(*arguments)
         # Not what torch runs for another reason, as while a graph is captured.
-        if call is not None and choice.plan is not None:
-            call.stays()
+        if given is not None and choice.plan is not None:
+            _remember(backend, given, None)
     return torch_conv(*arguments)
 
 

@@ -28,32 +28,23 @@ def launch(kernel: Kernel, grid: int, tile: Tile, values: Arguments, *tensors: t
     Tensors in the order of `kernel.pointers`.
     """
     launches[kernel.name] += 1
+    start = _start_with_scratch if kernel.descriptors else start_kernel
+    programs, options = (grid, 1, 1), (tile.num_warps, tile.num_stages)
     if kernel.join is None:
-        _start(kernel, grid, tile, values, tensors)
+        start(kernel.function, programs, values, tensors, *options)
     elif (second := values.second) is None:
-        _start(kernel, grid, tile, values, (*tensors, None))
+        start(kernel.function, programs, values, (*tensors, None), *options)
     else:
         *_, bias, output = tensors
         assert output is not None
         partial = memory(second.numbers, output.device)
-        _start(kernel, grid, tile, values, (*tensors, partial))
-        join, operands = kernel.join.function, (partial, bias, output)
-        start_kernel(join, (second.grid, 1, 1), second.values, operands, tile.num_warps, tile.num_stages)
+        start(kernel.function, programs, values, (*tensors, partial), *options)
+        start_kernel(kernel.join.function, (second.grid, 1, 1), second.values, (partial, bias, output), *options)
 
 
 def memory(numbers: int, device: torch.device) -> torch.Tensor:
     """Where a kernel leaves what a second launch adds up: uninitialised, float32."""
     return torch.empty(numbers, dtype=torch.float32, device=device)
-
-
-def _start(kernel: Kernel, grid: int, tile: Tile, values: Arguments, tensors: tuple[torch.Tensor | None, ...]) -> None:
-    function, programs = kernel.function, (grid, 1, 1)
-    if kernel.descriptors:
-        # Triton's allocator belongs to the context of whoever calls: it is set in a copy, and theirs stays.
-        start = contextvars.copy_context().run
-        start(_start_with_scratch, function, programs, values, tensors, tile.num_warps, tile.num_stages)
-    else:
-        start_kernel(function, programs, values, tensors, tile.num_warps, tile.num_stages)
 
 
 def start_kernel(
@@ -69,23 +60,36 @@ def start_kernel(
     Triton looks at each of some fifty arguments in every call to find what it compiled before: 19 of 32 us. Only the
     tensors can differ between calls with the same values, and of them only what is in this key. Asking the compiled
     kernel to run itself takes another 1.3 us: for hooks, mostly, of which there are none unless someone is profiling.
+    It takes addresses for tensors, and then asks neither them nor the driver for theirs.
     """
     device = tensors[0].get_device()  # type: ignore[union-attr]
-    kinds = [None if t is None else (t.dtype, t.data_ptr() % 16 == 0) for t in tensors]
-    key = (device, num_warps, num_stages, *kinds)
-    if (compiled := values.compiled.get(key)) is None:
+    places: list[int | None] = []
+    kinds: list[Any] = [device, num_warps, num_stages]
+    for tensor in tensors:
+        if tensor is None:
+            places.append(None)
+            kinds.append(None)
+        else:
+            places.append(place := tensor.data_ptr())
+            kinds.append(tensor.dtype)
+            if place % 16:
+                kinds.append("unaligned")
+    key = tuple(kinds)
+    if (found := values.compiled.get(key)) is None:
         options = {} if num_warps is None else {"num_warps": num_warps, "num_stages": num_stages}
         if _knobs.interpret:
             _keep_truths()
         # The interpreter compiles nothing.
         if (compiled := function[grid](*tensors, **values, **options)) is not None:
-            values.compiled[key] = compiled
-    elif _KNOWN and isinstance(compiled, CompiledKernel) and not _hooked():
-        stream = triton.runtime.driver.active.get_current_stream(device)
-        handles = compiled.function, compiled.packed_metadata
-        compiled.run(*grid, stream, *handles, None, None, None, *tensors, *values.values())
+            run = compiled.run if _KNOWN and isinstance(compiled, CompiledKernel) else None
+            values.compiled[key] = compiled, run, tuple(values.values())
+        return
+    compiled, run, others = found
+    if run is None or _hooked():
+        compiled[grid](*tensors, *others)
     else:
-        compiled[grid](*tensors, *values.values())
+        stream = triton.runtime.driver.active.get_current_stream(device)
+        run(*grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *places, *others)
 
 
 @functools.cache
@@ -113,6 +117,11 @@ def _hooked() -> bool:
 
 
 def _start_with_scratch(*arguments: Any) -> None:
+    # Triton's allocator belongs to the context of whoever calls: it is set in a copy, and theirs stays.
+    contextvars.copy_context().run(_scratched, *arguments)
+
+
+def _scratched(*arguments: Any) -> None:
     triton.set_allocator(_scratch)
     start_kernel(*arguments)
 
