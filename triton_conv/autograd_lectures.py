@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import autograd, ops_fused, ops_local
+from . import autograd, calls, ops_fused, ops_local
 from .eager import differentiated
 from .problem_lectures import is_channels_last
 
@@ -46,7 +46,8 @@ def _shuffle_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 def separable_halves(arguments: tuple[Any, ...], channels: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """What the op `conv` takes besides tensors, for the depthwise convolution of so many channels and for the 1x1."""
-    stride, padding, dilation, mid_activation, activation = arguments
+    *window, mid_activation, activation = arguments
+    stride, padding, dilation = map(tuple, window)
     ones, zeros = (1,) * len(stride), (0,) * len(stride)
     first = stride, padding, dilation, channels, False, zeros, "zeros", mid_activation
     return first, (ones, (0,) * len(padding), ones, 1, False, zeros, "zeros", activation)
@@ -57,8 +58,7 @@ def separable_pair(
 ) -> Tensor:
     """The op `separable_conv` as two convolutions, with gradients that need no second filtering."""
     first, second = separable_halves(arguments, input.shape[1])
-    output: Tensor = autograd.conv(autograd.conv(input, depthwise, mid_bias, *first), pointwise, bias, *second)
-    return output
+    return calls.conv(calls.conv(input, depthwise, mid_bias, *first), pointwise, bias, *second)
 
 
 def _separable_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -72,14 +72,14 @@ def _separable_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     input, depthwise, pointwise, mid_bias, bias, output = ctx.saved_tensors
     first, second = separable_halves(ctx.arguments, input.shape[1])
     need_input, need_depthwise, need_pointwise, need_mid_bias, need_bias = ctx.needs_input_grad[:5]
-    mid = autograd.conv(input, depthwise, mid_bias, *first)
+    mid = calls.conv(input, depthwise, mid_bias, *first)
     below = need_input or need_depthwise or need_mid_bias
     needed = (below, need_pointwise, need_bias)
-    grad_mid, grad_pointwise, grad_bias = autograd.conv_gradients((mid, pointwise, bias, output), second, needed, grad)
+    grad_mid, grad_pointwise, grad_bias = calls.conv_gradients((mid, pointwise, bias, output), second, needed, grad)
     grad_input = grad_depthwise = grad_mid_bias = None
     if grad_mid is not None:
         tensors = input, depthwise, *autograd.slope_tellers(first[-1], mid_bias, mid)
-        found = autograd.conv_gradients(tensors, first, (need_input, need_depthwise, need_mid_bias), grad_mid)
+        found = calls.conv_gradients(tensors, first, (need_input, need_depthwise, need_mid_bias), grad_mid)
         grad_input, grad_depthwise, grad_mid_bias = found
     return grad_input, grad_depthwise, grad_pointwise, grad_mid_bias, grad_bias, *(None,) * len(ctx.arguments)
 

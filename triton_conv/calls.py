@@ -62,8 +62,18 @@ class Call:
             return _apply(input, weight, bias, self)  # type: ignore[no-any-return]
         return _forward(input, weight, bias, self.plan)  # type: ignore[no-any-return]
 
+    def backward(self, tensors: Sequence[Any], needed: Sequence[bool], grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of input, weight and bias, where needed; `tensors` as of `autograd.conv_gradients`."""
+        input, weight, *_ = tensors
+        grad = autograd.activation_gradient(tensors, self.window, grad)
+        if (plans := self.gradients(grad, input, weight, needed[:2])) is None:
+            return autograd.linear_gradients(input, weight, self.window, needed, grad)
+        grad_bias = autograd.bias_gradient(grad) if needed[2] else None
+        return *_backward(grad, input, weight, plans), grad_bias
+
     def gradients(self, grad: Tensor, input: Tensor, weight: Tensor, needed: Sequence[bool]) -> Gradients | None:
-        """What computes the gradients of input and weight, where needed; None where ops do, of whatever they are."""
+        """What computes the gradients of input and weight, where needed; None where that is left to ops."""
+        # Gradients that have gradients are made of ops; and hooks may have made anything of what was saved.
         if not self.direct or torch.is_grad_enabled() or not undisturbed():
             return None
         for alike, asked, details, found in self._gradients:
@@ -118,14 +128,7 @@ class Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        call, needed = ctx.call, ctx.needs_input_grad[:3]
-        input, weight, *_ = tensors = ctx.saved_tensors
-        grad = autograd.activation_gradient(tensors, call.window, grad)
-        # Gradients that have gradients are made of ops; and hooks may have made anything of what was saved.
-        if (plans := call.gradients(grad, input, weight, needed[:2])) is None:
-            return *autograd.linear_gradients(input, weight, call.window, needed, grad), None
-        grad_bias = autograd.bias_gradient(grad) if needed[2] else None
-        return *_backward(grad, input, weight, plans), grad_bias, None
+        return *ctx.call.backward(ctx.saved_tensors, ctx.needs_input_grad[:3], grad), None
 
 
 Convolution.__name__ = Convolution.__qualname__ = ops.conv.name()
@@ -152,3 +155,13 @@ def conv(input: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Te
     if plain(input, weight, bias):
         return like(input, weight, bias, window)(input, weight, bias)
     return autograd.conv(input, weight, bias, *window)  # type: ignore[no-any-return]
+
+
+def conv_gradients(
+    tensors: Sequence[Any], window: tuple[Any, ...], needed: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """`autograd.conv_gradients`, wherever it is called."""
+    input, weight, bias, _ = tensors
+    if plain(input, weight, bias):
+        return like(input, weight, bias, window).backward(tensors, needed, grad)
+    return autograd.conv_gradients(tensors, window, needed, grad)

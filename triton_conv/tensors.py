@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -37,9 +36,12 @@ def _aligned(tensor: torch.Tensor) -> bool:
     """By its address: torch aligns memory to more, but may have been lent some, as through DLPack. By its place in the
     storage, where there is no memory: in graphs and under transforms.
     """
-    if type(tensor) in (torch.Tensor, torch.nn.Parameter):
-        with contextlib.suppress(RuntimeError):
-            return tensor.data_ptr() % 16 == 0
+    try:
+        address = tensor.data_ptr() if type(tensor) in (torch.Tensor, torch.nn.Parameter) else None
+    except RuntimeError:
+        address = None
+    if address is not None:
+        return address % 16 == 0
     place: Any = tensor.storage_offset()
     if isinstance(place, torch.SymInt):
         # That which the graph is traced with, if any: asking for it sets no guard on the graph.
