@@ -3,9 +3,9 @@
 Everything else is in it: normalising the arguments, torch's dispatcher, the look-up of the plan, the allocation of the
 output; through a module also the choice of the library, and with autograd what backward will need. Then with the launch
 too, which Triton makes and the device does not wait for: without a GPU for an H100 that nobody has, by a driver that
-does nothing. Then forward and backward, as `torch.autograd.grad` of a module's three tensors. Beside it, torch's own
-conv2d and module, which have no such seam: on meta tensors, where they compute shapes only, and on CPU tensors of one
-element, where the arithmetic is negligible.
+does nothing. Then forward and backward, as `torch.autograd.grad` of all of a module's tensors, of other kinds of modules
+too, and a module that stays with torch. Beside it, torch's own conv2d and module, which have no such seam: on meta
+tensors, where they compute shapes only, and on CPU tensors of one element, where the arithmetic is negligible.
 
 Times are those of single calls of which 2% were faster: what else the machine does lengthens the others. Beside them
 stand the calls that a call makes, of Python's functions and of C's, which depend on nothing of that kind.
@@ -14,10 +14,11 @@ stand the calls that a call makes, of Python's functions and of C's, which depen
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType, SimpleNamespace
 from typing import Any
@@ -92,6 +93,21 @@ def _without_a_gpu() -> None:
     triton_conv.verdicts.needless = lambda *arguments: "no launch"
 
 
+def _others(device: torch.device) -> Iterator[tuple[str, torch.nn.Module, list[torch.Tensor]]]:
+    """Other layers, with their names and inputs: one whose weight is copied and whose gradient is added up, and the
+    other kinds."""
+    from triton_conv import nn
+
+    def inputs(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
+        return [torch.randn(shape, device=device, requires_grad=True) for shape in shapes]
+
+    ours: Any = {"padding": 1, "device": device, "backend": "triton"}
+    yield "dense nn.Conv2d", nn.Conv2d(16, 16, 3, bias=False, **ours), inputs((2, 16, 64, 64))
+    yield "nn.ConvTranspose2d", nn.ConvTranspose2d(16, 16, 4, stride=2, **ours), inputs((1, 16, 4, 4))
+    yield "nn.SeparableConv2d", nn.SeparableConv2d(16, 16, 3, padding=1, device=device), inputs((1, 16, 8, 8))
+    yield "nn.DeformConv2d", nn.DeformConv2d(16, 16, 3, **ours), inputs((1, 16, 8, 8), (1, 18, 8, 8))
+
+
 def measure(device: torch.device) -> dict[str, Cost]:
     """Costs by what was called."""
     import triton_conv as tc
@@ -108,9 +124,9 @@ def measure(device: torch.device) -> dict[str, Cost]:
     def conv2d() -> torch.Tensor:
         return tc.conv2d(x, w, b, padding=1, groups=4)
 
-    def step(layer: torch.nn.Module, x: torch.Tensor, dy: torch.Tensor) -> Callable[[], object]:
-        tensors = [x, *layer.parameters()]
-        return lambda: torch.autograd.grad(layer(x), tensors, dy)
+    def step(layer: torch.nn.Module, *inputs: torch.Tensor, dy: torch.Tensor) -> Callable[[], object]:
+        tensors = [*inputs, *layer.parameters()]
+        return lambda: torch.autograd.grad(layer(*inputs), tensors, dy)
 
     found: dict[str, Cost] = {}
     with torch.no_grad(), mock.patch.object(dispatch, "launch", _nothing):
@@ -137,17 +153,25 @@ def measure(device: torch.device) -> dict[str, Cost]:
         }
     with torch.no_grad():
         found["triton_conv.conv2d with its launch"] = cost(conv2d)
+    one_here, staying = one.to(device).requires_grad_(), tc.nn.Conv2d(1, 1, 1, backend="auto", device=device)
     found |= {
         "triton_conv.nn.Conv2d with autograd and its launch": cost(lambda: layer(x_grad)),
-        "triton_conv.nn.Conv2d, forward and backward, launches too": cost(step(layer, x_grad, dy)),
-        "torch.nn.Conv2d, forward and backward, on CPU tensors of one element": cost(step(layer_one, one_grad, dy_one)),
+        "triton_conv.nn.Conv2d, forward and backward, launches too": cost(step(layer, x_grad, dy=dy)),
+        "torch.nn.Conv2d, forward and backward, on CPU tensors of one element": cost(
+            step(layer_one, one_grad, dy=dy_one)
+        ),
+        "triton_conv.nn.Conv2d that stays with torch, with autograd, on one element": cost(lambda: staying(one_here)),
     }
+    for name, other, inputs in _others(device):
+        kept = other(*inputs).detach()
+        found[f"{name} with autograd and its launches"] = cost(functools.partial(other, *inputs))
+        found[f"{name}, forward and backward, launches too"] = cost(step(other, *inputs, dy=kept))
     if x.is_cuda:
         with torch.no_grad():
             found["torch.nn.functional.conv2d on the GPU"] = cost(lambda: F.conv2d(x, w, b, padding=1, groups=4))
         layer_cuda = torch.nn.Conv2d(4, 4, 3, padding=1, groups=4, device=device)
         found["torch.nn.Conv2d with autograd on the GPU"] = cost(lambda: layer_cuda(x_grad))
-        found["torch.nn.Conv2d, forward and backward, on the GPU"] = cost(step(layer_cuda, x_grad, dy))
+        found["torch.nn.Conv2d, forward and backward, on the GPU"] = cost(step(layer_cuda, x_grad, dy=dy))
     return found
 
 
