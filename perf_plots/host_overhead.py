@@ -3,7 +3,7 @@
 Everything else is in it: normalising the arguments, torch's dispatcher, the look-up of the plan, the allocation of the
 output; through a module also the choice of the library, and with autograd what backward will need. Then with the launch
 too, which Triton makes and the device does not wait for: without a GPU for an H100 that nobody has, by a driver that
-does nothing. Then forward and backward, as `torch.autograd.grad` of all of a module's tensors, of other kinds of modules
+does nothing. Then forward and backward, as `torch.autograd.grad` of a module's tensors, of other kinds of modules
 too, and a module that stays with torch. Beside it, torch's own conv2d and module, which have no such seam: on meta
 tensors, where they compute shapes only, and on CPU tensors of one element, where the arithmetic is negligible.
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from helpers import DEVICE, launches, random
 
 import triton_conv as tc
-from triton_conv import routing
+from triton_conv import calls, routing
 
 pytestmark = pytest.mark.usefixtures("exact_products")
 
@@ -23,6 +23,15 @@ def test_what_is_remembered_once():
         (known,) = routing._known[layer][x.shape]
         ((*_, gradients),) = known.convolution._gradients
         assert gradients.of_input and gradients.of_weight
+
+
+def test_a_changed_layer_is_remembered_as_it_is_now():
+    layer, x = tc.nn.Conv2d(2, 2, 3, backend="triton", device=DEVICE), random((1, 2, 5, 5))
+    for stride in (1, 2):
+        layer.stride = (stride, stride)
+        for _ in range(3):
+            assert torch.equal(layer(x), tc.conv2d(x, layer.weight, layer.bias, stride))
+        assert len(routing._known[layer][x.shape]) == stride
 
 
 def other_places(tensor, first):
@@ -70,6 +79,29 @@ def test_operands_at_other_places():
             for mine, torchs in zip(found, expected, strict=True):
                 torch.testing.assert_close(mine, torchs)
     assert {known.convolution.plan.problem.aligned for known in routing._known[layer][x.shape]} == {True, False}
+
+
+def test_gradients_are_planned_for_where_their_operands_begin():
+    window = (1, 1), (1, 1, 1, 1), (1, 1), 1, False, (0, 0), "zeros", "none"
+    tensors = random((1, 2, 3, 3)), random((1, 2, 3, 3)), random((2, 2, 3, 3))
+    call = calls.like(*tensors[1:], None, window)
+    for firsts in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)):
+        moved = [other_places(tensor, first) for tensor, first in zip(tensors, firsts, strict=True)]
+        with torch.no_grad():
+            plans = call.gradients(*moved, (True, True))
+        grad, input, weight = firsts
+        assert plans.of_input.problem.aligned == (not grad and not weight)
+        assert plans.of_weight.problem.aligned == (not input)
+
+
+def test_gradients_are_planned_where_they_are_needed():
+    window = (1, 1), (1, 1, 1, 1), (1, 1), 1, False, (0, 0), "zeros", "none"
+    grad, input, weight = random((1, 2, 3, 3)), random((1, 2, 3, 3)), random((2, 2, 3, 3))
+    call = calls.like(input, weight, None, window)
+    with torch.no_grad():
+        for needed in ((True, True), (True, False), (False, True), (True, True)):
+            plans = call.gradients(grad, input, weight, needed)
+            assert (plans.of_input is not None, plans.of_weight is not None) == needed
 
 
 def test_what_needs_a_gradient_may_change():
