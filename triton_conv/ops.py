@@ -26,7 +26,7 @@ from .layout import channels_last_like, dense_strides, five
 from .problem import Problem, WeightGradientProblem
 from .tensors import TensorMeta, check_bias, check_grad_output, check_tensors, meta
 
-_fp32_precision: Any = torch._C._get_fp32_precision_getter  # type: ignore[attr-defined]  # as torch.backends asks it
+_cudnn_conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # made at run time
 
 # Each op has a fake kernel with symbolic sizes, autograd and torch's own checks: what torch.compile asks for.
 TAGS = (torch.Tag.pt2_compliant_tag,)
@@ -85,7 +85,7 @@ def forget_plans() -> None:
 
 def conv_precision(dtype: torch.dtype) -> str:
     """How float32 products are computed: torch's own setting for convolutions, tf32 or ieee."""
-    if dtype is torch.float32 and _fp32_precision("cuda", "conv") == "tf32":
+    if dtype is torch.float32 and _cudnn_conv.fp32_precision == "tf32":
         return "tf32"
     return "ieee"
 
