@@ -252,6 +252,9 @@ def test_deformable_arguments():
     for arguments in (dict(groups=3), dict(offset_groups=3)):
         with pytest.raises(ValueError, match="in_channels must be divisible by"):
             tc.nn.DeformConv2d(4, 6, 3, **arguments)
+    for name in ("groups", "offset_groups"):
+        with pytest.raises(ValueError, match=f"^{name} must be a positive integer, got 0"):
+            tc.nn.DeformConv2d(4, 6, 3, **{name: 0})
     layer = tc.nn.DeformConv2d(4, 6, (3, 1), padding=1, groups=2, bias=False, predict=True, offset_groups=4)
     assert "4, 6, kernel_size=(3, 1), stride=(1, 1), padding=(1, 1), groups=2, offset_groups=4, bias=False, " in str(
         layer

@@ -138,7 +138,7 @@ def test_too_large_for_half_is_infinite():
     assert torch.equal(tc.conv1d(x.abs(), w), torch.full((1, 8, 5), float("inf"), dtype=torch.half, device=DEVICE))
 
 
-# Not a defect but what a product with zeros is, in return for its speed: the README says so.
+# Not a defect but what a product with zeros is, in return for its speed: the kernels' page says so.
 _SHARED = "groups that share a tile are multiplied by each other's zeros, and zero times NaN is NaN"
 SPREADS = {
     "grouped_packed": _SHARED,

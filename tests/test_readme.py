@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import triton_conv as tc
+from triton_conv import dispatch
+from triton_conv.kernels import KERNELS
 
 ROOT = Path(tc.__file__).parents[1]
 README = ROOT / "README.md"
@@ -71,3 +73,14 @@ def test_the_first_lines_are_the_public_surface():
     """Every `tc.` name anywhere in the README exists."""
     for name in set(re.findall(r"\btc\.([a-z_A-Z0-9.]+)", README.read_text())):
         assert reduce(lambda found, part: getattr(found, part, None), name.strip(".").split("."), tc), name
+
+
+def test_the_kernels_page_names_every_kernel():
+    text = (README.parent / "triton_conv" / "kernels" / "README.md").read_text()
+    serving, waiting = text.split("## What serves where it was measured")
+    # Weight gradients share the end of their names.
+    written = {name for part in quoted(text) for name in (part, f"{part}weight_gradient")}
+    written |= {f"locally_connected_input_gradient{part}" for part in quoted(serving)}
+    missing = set(KERNELS) - written
+    assert not missing
+    assert set(dispatch._MEASURED) <= set(quoted(waiting))

@@ -267,7 +267,7 @@ class DeformConv2d(Routed):
         backend: as in `triton_conv.nn`. "auto" also takes our kernel where torchvision is not installed.
 
     Raises:
-        ValueError: groups or offset_groups do not divide the channels.
+        ValueError: groups or offset_groups are not positive, or do not divide the channels.
     """
 
     def __init__(
@@ -288,6 +288,9 @@ class DeformConv2d(Routed):
         dtype: Any = None,
     ) -> None:
         super().__init__()
+        for name, count in (("groups", groups), ("offset_groups", offset_groups)):
+            if count <= 0:
+                raise ValueError(f"{name} must be a positive integer, got {count}")
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if channels % groups:
                 raise ValueError(f"{name} must be divisible by groups, got {name}={channels} and groups={groups}")
@@ -317,8 +320,8 @@ class DeformConv2d(Routed):
     def reset_parameters(self) -> None:
         """torchvision's initialisation; that of the predictor is zero."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-        if self.bias is not None:
-            bound = 1 / math.sqrt(self.weight[0].numel())
+        if self.bias is not None and (fan_in := math.prod(self.weight.shape[1:])):
+            bound = 1 / math.sqrt(fan_in)
             nn.init.uniform_(self.bias, -bound, bound)
         if self.conv_offset is not None:
             for parameter in self.conv_offset.parameters():
