@@ -104,7 +104,7 @@ def test_an_error_of_one_device_leaves_what_the_others_found(tmp_path, monkeypat
 
 def test_processes_that_die_on_two_devices(tmp_path):
     """The real command, each device behind a process of its own."""
-    device = "simulated:h100,count=2,seed=5,nan=0.1,crash=0.06"
+    device = "simulated:h100,count=2,seed=6,nan=0.1,crash=0.06"
     done = subprocess.run(
         [sys.executable, "-m", "triton_conv.cli", "tune", "--workload", "narrow_groups_8,narrow_groups_4", "--gpus",
          "all", "--device", device, "--preset", "rapid", "--budget", "100", "--store", str(tmp_path)],

@@ -51,4 +51,6 @@ def test_progress_asks_for_lines(without):
 
 
 def test_every_name_is_there_twice():
-    assert {name for name in console.__all__ if not hasattr(plain, name)} == {"ERR", "OUT", "say", "write_json"}
+    assert {name for name in console.__all__ if not hasattr(plain, name)} == {
+        "ERR", "OUT", "complain", "say", "write_json",
+    }  # fmt: skip

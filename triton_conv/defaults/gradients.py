@@ -110,7 +110,8 @@ def weight_gradient_boxed(problem: WeightGradientProblem, target: Target) -> Wei
     g = problem.geometry
     # wgmma takes no fewer than 64 rows.
     block_m = power_of_two(g.c_out_group, 64, 128)
-    block_n = power_of_two(g.c_in_group, 64, 256)
+    # Its sums leave through shared memory in float32: those of 128 x 256 are more than the 99 KiB of sm_120.
+    block_n = power_of_two(g.c_in_group, 64, 256 if target.shared_bytes >= 4 * 128 * 256 else 128)
     programs = cdiv(g.c_in_group, block_n) * g.taps * cdiv(g.c_out_group, block_m) * g.groups
     tile = WeightGradientBoxedTile(
         BLOCK_M=block_m,
