@@ -189,7 +189,9 @@ def twelve_regrets(seed: int, cases: Sequence[tuple[Problem, Target, Times]]) ->
 
 
 def twelve_figures(seeds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
-    """The regrets of one or more simulated devices, and the problems that make the tails of what is shipped."""
+    """The regrets of one or more simulated devices, the share of problems with next to none, and the problems that make
+    the tails of what is shipped.
+    """
     figures: dict[str, Any] = {"cases": sum(len(next(iter(found.values()))) for found in seeds)}
     for name in seeds[0]:
         rows = [(regret, problem) for found in seeds for problem, regret in found[name].items()]
@@ -197,6 +199,7 @@ def twelve_figures(seeds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[s
         figures[name] = {
             "geomean": round(math.expm1(statistics.fmean(regrets)), 4),
             "p95": round(math.expm1(percentile(regrets, 0.95)), 4),
+            "within 5%": round(sum(regret <= math.log(1.05) for regret in regrets) / len(regrets), 4),
         }
         if "problems" in name:
             worst = sorted(rows, reverse=True)[:_WORST]
