@@ -3,12 +3,15 @@
 import os
 import zlib
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from torch._prims_common import suggest_memory_format
 
 import triton_conv as tc
+from triton_conv import configs, dispatch
+from triton_conv.defaults import default_tile
 from triton_conv.kernels import launches
 from triton_conv.reference import reference, relative_error, tolerance
 
@@ -92,6 +95,22 @@ def check(function, arguments, *kernels):
         own = getattr(F, function)(**plain)
         assert (result.shape, result.stride()) == (own.shape, own.stride())
     return result
+
+
+def timed(monkeypatch, name, problem, target):
+    """As if a device had timed one kernel's default tile on a problem, and nothing else."""
+    entry = configs.Entry(default_tile(name, problem, target), 10.0, (9.0, 11.0), 20.0, 0.0, 8)
+    stored = SimpleNamespace(entries={problem.describe(): entry}, portfolio=None, environment={}, target=target)
+    monkeypatch.setattr(configs, "files", lambda kernel, _: [("user tuned", stored)] if kernel == name else [])
+
+
+def serves_where_timed(monkeypatch, name, problem, target):
+    """A kernel that only a measurement prefers is planned where there is one."""
+    timed(monkeypatch, name, problem, target)
+    dispatch.plan.cache_clear()
+    chosen = dispatch.plan(problem, target)
+    dispatch.plan.cache_clear()
+    assert (chosen.kernel.name, chosen.source) == (name, "user tuned")
 
 
 def random(shape, dtype=torch.float32, seed="", scale=1.0):

@@ -1,18 +1,17 @@
 """Transposed depthwise convolution by banded matrices: every phase, rows of every width, views, 64-bit offsets."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from cases import case
-from helpers import DTYPES, channels_last, launches, name_of, random, shifted, sliced
+from helpers import DTYPES, channels_last, launches, name_of, random, serves_where_timed, shifted, sliced
 from test_banded import rows_of
 from test_large import LIMIT, spread
 from test_tiles import run
 
 import triton_conv as tc
-from triton_conv import configs, dispatch
+from triton_conv import dispatch
 from triton_conv.autotune.space import candidates
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
@@ -131,13 +130,7 @@ def test_an_input_gradient_that_only_a_measurement_gives_to_it(monkeypatch):
     target = KNOWN["sm_90"]
     assert NAME in [kernel.name for kernel in dispatch.forms(problem, target)[0]]
     assert dispatch.plan(problem, target).kernel.name == "transposed_phase"
-    measured = configs.Entry(default_tile(NAME, problem, target), 10.0, (9.0, 11.0), 20.0, 0.0, 8)
-    stored = SimpleNamespace(entries={problem.describe(): measured}, portfolio=None, environment={}, target=target)
-    monkeypatch.setattr(configs, "files", lambda kernel, _: [("user tuned", stored)] if kernel == NAME else [])
-    dispatch.plan.cache_clear()
-    chosen = dispatch.plan(problem, target)
-    dispatch.plan.cache_clear()
-    assert (chosen.kernel.name, chosen.source) == (NAME, "user tuned")
+    serves_where_timed(monkeypatch, NAME, problem, target)
 
 
 @pytest.mark.parametrize("name", ["input", "weight"])

@@ -1,16 +1,15 @@
 """Slabs of narrow groups held in registers: groups and borders, both directions, epilogue, refusals."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from cases import case
-from helpers import DEVICE, channels_last, launches, name_of
+from helpers import DEVICE, channels_last, launches, name_of, serves_where_timed
 from test_tiles import run
 
 import triton_conv as tc
-from triton_conv import configs, dispatch
+from triton_conv import dispatch
 from triton_conv.autotune.space import candidates
 from triton_conv.defaults import default_tile
 from triton_conv.kernels import KERNELS
@@ -94,13 +93,7 @@ def test_only_a_measurement_prefers_it(name, monkeypatch):
     _, problem = planned(BY_NAME[name])
     target = KNOWN["sm_90"]
     assert NAME in dispatch.family(problem)[0] and dispatch.plan(problem, target).kernel.name != NAME
-    measured = configs.Entry(default_tile(NAME, problem, target), 10.0, (9.0, 11.0), 20.0, 0.0, 8)
-    stored = SimpleNamespace(entries={problem.describe(): measured}, portfolio=None, environment={}, target=target)
-    monkeypatch.setattr(configs, "files", lambda kernel, _: [("user tuned", stored)] if kernel == NAME else [])
-    dispatch.plan.cache_clear()
-    chosen = dispatch.plan(problem, target)
-    dispatch.plan.cache_clear()
-    assert (chosen.kernel.name, chosen.source) == (NAME, "user tuned")
+    serves_where_timed(monkeypatch, NAME, problem, target)
 
 
 @pytest.mark.slow

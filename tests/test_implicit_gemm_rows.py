@@ -1,15 +1,13 @@
 """Products of rows of pixels: odd rows and borders, both directions, weights in every layout, epilogue, refusals."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from cases import case
-from helpers import DEVICE, channels_last, launches, name_of, random, sliced
+from helpers import DEVICE, channels_last, launches, name_of, random, serves_where_timed, sliced
 from test_tiles import run
 
 import triton_conv as tc
-from triton_conv import configs, dispatch
+from triton_conv import dispatch
 from triton_conv.autotune.space import candidates
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
@@ -81,14 +79,7 @@ def test_only_a_measurement_prefers_it(monkeypatch):
     layer = BY_NAME["whole-row"]
     made = tc.plan(getattr(tc, layer.function), **layer.tensors(torch.bfloat16))
     assert NAME in dispatch.family(made.problem)[0] and made.kernel.name == "implicit_gemm"
-    target = KNOWN["sm_90"]
-    measured = configs.Entry(default_tile(NAME, made.problem, target), 10.0, (9.0, 11.0), 20.0, 0.0, 8)
-    monkeypatch.setattr(configs, "files", lambda kernel, _: [("user tuned", stored)] if kernel == NAME else [])
-    stored = SimpleNamespace(entries={made.problem.describe(): measured}, portfolio=None, environment={}, target=target)
-    dispatch.plan.cache_clear()
-    chosen = dispatch.plan(made.problem, target)
-    dispatch.plan.cache_clear()
-    assert (chosen.kernel.name, chosen.source) == (NAME, "user tuned")
+    serves_where_timed(monkeypatch, NAME, made.problem, KNOWN["sm_90"])
 
 
 def test_rows_that_are_not_aligned_are_not_preferred():

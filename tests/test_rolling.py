@@ -2,12 +2,11 @@
 
 import itertools
 from dataclasses import fields, replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from cases import case
-from helpers import DTYPES, channels_last, compare, launches, limit, permuted, random
+from helpers import DTYPES, channels_last, compare, launches, limit, permuted, random, serves_where_timed
 from test_depthwise_patch import framed, plan_of
 from test_depthwise_patch_weight_gradient import plan_of as plan_gradient_of
 from test_depthwise_patch_weight_gradient import run as run_gradient
@@ -15,7 +14,7 @@ from test_large import LIMIT, spread
 from test_tiles import run
 
 import triton_conv as tc
-from triton_conv import configs, dispatch
+from triton_conv import dispatch
 from triton_conv.autotune.space import candidates
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
@@ -154,13 +153,7 @@ def test_a_part_that_only_a_measurement_gives_to_it(name, monkeypatch):
     target = KNOWN["sm_90"]
     assert name in [kernel.name for kernel in dispatch.forms(problem, target)[0]]
     assert dispatch.plan(problem, target).kernel.name != name
-    measured = configs.Entry(default_tile(name, problem, target), 10.0, (9.0, 11.0), 20.0, 0.0, 8)
-    stored = SimpleNamespace(entries={problem.describe(): measured}, portfolio=None, environment={}, target=target)
-    monkeypatch.setattr(configs, "files", lambda kernel, _: [("user tuned", stored)] if kernel == name else [])
-    dispatch.plan.cache_clear()
-    chosen = dispatch.plan(problem, target)
-    dispatch.plan.cache_clear()
-    assert (chosen.kernel.name, chosen.source) == (name, "user tuned")
+    serves_where_timed(monkeypatch, name, problem, target)
 
 
 def test_steps_by_hand():

@@ -2,18 +2,17 @@
 
 import itertools
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from cases import case
-from helpers import DTYPES, compare, launches, limit, permuted, random
+from helpers import DTYPES, compare, launches, limit, permuted, random, serves_where_timed
 from test_depthwise_patch import plan_of
 from test_large import LIMIT, spread
 from test_tiles import run
 
 import triton_conv as tc
-from triton_conv import configs, dispatch
+from triton_conv import dispatch
 from triton_conv.autotune.space import candidates
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
@@ -151,13 +150,7 @@ def test_a_part_that_only_a_measurement_gives_to_it(part, monkeypatch):
     problem, target = replace(flagship(part), stride_b=2), KNOWN["sm_90"]
     assert NAME in [kernel.name for kernel in dispatch.untimed(problem, target)]
     assert dispatch.plan(problem, target).kernel.name != NAME
-    measured = configs.Entry(default_tile(NAME, problem, target), 10.0, (9.0, 11.0), 20.0, 0.0, 8)
-    stored = SimpleNamespace(entries={problem.describe(): measured}, portfolio=None, environment={}, target=target)
-    monkeypatch.setattr(configs, "files", lambda kernel, _: [("user tuned", stored)] if kernel == NAME else [])
-    dispatch.plan.cache_clear()
-    chosen = dispatch.plan(problem, target)
-    dispatch.plan.cache_clear()
-    assert (chosen.kernel.name, chosen.source) == (NAME, "user tuned")
+    serves_where_timed(monkeypatch, NAME, problem, target)
 
 
 def test_steps_by_hand():

@@ -2,16 +2,15 @@
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from cases import case
-from helpers import DEVICE, channels_last, check, compare, launches, limit, name_of, random, sliced
+from helpers import DEVICE, channels_last, check, compare, launches, limit, name_of, random, sliced, timed
 from test_tiles import run
 
 import triton_conv as tc
-from triton_conv import configs, dispatch, first_use, ops
+from triton_conv import dispatch, first_use, ops
 from triton_conv.autotune.space import candidates
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
@@ -148,10 +147,7 @@ def test_groups_apart():
 
 def measured(monkeypatch, problem):
     """As if a device had timed the default tile on this problem."""
-    target = KNOWN["sm_90"]
-    entry = configs.Entry(default_tile(NAME, problem, target), 10.0, (9.0, 11.0), 20.0, 0.0, 8)
-    stored = SimpleNamespace(entries={problem.describe(): entry}, portfolio=None, environment={}, target=target)
-    monkeypatch.setattr(configs, "files", lambda kernel, _: [("user tuned", stored)] if kernel == NAME else [])
+    timed(monkeypatch, NAME, problem, KNOWN["sm_90"])
     ops._forget()
 
 

@@ -166,20 +166,24 @@ def _replace(row: Compiled, **changes: Any) -> Compiled:
     return Compiled(**{**row.__dict__, **changes})
 
 
+def _device(vendor: str, arch: str, warp_size: int) -> Any:
+    """A device, as Triton's compiler has it."""
+    from triton.backends.compiler import GPUTarget
+
+    if vendor == "nvidia":
+        return GPUTarget("cuda", int(arch.removeprefix("sm_")), warp_size)
+    return GPUTarget("hip", arch, warp_size)
+
+
 def _compile(kernel: Kernel, job: Job) -> Any:
     import triton
-    from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     triton.knobs.compilation.always_compile = True  # a cached binary has no assembler log
     triton.knobs.nvidia.dump_ptxas_log = True
-    arch: str | int = job.target.arch
-    vendor = "hip"
-    if job.target.vendor == "nvidia":
-        vendor, arch = "cuda", job.target.capability
     return triton.compile(
         ASTSource(kernel.function, *signature(job)),
-        target=GPUTarget(vendor, arch, job.target.warp_size),
+        target=_device(job.target.vendor, job.target.arch, job.target.warp_size),
         options={"num_warps": job.tile.num_warps, "num_stages": job.tile.num_stages},
     )
 
@@ -231,10 +235,7 @@ class Driver:
     """Stands for Triton's driver: all that a compilation asks of it. The real one would take memory of the device."""
 
     def __init__(self, vendor: str, arch: str, warp_size: int) -> None:
-        from triton.backends.compiler import GPUTarget
-
-        number = int(arch.removeprefix("sm_")) if vendor == "nvidia" else arch
-        self._target = GPUTarget("cuda" if vendor == "nvidia" else "hip", number, warp_size)
+        self._target = _device(vendor, arch, warp_size)
 
     def get_current_target(self) -> object:
         return self._target
