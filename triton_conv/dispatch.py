@@ -14,6 +14,7 @@ from .defaults import default_tile
 from .errors import PlanError
 from .kernels import KERNELS, Arguments, Kernel, Tile, launch
 from .kernels.pack_weight import pack_weight
+from .layout import of_rank
 from .problem import (
     DeformInputGradientProblem,
     DeformProblem,
@@ -129,7 +130,7 @@ class Plan:
             return weight
         rank = self.problem.geometry.rank
         if view == "packed":
-            strides = (*self.problem.w_strides[:2], *self.problem.w_strides[5 - rank :])
+            strides = of_rank(rank, self.problem.w_strides)
             packed = torch.empty_strided(weight.shape, strides, dtype=weight.dtype, device=weight.device)
             # The grid's second axis ends at 65535; a filter of thousands of taps does not fit in a tile.
             if weight.is_contiguous() and weight.shape[0] < 2**16 and self.problem.geometry.taps <= 64:

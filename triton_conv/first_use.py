@@ -30,7 +30,7 @@ from .errors import ArgumentValueError, CaptureError, FormWarning
 from .first_use_lectures import Operands
 from .geometry import ConvGeometry
 from .kernels import Tile, launch
-from .layout import Strides, dense_strides, five
+from .layout import dense_strides, five, of_rank
 from .problem import Problem, WeightGradientProblem
 from .problem_lectures import LocalInputGradientProblem, LocalProblem, SeparableProblem
 from .reference import activated, explicit_padding, reference, relative_error, rounding
@@ -182,9 +182,8 @@ def small(problem: Problem) -> Problem:
         channels //= 2
     if isinstance(problem, LocalInputGradientProblem):
         return first_use_lectures.smaller_local(replace(problem, geometry=geometry))
-    shape = (geometry.c_in, geometry.c_out_group) if g.transposed else (geometry.c_out, geometry.c_in_group)
-    kernel = g.kernel[3 - g.rank :]
-    weight = five(dense_strides((*shape, *kernel), problem.w_strides[1] == 1 and problem.weight_view != "flipped"))
+    innermost = problem.w_strides[1] == 1 and problem.weight_view != "flipped"
+    weight = five(dense_strides(geometry.weight_shape, innermost))
     if problem.weight_view == "flipped":
         weight = (*weight[:2], -weight[2], -weight[3], -weight[4])
     gradient = isinstance(problem, WeightGradientProblem)
@@ -192,7 +191,7 @@ def small(problem: Problem) -> Problem:
     made = replace(
         problem,
         geometry=geometry,
-        x_strides=five(dense_strides(_in_shape(geometry), not problem.pixels_last)),
+        x_strides=five(dense_strides(geometry.in_shape, not problem.pixels_last)),
         w_strides=problem.w_strides if gradient else weight,
         y_strides=five(dense_strides(geometry.out_shape, last)),
         stride_b=1,
@@ -205,10 +204,6 @@ def small(problem: Problem) -> Problem:
 def _less(size: int, most: int) -> int:
     """At most about `most`, with the same remainder by 16: what kernels take for alignment stays as it is."""
     return size if size <= most + 16 else -(-most // 16) * 16 + size % 16
-
-
-def _in_shape(g: ConvGeometry) -> tuple[int, ...]:
-    return (g.batch, g.c_in, *g.in_size[3 - g.rank :])
 
 
 def difference(made: Plan, device: torch.device) -> float:
@@ -233,22 +228,17 @@ def _numbers(made: Plan, draw: first_use_lectures.Draw, lay: first_use_lectures.
         return first_use_lectures.of_local(problem, draw, lay)
     if isinstance(problem, SeparableProblem):
         return first_use_lectures.of_separable(problem, draw, lay)
-
-    def own(strides: Strides) -> tuple[int, ...]:
-        return (*strides[:2], *strides[5 - g.rank :])
-
-    x = draw(_in_shape(g))
-    operands: Operands = [lay(x, own(problem.x_strides))]
+    x = draw(g.in_shape)
+    operands: Operands = [lay(x, of_rank(g.rank, problem.x_strides))]
     if isinstance(problem, WeightGradientProblem):
         dy = draw(g.out_shape)
-        return [*operands, lay(dy, own(problem.y_strides))], _weight_gradient(g, x.double(), dy.double())
-    rows = (g.c_in, g.c_out_group) if g.transposed else (g.c_out, g.c_in_group)
-    weight = draw((*rows, *g.kernel[3 - g.rank :]), g.K**-0.5)
+        return [*operands, lay(dy, of_rank(g.rank, problem.y_strides))], _weight_gradient(g, x.double(), dy.double())
+    weight = draw(g.weight_shape, g.K**-0.5)
     bias = draw((g.c_out,)) if problem.has_bias else None
     # A flipped weight is read from its last tap on, by negative strides.
     flipped = problem.weight_view == "flipped"
     stored = weight.flip(tuple(range(2, 2 + g.rank))) if flipped else weight
-    laid = lay(stored, tuple(abs(stride) for stride in own(problem.w_strides)))
+    laid = lay(stored, tuple(abs(stride) for stride in of_rank(g.rank, problem.w_strides)))
     last: tuple[Any, ...] = (..., *(slice(-1, None),) * g.rank)
     laid = laid.contiguous() if made.kernel.contiguous_weight else laid
     operands += [laid[last] if flipped else laid, None if bias is None else lay(bias, (1,))]
@@ -268,32 +258,31 @@ def _run(made: Plan, operands: Operands, device: torch.device) -> torch.Tensor:
 
 
 def _window(g: ConvGeometry) -> dict[str, Any]:
-    first = 3 - g.rank
-    return {"stride": g.stride[first:], "dilation": g.dilation[first:], "groups": g.groups}
+    return {"stride": g.spatial(g.stride), "dilation": g.spatial(g.dilation), "groups": g.groups}
 
 
 def _forward(problem: Problem, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    g, first = problem.geometry, 3 - problem.geometry.rank
+    g = problem.geometry
     arguments = {"input": x, "weight": weight, **_window(g)}
     if not g.transposed:
-        border = {"padding": g.padding[first:], "padding_mode": g.padding_mode}
+        border = {"padding": g.spatial(g.padding), "padding_mode": g.padding_mode}
         epilogue = {"bias": bias, "activation": problem.activation}
         return reference(f"conv{g.rank}d", arguments | border | epilogue)
     # torch takes as much off behind as before; an input gradient may be of a convolution padded on one side.
     whole = reference(f"conv_transpose{g.rank}d", arguments)
-    ends = [g.out_size[i] + g.pad_before[i] - whole.shape[i + g.rank - 1] for i in range(first, 3)]
-    cuts = [side for i, end in zip(range(first, 3), ends, strict=True) for side in (end, -g.pad_before[i])]
-    result = F.pad(whole, cuts[::-1])
+    axes = zip(g.spatial(g.pad_before), g.out_shape[2:], whole.shape[2:], strict=True)
+    cuts = [(-before, before + size - full) for before, size, full in axes]
+    result = F.pad(whole, [side for pair in reversed(cuts) for side in pair])
     if bias is not None:
         result = result + bias.reshape(-1, *(1,) * g.rank)
     return activated(result, problem.activation)
 
 
 def _weight_gradient(g: ConvGeometry, x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
-    first, window = 3 - g.rank, _window(g)
-    none = [0] * g.rank
-    padded = explicit_padding(f"conv{g.rank}d", g.padding_mode, {"input": x, "padding": g.padding[first:]})["input"]
-    weight = x.new_zeros((g.c_out, g.c_in_group, *g.kernel[first:]))
+    window, none = _window(g), [0] * g.rank
+    border = {"input": x, "padding": g.spatial(g.padding)}
+    padded = explicit_padding(f"conv{g.rank}d", g.padding_mode, border)["input"]
+    weight = x.new_zeros(g.weight_shape)
     # Without the forward pass that a graph would compute.
     result: torch.Tensor = torch.ops.aten.convolution_backward(
         dy, padded, weight, None, window["stride"], none, window["dilation"], False, none, g.groups,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .geometry import triple
-from .layout import Strides, dense_strides, five
+from .layout import Strides, dense_strides, five, of_rank
 from .problem_lectures import LocalInputGradientProblem, SeparableProblem, dense_local_input, local_weight_strides
 from .reference import reference
 
@@ -26,12 +26,11 @@ Operands = list[Tensor | None]
 def smaller_local(problem: LocalInputGradientProblem) -> LocalInputGradientProblem:
     """The problem with the strides of its geometry, which was made smaller, in the formats that it has."""
     g = problem.geometry
-    spatial = g.out_size[3 - g.rank :]
-    weight = local_weight_strides((*spatial, g.c_out, g.c_in_group, *g.kernel[3 - g.rank :]), not problem.flat)
+    weight = local_weight_strides(problem.weight_shape, not problem.flat)
     d, h, w = triple(weight[: g.rank], 0)
     return replace(
         problem,
-        x_strides=_alike((g.batch, g.c_in, *g.in_size[3 - g.rank :]), problem.x_strides),
+        x_strides=_alike(g.in_shape, problem.x_strides),
         y_strides=_alike(g.out_shape, problem.y_strides),
         w_strides=five(weight[g.rank :]),
         place_strides=(d, h, w),
@@ -61,9 +60,8 @@ def of_local(problem: LocalInputGradientProblem, draw: Draw, lay: Lay) -> tuple[
     """The operands of a launch, and the result in float64."""
     g = problem.geometry
     dy = draw(g.out_shape)
-    weight = draw((*g.out_size[3 - g.rank :], g.c_out, g.c_in_group, *g.kernel[3 - g.rank :]), g.K**-0.5)
-    laid = lay(weight, (*problem.place_strides[3 - g.rank :], *problem.w_strides[:2], *problem.w_strides[5 - g.rank :]))
-    operands: Operands = [lay(dy, (*problem.y_strides[:2], *problem.y_strides[5 - g.rank :])), laid]
+    weight = draw(problem.weight_shape, g.K**-0.5)
+    operands: Operands = [lay(dy, of_rank(g.rank, problem.y_strides)), lay(weight, problem.weight_strides)]
     return operands, _local_input_gradient(problem, dy.double(), weight.double())
 
 
@@ -83,23 +81,23 @@ def _local_input_gradient(problem: LocalInputGradientProblem, dy: Tensor, weight
 
 def of_separable(problem: SeparableProblem, draw: Draw, lay: Lay) -> tuple[Operands, Tensor]:
     """The operands of a launch, and the result in float64."""
-    g, first = problem.geometry, 3 - problem.geometry.rank
+    g = problem.geometry
     tensors = {
-        "input": draw((g.batch, g.c_in, *g.in_size[first:])),
-        "depthwise_weight": draw((g.c_out, 1, *g.kernel[first:]), g.taps**-0.5),
+        "input": draw(g.in_shape),
+        "depthwise_weight": draw(g.weight_shape, g.taps**-0.5),
         "mid_bias": draw((g.c_out,)) if problem.has_mid_bias else None,
         "pointwise_weight": draw((problem.c_final, g.c_out, *(1,) * g.rank), g.c_out**-0.5),
         "bias": draw((problem.c_final,)) if problem.has_bias else None,
     }
     outer, inner = problem.pointwise_strides
     strides = {
-        "input": (*problem.x_strides[:2], *problem.x_strides[5 - g.rank :]),
-        "depthwise_weight": (*problem.w_strides[:2], *problem.w_strides[5 - g.rank :]),
+        "input": of_rank(g.rank, problem.x_strides),
+        "depthwise_weight": of_rank(g.rank, problem.w_strides),
         "pointwise_weight": (outer, inner, *(1,) * g.rank),
         "mid_bias": (problem.stride_mb,),
         "bias": (problem.stride_b,),
     }
-    window = {"stride": g.stride[first:], "padding": g.padding[first:], "dilation": g.dilation[first:]}
+    window = {name: g.spatial(getattr(g, name)) for name in ("stride", "padding", "dilation")}
     activations = {"activation": problem.activation, "mid_activation": problem.mid_activation}
     expected = reference(f"separable_conv{g.rank}d", tensors | window | activations)
     return [None if value is None else lay(value, strides[name]) for name, value in tensors.items()], expected

@@ -11,10 +11,12 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from .errors import ArgumentError, ArgumentValueError
 
 Triple = tuple[int, int, int]
+T = TypeVar("T")
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 ACTIVATIONS = ("none", "relu", "relu6", "gelu", "silu")
@@ -135,15 +137,15 @@ class ConvGeometry:
                     )
             if any(size < 0 for size in self.out_size):
                 raise ArgumentError(
-                    f"input: Given input size per channel: {self._spatial(self.in_size)}. Calculated output size per "
-                    f"channel: {self._spatial(self.out_size)}. Output size is too small"
+                    f"input: Given input size per channel: {self._size(self.in_size)}. Calculated output size per "
+                    f"channel: {self._size(self.out_size)}. Output size is too small"
                 )
             return
         if any(size <= 0 for size in self.out_size):
             padded = tuple(i + b + a for i, (b, a) in zip(self.in_size, self.padding, strict=True))
             raise ArgumentError(
-                f"weight: Calculated padded input size per channel: {self._spatial(padded)}. Kernel size: "
-                f"{self._spatial(self.extent)}. Kernel size can't be greater than actual input size"
+                f"weight: Calculated padded input size per channel: {self._size(padded)}. Kernel size: "
+                f"{self._size(self.extent)}. Kernel size can't be greater than actual input size"
             )
         # A mirrored border needs as many real elements beside the edge; a wrapped one may use them all.
         spare = {"reflect": 1, "circular": 0}.get(self.padding_mode)
@@ -153,16 +155,20 @@ class ConvGeometry:
             raise ArgumentError(
                 f"padding: padding_mode={self.padding_mode!r} needs padding of at most the input size"
                 f"{' less one' if spare else ''}, got padding={self._listed(self.padding)} for input size "
-                f"{self._spatial(self.in_size)}"
+                f"{self._size(self.in_size)}"
             )
 
-    def _spatial(self, size: Sequence[int]) -> str:
-        return f"({' x '.join(map(str, size[3 - self.rank :]))})"
+    def _size(self, size: Sequence[int]) -> str:
+        return f"({' x '.join(map(str, self.spatial(size)))})"
 
     def _listed(self, values: Sequence[object]) -> list[object]:
-        return list(values[3 - self.rank :])
+        return list(self.spatial(values))
 
     # ------------------------------------------------------------------ sizes
+
+    def spatial(self, values: Sequence[T]) -> tuple[T, ...]:
+        """Of what stands for (depth, height, width) that of the dimensions of this rank, as torch has it."""
+        return tuple(values[3 - self.rank :])
 
     @property
     def extent(self) -> Triple:
@@ -190,9 +196,20 @@ class ConvGeometry:
         return d, h, w
 
     @property
+    def in_shape(self) -> tuple[int, ...]:
+        """Shape of the batched input at its own rank."""
+        return (self.batch, self.c_in, *self.spatial(self.in_size))
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the weight as torch has it: of a transposed convolution its input channels come first."""
+        channels = (self.c_in, self.c_out_group) if self.transposed else (self.c_out, self.c_in_group)
+        return (*channels, *self.spatial(self.kernel))
+
+    @property
     def out_shape(self) -> tuple[int, ...]:
         """Shape of the batched output at its own rank."""
-        return (self.batch, self.c_out, *self.out_size[3 - self.rank :])
+        return (self.batch, self.c_out, *self.spatial(self.out_size))
 
     @property
     def taps(self) -> int:
@@ -293,15 +310,14 @@ class ConvGeometry:
 
     def describe(self) -> str:
         """One readable line, also the key of stored configurations: every number the result depends on."""
-        letters = "dhw"[3 - self.rank :]
 
         def each(values: Sequence[object]) -> str:
-            return "x".join(str(v) for v in values[3 - self.rank :])
+            return "x".join(map(str, self.spatial(values)))
 
         parts = [
             f"n{self.batch}",
             f"c{self.c_in}-{self.c_out}",
-            f"{letters}{each(self.in_size)}",
+            f"{''.join(self.spatial('dhw'))}{each(self.in_size)}",
             f"k{each(self.kernel)}",
             f"s{each(self.stride)}",
             f"p{each([b if a == b else f'{b}:{a}' for b, a in self.padding])}",

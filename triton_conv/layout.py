@@ -14,6 +14,11 @@ def five(strides: Sequence[int]) -> Strides:
     return n, c, d, h, w
 
 
+def of_rank(rank: int, strides: Strides) -> tuple[int, ...]:
+    """Of five strides those of a tensor of that rank: what `five` was given."""
+    return (*strides[:2], *strides[5 - rank :])
+
+
 def channels_last_like(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether torch would call these strides channels_last (2-D) or channels_last_3d; never for one dimension."""
     rank = len(shape) - 2

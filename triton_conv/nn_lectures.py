@@ -15,6 +15,7 @@ from . import lectures
 from .arguments import flat_padding, per_dimension
 from .errors import ArgumentError
 from .geometry import ConvGeometry
+from .ops import pairs
 from .problem_lectures import local_weight_strides
 
 __all__ = [
@@ -229,9 +230,8 @@ class _Local(nn.Module):
         stride = per_dimension("stride", stride, rank)
         dilation = per_dimension("dilation", dilation, rank)
         flat = flat_padding(padding, rank, stride, one, dilation)
-        pads = [(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)]
-        geometry = ConvGeometry.of((1, in_channels, *size), filters, stride, pads, dilation, groups)
-        out = geometry.out_size[3 - rank :]
+        geometry = ConvGeometry.of((1, in_channels, *size), filters, stride, pairs(flat), dilation, groups)
+        out = geometry.spatial(geometry.out_size)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         shape = (*out, *filters)
         # Input channels innermost, as forward and gradients read them in whole lines.

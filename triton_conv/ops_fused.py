@@ -172,7 +172,7 @@ def _separable_result(
     geometry: ConvGeometry, input: TensorMeta, pointwise: TensorMeta
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shape and strides of the result."""
-    shape = (geometry.batch, pointwise.shape[0], *geometry.out_size[3 - geometry.rank :])
+    shape = (geometry.batch, pointwise.shape[0], *geometry.spatial(geometry.out_size))
     # A 1x1 weight is dense in either format, so that it says nothing about the output's.
     return shape, dense_strides(shape, channels_last_like(input.shape, input.strides))
 

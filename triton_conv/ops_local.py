@@ -12,7 +12,7 @@ from . import target as targets
 from .dispatch import Plan, plan
 from .errors import ArgumentError
 from .geometry import ConvGeometry, triple
-from .layout import channels_last_like, dense_strides, five
+from .layout import Strides, channels_last_like, dense_strides, five, of_rank
 from .ops import cached, conv_precision, pairs
 from .problem_lectures import (
     LocalInputGradientProblem,
@@ -55,10 +55,9 @@ def _as_read(tensor: TensorMeta, channels_innermost: bool) -> tuple[int, ...]:
     return dense_local_input(tensor.shape)
 
 
-def _arranged(tensor: torch.Tensor, five_strides: Sequence[int]) -> torch.Tensor:
+def _arranged(tensor: torch.Tensor, read: Strides) -> torch.Tensor:
     """The tensor, or a copy of it, with the strides that the plan reads."""
-    rank = tensor.dim() - 2
-    strides = (*five_strides[:2], *five_strides[5 - rank :])
+    strides = of_rank(tensor.dim() - 2, read)
     if tensor.stride() == strides:
         return tensor
     return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
@@ -81,7 +80,7 @@ def _local_geometry(
 ) -> ConvGeometry:  # fmt: skip
     rank = len(input) - 2
     geometry = ConvGeometry.of(input, weight[rank:], stride, pairs(padding), dilation, groups)
-    out = geometry.out_size[3 - rank :]
+    out = geometry.spatial(geometry.out_size)
     if tuple(weight[:rank]) != out:
         raise ArgumentError(
             f"weight: expected a filter for each of {list(out)} outputs of input {list(input)}, "
@@ -112,7 +111,7 @@ def _forward_geometry(
     """The geometry of a forward call, after checking its tensors, and the strides of its result."""
     check_tensors(input, {"weight": weight, "bias": bias})
     geometry = _local_geometry(input.shape, weight.shape, *window)
-    spatial = geometry.out_size[3 - geometry.rank :]
+    spatial = geometry.spatial(geometry.out_size)
     if bias is not None and tuple(bias.shape) != (geometry.c_out, *spatial):
         raise ArgumentError(
             f"bias: expected {[geometry.c_out, *spatial]} for weight {list(weight.shape)}, got bias {list(bias.shape)}"

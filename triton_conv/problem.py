@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .geometry import ConvGeometry
-from .layout import Strides, dense_like, dense_strides, five, span
+from .layout import Strides, dense_like, dense_strides, five, of_rank, span
 
 INT32_LIMIT = 2**31 - 1
 # Triton knows an integer argument's divisibility by 16 at most; more would say nothing new.
@@ -95,7 +95,7 @@ class Problem:
     @property
     def result_strides(self) -> tuple[int, ...]:
         """Strides of what the kernel writes."""
-        return (*self.y_strides[:2], *self.y_strides[5 - self.geometry.rank :])
+        return of_rank(self.geometry.rank, self.y_strides)
 
     def operand(self, pointer: str) -> torch.dtype | None:
         """Dtype of the tensor behind a kernel's pointer of that name; None if this call has none there."""
@@ -144,9 +144,7 @@ class Problem:
         few = min(g.c_in_group, g.c_out_group) < 16
         if few or g.taps == 1 or self.w_strides[1] == 1 or g.phases * _PIXELS_WORTH_PACKING > g.M:
             return self
-        shape = (g.c_in, g.c_out_group) if g.transposed else (g.c_out, g.c_in_group)
-        packed = dense_strides((*shape, *g.kernel[3 - g.rank :]), channels_last=True)
-        return replace(self, w_strides=five(packed), weight_view="packed")
+        return replace(self, w_strides=five(dense_strides(g.weight_shape, channels_last=True)), weight_view="packed")
 
     def x_run(self, *steps: int) -> int:
         """Pixels of a row that lie side by side at an aligned place in the input, for blocks of columns that start at
@@ -233,8 +231,7 @@ class WeightGradientProblem(Problem):
     @property
     def result_shape(self) -> tuple[int, ...]:
         """That of the weight, and of each partial sum."""
-        g = self.geometry
-        return (g.c_out, g.c_in_group, *g.kernel[3 - g.rank :])
+        return self.geometry.weight_shape
 
     @property
     def result_strides(self) -> tuple[int, ...]:
@@ -316,13 +313,11 @@ class DeformInputGradientProblem(DeformProblem):
     @property
     def result_shape(self) -> tuple[int, ...]:
         """Shape of the input and its gradient; offset and mask come beside it."""
-        g = self.geometry
-        return (g.batch, g.c_in, *g.in_size[1:])
+        return self.geometry.in_shape
 
     @property
     def result_strides(self) -> tuple[int, ...]:
-        n, c, _, h, w = self.x_strides
-        return dense_like(self.result_shape, (n, c, h, w))
+        return dense_like(self.result_shape, of_rank(2, self.x_strides))
 
     @property
     def offset_gradient_strides(self) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .geometry import ConvGeometry, Triple
-from .layout import channels_last_like, dense_strides
+from .layout import channels_last_like, dense_strides, of_rank, span
 from .problem import INT32_LIMIT, Problem, vector_of
 
 
@@ -44,15 +44,22 @@ class LocalProblem(Problem):
     bias_strides: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     @property
-    def weight_count(self) -> int:
+    def weight_shape(self) -> tuple[int, ...]:
+        """`(*out_size, c_out, c_in/groups, *kernel)`."""
         g = self.geometry
-        return g.out_pixels * g.c_out * g.c_in_group * g.taps
+        return (*g.spatial(g.out_size), *g.weight_shape)
+
+    @property
+    def weight_strides(self) -> tuple[int, ...]:
+        """Strides of the weight, in that order."""
+        g = self.geometry
+        return (*g.spatial(self.place_strides), *of_rank(g.rank, self.w_strides))
 
     @property
     def least_bytes(self) -> int:
         g = self.geometry
         pixels = g.batch * (g.c_in * g.in_pixels + g.c_out * g.out_pixels)
-        return self.itemsize * (pixels + self.weight_count + self.has_bias * g.c_out * g.out_pixels)
+        return self.itemsize * (pixels + math.prod(self.weight_shape) + self.has_bias * g.c_out * g.out_pixels)
 
     @property
     def images_last(self) -> bool:
@@ -82,9 +89,9 @@ class LocalProblem(Problem):
         g = self.geometry
         images = min(block_m, max(g.batch, 1))
         spans = [
-            _reach(self.x_strides, (images, g.c_in, *(i + sum(p) for i, p in zip(g.in_size, g.padding, strict=True)))),
-            _reach(self.y_strides, (images, g.c_out, *g.out_size)),
-            _reach(self.w_strides, (g.c_out, g.c_in_group, *g.kernel)),
+            span(self.x_strides, (images, g.c_in, *(i + sum(p) for i, p in zip(g.in_size, g.padding, strict=True)))),
+            span(self.y_strides, (images, g.c_out, *g.out_size)),
+            span(self.w_strides, (g.c_out, g.c_in_group, *g.kernel)),
         ]
         return max(spans) > INT32_LIMIT
 
@@ -99,12 +106,11 @@ class LocalInputGradientProblem(LocalProblem):
 
     @property
     def result_shape(self) -> tuple[int, ...]:
-        g = self.geometry
-        return (g.batch, g.c_in, *g.in_size[3 - g.rank :])
+        return self.geometry.in_shape
 
     @property
     def result_strides(self) -> tuple[int, ...]:
-        return (*self.x_strides[:2], *self.x_strides[5 - self.geometry.rank :])
+        return of_rank(self.geometry.rank, self.x_strides)
 
     def describe(self) -> str:
         return f"{super().describe()} dx"
@@ -116,21 +122,14 @@ class LocalWeightGradientProblem(LocalProblem):
 
     @property
     def result_shape(self) -> tuple[int, ...]:
-        g = self.geometry
-        return (*g.out_size[3 - g.rank :], g.c_out, g.c_in_group, *g.kernel[3 - g.rank :])
+        return self.weight_shape
 
     @property
     def result_strides(self) -> tuple[int, ...]:
-        rank = self.geometry.rank
-        places: tuple[int, ...] = self.place_strides
-        return (*places[3 - rank :], *self.w_strides[:2], *self.w_strides[5 - rank :])
+        return self.weight_strides
 
     def describe(self) -> str:
         return f"{super().describe()} dw"
-
-
-def _reach(strides: Sequence[int], sizes: Sequence[int]) -> int:
-    return sum(abs(stride) * max(size, 1) for stride, size in zip(strides, sizes, strict=True))
 
 
 # -------------------------------------------------------------------------------------------------------- separable
@@ -152,7 +151,7 @@ class SeparableProblem(Problem):
     @property
     def result_shape(self) -> tuple[int, ...]:
         g = self.geometry
-        return (g.batch, self.c_final, *g.out_size[3 - g.rank :])
+        return (g.batch, self.c_final, *g.spatial(g.out_size))
 
     @property
     def whole(self) -> ConvGeometry:
@@ -181,9 +180,9 @@ class SeparableProblem(Problem):
         images = min((block_m - 1) // max(g.out_pixels, 1) + 2, max(g.batch, 1))
         return (
             super().wide_index(block_m)
-            or _reach(self.y_strides, (images, self.c_final, *g.out_size)) > INT32_LIMIT
-            or _reach(self.pointwise_strides, (self.c_final, g.c_out)) > INT32_LIMIT
-            or _reach((self.stride_b, self.stride_mb), (self.c_final, g.c_out)) > INT32_LIMIT
+            or span(self.y_strides, (images, self.c_final, *g.out_size)) > INT32_LIMIT
+            or span(self.pointwise_strides, (self.c_final, g.c_out)) > INT32_LIMIT
+            or span((self.stride_b, self.stride_mb), (self.c_final, g.c_out)) > INT32_LIMIT
         )
 
     @property

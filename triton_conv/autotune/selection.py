@@ -69,15 +69,12 @@ def of_model(step: Callable[[], Any]) -> list[Workload]:
 def workload_of(problem: Problem) -> Workload | None:
     """A workload with this very problem; None for the few that no public call has, or that cannot be tuned."""
     g = problem.geometry
-    first = 3 - g.rank
-    arguments: dict[str, Any] = {
-        "stride": g.stride[first:], "padding": g.padding[first:], "dilation": g.dilation[first:], "groups": g.groups,
-    }  # fmt: skip
-    weight = (g.c_out, g.c_in_group, *g.kernel[first:])
+    arguments: dict[str, Any] = {name: g.spatial(getattr(g, name)) for name in ("stride", "padding", "dilation")}
+    arguments["groups"] = g.groups
     function = f"conv{g.rank}d"
     if g.transposed:
-        function, weight = f"conv_transpose{g.rank}d", (g.c_in, g.c_out_group, *g.kernel[first:])
-        arguments |= {"padding": tuple(b for b, _ in g.padding[first:]), "output_padding": g.output_padding[first:]}
+        function = f"conv_transpose{g.rank}d"
+        arguments |= {"padding": g.spatial(g.pad_before), "output_padding": g.spatial(g.output_padding)}
     elif g.padding_mode != "zeros":
         arguments["padding_mode"] = g.padding_mode
     offsets: dict[str, Any] = {}
@@ -94,8 +91,8 @@ def workload_of(problem: Problem) -> Workload | None:
         name=problem.describe().replace(" ", "_").replace("/", "_"),
         kind=_kind(problem),
         function=function,
-        input=(g.batch, g.c_in, *g.in_size[first:]),
-        weight=weight,
+        input=g.in_shape,
+        weight=g.weight_shape,
         arguments=arguments,
         dtype=str(problem.dtype).removeprefix("torch."),
         channels_last=not problem.pixels_last,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import triton
 import triton.language as tl
 
-from ..layout import span
+from ..layout import of_rank, span
 from ..problem import INT32_LIMIT, VECTOR_LIMIT, Problem
 from .kernel import cdiv
 
@@ -111,7 +111,7 @@ def unboxable(problem: Problem) -> str | None:
     if not problem.aligned:
         return "the input or the weight does not begin at a multiple of 16 bytes"
     for name, strides, channels in (("input", problem.x_strides, g.c_in), ("output", problem.y_strides, g.c_out)):
-        n, c, *spatial = (*strides[:2], *strides[5 - g.rank :])
+        n, c, *spatial = of_rank(g.rank, strides)
         if c != 1 or channels < 16:
             return f"the channels of the {name} are not contiguous, or fewer than 16"
         if min(n, *spatial) <= 0 or math.gcd(VECTOR_LIMIT, n, *spatial) * problem.itemsize % 16:
