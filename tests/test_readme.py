@@ -83,4 +83,4 @@ def test_the_kernels_page_names_every_kernel():
     written |= {f"locally_connected_input_gradient{part}" for part in quoted(serving)}
     missing = set(KERNELS) - written
     assert not missing
-    assert set(dispatch._MEASURED) <= set(quoted(waiting))
+    assert set(dispatch.WAITING) <= set(quoted(waiting))

@@ -33,6 +33,7 @@ from .target import Target
 from .verdicts import Form
 
 # Forms, the preferred one first.
+_BOXED: tuple[str, ...] = ("implicit_gemm_boxed", "implicit_gemm_persistent", "implicit_gemm_rolling")
 _DEPTHWISE = ("depthwise_banded", "depthwise_patch", "depthwise_rolling", "depthwise_rolling_patch", "depthwise")
 _DEPTHWISE_WEIGHT_GRADIENTS = (
     "depthwise_banded_weight_gradient",
@@ -45,15 +46,15 @@ _WEIGHT_GRADIENTS = (
     "weight_gradient_boxed", "weight_gradient_clipped", "weight_gradient_taps", "weight_gradient_rows",
     "weight_gradient",
 )  # fmt: skip
-# Problems with other operands than a plain convolution have kernels of their own.
+# Problems with other operands than a plain convolution have kernels of their own: why, and which.
 _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
-    DeformProblem: ("it has offsets", ("deformable",)),
     WeightGradientProblem: (
         "it is a weight gradient",
         (*_WEIGHT_GRADIENTS, "grouped_packed_weight_gradient", *_DEPTHWISE_WEIGHT_GRADIENTS),
     ),
-    DeformWeightGradientProblem: ("it has offsets", ("deformable_weight_gradient",)),
-    DeformInputGradientProblem: ("it is the gradient of what is sampled", ("deformable_input_gradient",)),
+    DeformProblem: ("it samples the input at offsets", ("deformable",)),
+    DeformWeightGradientProblem: ("it is a sum over pixels of samples at offsets", ("deformable_weight_gradient",)),
+    DeformInputGradientProblem: ("it scatters to where samples came from", ("deformable_input_gradient",)),
     ShuffleProblem: ("its channels leave shuffled", ("shuffle_gemm",)),
     SeparableProblem: ("a 1x1 convolution follows it", ("separable_whole", "separable")),
     LocalProblem: ("every pixel has its own filter", ("locally_connected",)),
@@ -67,18 +68,14 @@ _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
     ),
     LocalWeightGradientProblem: ("every pixel has its own filter", ("locally_connected_weight_gradient",)),
 }
-# These serve where a measurement says so: on an H100 rows of pixels won one of seven layers, by 1.34 (dcgan_t2d's dx),
-# and lost others by up to 2.8 that counting had given to them. The others no device has timed yet.
-_MEASURED = (
+# These serve where a measurement says so, for which they wait: on an H100 rows of pixels won one of seven layers, by
+# 1.34 (dcgan_t2d's dx), and lost others by up to 2.8 that counting had given to them. The others no device has timed.
+WAITING = (
     "implicit_gemm_rows", "implicit_gemm_persistent", "implicit_gemm_rolling", "strided_boxed", "grouped_slab",
     "weight_gradient_clipped", "weight_gradient_taps", "depthwise_banded_transposed",
     "depthwise_fused_weight_gradient", "depthwise_rolling", "depthwise_rolling_patch",
     "depthwise_rolling_weight_gradient", "transposed_overlap", "separable_whole",
     "locally_connected_input_gradient_shifted",
-)  # fmt: skip
-# Of these problems the type alone says which kernels there are.
-_ALONE = (
-    ShuffleProblem, SeparableProblem, LocalProblem, LocalInputGradientProblem, LocalWeightGradientProblem,
 )  # fmt: skip
 
 
@@ -166,31 +163,21 @@ class Plan:
 def family(problem: Problem) -> tuple[tuple[str, ...], str]:
     """The kernels of a problem's kind, the preferred form first and the one that takes all of them last; and why."""
     g = problem.geometry
-    if type(problem) in _ALONE:
+    if type(problem) in _APART and type(problem) is not WeightGradientProblem:
         why, kernels = _APART[type(problem)]
         return kernels, why
-    if isinstance(problem, DeformWeightGradientProblem):
-        return ("deformable_weight_gradient",), "it is a sum over pixels of samples at offsets"
-    if isinstance(problem, DeformInputGradientProblem):
-        return ("deformable_input_gradient",), "it scatters to where samples came from"
     # One input channel and many outputs is a product over the taps, worth a tensor core.
     direct = not g.transposed and g.c_in_group == 1 and (g.groups > 1 or g.c_out < 8)
     widest = max(g.c_in_group, g.c_out_group)
     narrow = g.groups > 1 and g.c_in_group > 0 and widest <= 32
     if isinstance(problem, WeightGradientProblem):
         if narrow and not direct:
-            names: tuple[str, ...] = ("grouped_packed_weight_gradient", "weight_gradient")
-            return names, f"it is a sum over pixels, in groups of at most {widest} channels"
-        names = _DEPTHWISE_WEIGHT_GRADIENTS if direct else _WEIGHT_GRADIENTS
-        return names, "it is a sum over pixels"
-    if isinstance(problem, DeformProblem):
-        return ("deformable",), "it samples the input at offsets"
+            packed = ("grouped_packed_weight_gradient", "weight_gradient")
+            return packed, f"it is a sum over pixels, in groups of at most {widest} channels"
+        return _DEPTHWISE_WEIGHT_GRADIENTS if direct else _WEIGHT_GRADIENTS, "it is a sum over pixels"
     # Rows that are not aligned are loaded pixel by pixel: by count nothing is won (modulated_t2d's dx, 33 wide).
     rows = ("implicit_gemm_rows",) if problem.x_run() >= 4 else ()
-    plain = g.stride == (1, 1, 1)
-    in_boxes = (
-        ("implicit_gemm_boxed", "implicit_gemm_persistent", "implicit_gemm_rolling") if plain else ("strided_boxed",)
-    )
+    in_boxes = _BOXED if g.stride == (1, 1, 1) else ("strided_boxed",)
     # Narrow groups share tiles, which boxes and rows of one group cannot.
     boxed = () if narrow else (*in_boxes, *rows)
     slab = ("grouped_slab",) if narrow else ()
@@ -198,8 +185,8 @@ def family(problem: Problem) -> tuple[tuple[str, ...], str]:
         # One channel a group would leave all but one of a tile's products to others.
         banded = ("depthwise_banded_transposed",) if g.c_in_group == 1 and g.groups > 1 else ()
         overlap = () if narrow else ("transposed_overlap",)
-        forms = (*boxed, *banded, *slab, *overlap, "transposed_phase")
-        return forms, f"it is transposed: {g.phases} output phases, no inserted zeros"
+        names = (*boxed, *banded, *slab, *overlap, "transposed_phase")
+        return names, f"it is transposed: {g.phases} output phases, no inserted zeros"
     if direct:
         return _DEPTHWISE, f"one input channel a group, multiplier {g.c_out_group}"
     if narrow:
@@ -224,12 +211,12 @@ def forms(problem: Problem, target: Target) -> tuple[list[Kernel], list[str]]:
 
 def serving(suited: Sequence[Kernel]) -> list[Kernel]:
     """Of the forms of a problem those that serve without a measurement of theirs."""
-    return [kernel for kernel in suited if kernel.name not in _MEASURED or len(suited) == 1]
+    return [kernel for kernel in suited if kernel.name not in WAITING or len(suited) == 1]
 
 
 def untimed(problem: Problem, target: Target) -> list[Kernel]:
     """The forms that would serve if a measurement said so, and have none of this problem that is stored."""
-    waiting = [kernel for kernel in forms(problem, target)[0] if kernel.name in _MEASURED]
+    waiting = [kernel for kernel in forms(problem, target)[0] if kernel.name in WAITING]
     key = problem.describe()
     return [
         kernel for kernel in waiting if all(key not in file.entries for _, file in configs.files(kernel.name, target))
