@@ -14,7 +14,7 @@ from triton_conv.dispatch import plan
 from triton_conv.kernels import KERNELS
 from triton_conv.kernels.deformable_input_gradient import DeformableInputGradientTile
 from triton_conv.kernels.deformable_weight_gradient import DeformableWeightGradientTile
-from triton_conv.problem import DeformInputGradientProblem
+from triton_conv.problem_deform import DeformInputGradientProblem
 from triton_conv.reference import deform_conv2d as defined
 from triton_conv.reference import tolerance
 from triton_conv.target import KNOWN

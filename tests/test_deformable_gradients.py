@@ -11,7 +11,7 @@ import triton_conv as tc
 from triton_conv import ops, ops_deform
 from triton_conv.dispatch import plan
 from triton_conv.errors import ArgumentError, DtypeError, PlanError
-from triton_conv.problem import DeformInputGradientProblem, DeformWeightGradientProblem
+from triton_conv.problem_deform import DeformInputGradientProblem, DeformWeightGradientProblem
 from triton_conv.reference import deform_conv2d as defined
 from triton_conv.reference import tolerance
 from triton_conv.target import KNOWN

@@ -24,7 +24,8 @@ from triton_conv.kernels import KERNELS, launch
 from triton_conv.kernels.depthwise_patch import DepthwisePatchTile
 from triton_conv.layout import dense_strides, five
 from triton_conv.ops_fused import set_separable_fusion
-from triton_conv.problem import DeformProblem, Problem
+from triton_conv.problem import Problem
+from triton_conv.problem_deform import DeformProblem
 from triton_conv.target import KNOWN
 
 LIMIT = 2**31

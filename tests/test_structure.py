@@ -26,6 +26,7 @@ LAYERS = (
     "deform_geometry",
     "layout",
     "problem",
+    "problem_deform",
     "problem_lectures",
     "kernels",
     "portfolio",

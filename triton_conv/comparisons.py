@@ -20,7 +20,8 @@ from . import configs
 from .errors import ConfigError, ConfigWarning
 from .geometry import ConvGeometry
 from .kernels import KERNELS
-from .problem import DeformProblem, Problem
+from .problem import Problem
+from .problem_deform import DeformProblem
 from .target import Target
 
 SCHEMA = 1

@@ -15,13 +15,8 @@ from .errors import PlanError
 from .kernels import KERNELS, Arguments, Kernel, Tile, launch
 from .kernels.pack_weight import pack_weight
 from .layout import of_rank
-from .problem import (
-    DeformInputGradientProblem,
-    DeformProblem,
-    DeformWeightGradientProblem,
-    Problem,
-    WeightGradientProblem,
-)
+from .problem import Problem, WeightGradientProblem
+from .problem_deform import DeformInputGradientProblem, DeformProblem, DeformWeightGradientProblem
 from .problem_lectures import (
     LocalInputGradientProblem,
     LocalProblem,

@@ -9,7 +9,8 @@ from . import configs, dispatch, workloads
 from .aot import Compiled, Job
 from .defaults import default_tile
 from .kernels import KERNELS
-from .problem import DeformInputGradientProblem, Problem
+from .problem import Problem
+from .problem_deform import DeformInputGradientProblem
 from .problem_lectures import LocalProblem
 from .target import KNOWN, Target
 from .workloads import Workload

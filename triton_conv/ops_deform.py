@@ -16,7 +16,7 @@ from .deform_geometry import forward_geometry, input_gradient_geometry, weight_g
 from .dispatch import Plan, plan
 from .layout import dense_like, five
 from .ops import cached, conv_precision
-from .problem import DeformInputGradientProblem, DeformProblem, DeformWeightGradientProblem
+from .problem_deform import DeformInputGradientProblem, DeformProblem, DeformWeightGradientProblem
 from .tensors import TensorMeta, meta
 
 ops.library.define(

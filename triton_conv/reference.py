@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .problem import DeformProblem, Problem, WeightGradientProblem
+from .problem import Problem, WeightGradientProblem
+from .problem_deform import DeformProblem
 from .problem_lectures import LocalWeightGradientProblem, SeparableProblem
 
 _ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "relu6": F.relu6, "gelu": F.gelu, "silu": F.silu}

@@ -10,7 +10,8 @@ from typing import Any
 
 from ..errors import WorkloadError
 from ..loading import call, load
-from ..problem import DeformInputGradientProblem, DeformProblem, Problem, WeightGradientProblem
+from ..problem import Problem, WeightGradientProblem
+from ..problem_deform import DeformInputGradientProblem, DeformProblem
 from ..recording import record
 from ..target import KNOWN
 from ..workloads import FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, Workload, find

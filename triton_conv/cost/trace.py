@@ -16,7 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import ArgumentError, ArgumentTypeError, TritonConvError
 from ..geometry import ConvGeometry
-from ..problem import DeformProblem
+from ..problem_deform import DeformProblem
 from ..problem_lectures import LocalProblem, SeparableProblem, ShuffleProblem
 from ..recording import problem_of
 from ..target import Target

@@ -19,7 +19,8 @@ from ..kernels.weight_gradient_boxed import WeightGradientBoxedTile
 from ..kernels.weight_gradient_clipped import WeightGradientClippedTile
 from ..kernels.weight_gradient_rows import WeightGradientRowsTile
 from ..kernels.weight_gradient_taps import WeightGradientTapsTile
-from ..problem import DeformInputGradientProblem, DeformWeightGradientProblem, WeightGradientProblem
+from ..problem import WeightGradientProblem
+from ..problem_deform import DeformInputGradientProblem, DeformWeightGradientProblem
 from ..target import Target
 from .common import THREADS, power_of_two, staged, warps
 

@@ -20,7 +20,8 @@ from ..kernels.strided_boxed import StridedBoxedTile
 from ..kernels.transposed_overlap import TransposedOverlapTile, image_columns, pieces
 from ..kernels.transposed_phase import KERNEL as TRANSPOSED_PHASE
 from ..kernels.transposed_phase import TransposedPhaseTile
-from ..problem import DeformProblem, Problem
+from ..problem import Problem
+from ..problem_deform import DeformProblem
 from ..target import Target
 from .common import THREADS, first_fit, gathered, power_of_two, staged, stages, warps, wide
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from ..problem import DeformProblem, Problem
+from ..problem import Problem
+from ..problem_deform import DeformProblem
 from ..target import Target
 from .common import (
     aligned,

@@ -9,7 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ..problem import DeformInputGradientProblem, Problem
+from ..problem import Problem
+from ..problem_deform import DeformInputGradientProblem
 from ..target import Target
 from .common import (
     aligned,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from ..problem import DeformWeightGradientProblem, Problem
+from ..problem import Problem
+from ..problem_deform import DeformWeightGradientProblem
 from ..target import Target
 from .common import (
     aligned,

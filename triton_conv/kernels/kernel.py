@@ -15,7 +15,8 @@ import triton.language as tl
 
 from ..errors import ConfigError
 from ..layout import dense_strides, same_places
-from ..problem import VECTOR_LIMIT, DeformProblem, Problem, WeightGradientProblem
+from ..problem import VECTOR_LIMIT, Problem, WeightGradientProblem
+from ..problem_deform import DeformProblem
 from ..problem_lectures import LocalProblem, SeparableProblem
 from ..target import Target
 from .arguments import Arguments, Second

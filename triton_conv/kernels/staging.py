@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..problem import DeformProblem, Problem
+from ..problem import Problem
+from ..problem_deform import DeformProblem
 from ..target import Target
 
 

@@ -14,7 +14,8 @@ from ..kernels.implicit_gemm_persistent import groups
 from ..kernels.kernel import cdiv
 from ..kernels.strips import strip_blocks
 from ..kernels.weight_gradient_clipped import spans
-from ..problem import DeformInputGradientProblem, DeformProblem, Problem
+from ..problem import Problem
+from ..problem_deform import DeformInputGradientProblem, DeformProblem
 
 Counts = tuple[float, ...]
 
