@@ -14,8 +14,8 @@ from triton_conv import dispatch
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
 from triton_conv.kernels import KERNELS
+from triton_conv.kernels.banded_rows import columns_read, row_columns, row_left
 from triton_conv.kernels.depthwise_banded import DepthwiseBandedTile
-from triton_conv.kernels.kernel import columns_read, row_columns, row_left
 from triton_conv.target import KNOWN
 from triton_conv.workloads import FLAGSHIPS
 

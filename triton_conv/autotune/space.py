@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from ..defaults import default_tile
 from ..kernels import KERNELS, Tile
 from ..kernels import depthwise_banded_transposed as transposed
+from ..kernels.banded_rows import columns_read, row_columns
 from ..kernels.depthwise_banded import DepthwiseBandedTile
 from ..kernels.depthwise_banded_transposed import DepthwiseBandedTransposedTile
 from ..kernels.depthwise_banded_weight_gradient import DepthwiseBandedWeightGradientTile
@@ -19,7 +20,7 @@ from ..kernels.grouped_slab import GroupedSlabTile
 from ..kernels.implicit_gemm_persistent import ImplicitGemmPersistentTile, partial_sums
 from ..kernels.implicit_gemm_rolling import ImplicitGemmRollingTile
 from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile, phases
-from ..kernels.kernel import cdiv, columns_read, row_columns
+from ..kernels.kernel import cdiv
 from ..kernels.separable_whole import SeparableWholeTile
 from ..kernels.strips import RollingTile
 from ..kernels.transposed_overlap import TransposedOverlapTile, image_columns

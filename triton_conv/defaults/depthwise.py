@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..kernels import depthwise_banded_transposed as transposed
+from ..kernels.banded_rows import row_columns
 from ..kernels.depthwise import DepthwiseTile
 from ..kernels.depthwise_banded import DepthwiseBandedTile, images_of_tile, tile_count
 from ..kernels.depthwise_banded_transposed import DepthwiseBandedTransposedTile
 from ..kernels.depthwise_patch import DepthwisePatchTile
-from ..kernels.kernel import cdiv, row_columns
+from ..kernels.kernel import cdiv
 from ..problem import Problem
 from ..target import Target
 from .common import THREADS, power_of_two, warps

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
+from ..kernels.banded_rows import columns_read, row_columns
 from ..kernels.banded_sums import filter_parts, split_count
 from ..kernels.deformable_input_gradient import DeformableInputGradientTile
 from ..kernels.deformable_weight_gradient import DeformableWeightGradientTile
@@ -13,7 +14,7 @@ from ..kernels.depthwise_fused_weight_gradient import DepthwiseFusedWeightGradie
 from ..kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradientTile
 from ..kernels.depthwise_weight_gradient import DepthwiseWeightGradientTile
 from ..kernels.grouped_packed_weight_gradient import GroupedPackedWeightGradientTile
-from ..kernels.kernel import cdiv, columns_read, row_columns
+from ..kernels.kernel import cdiv
 from ..kernels.weight_gradient import WeightGradientTile
 from ..kernels.weight_gradient_boxed import WeightGradientBoxedTile
 from ..kernels.weight_gradient_clipped import WeightGradientClippedTile

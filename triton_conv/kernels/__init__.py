@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from . import (
-    common,
     deformable,
     deformable_input_gradient,
     deformable_weight_gradient,
@@ -91,4 +90,4 @@ KERNELS: dict[str, Kernel] = {
     )
 }
 
-__all__ = ["KERNELS", "Arguments", "Kernel", "Tile", "common", "launch", "launches"]
+__all__ = ["KERNELS", "Arguments", "Kernel", "Tile", "launch", "launches"]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from ..problem import Problem, WeightGradientProblem
-from .kernel import Tile, cdiv, image_group
+from .banded_rows import image_group
+from .kernel import Tile, cdiv
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 from ..problem import INT32_LIMIT, Problem, WeightGradientProblem
 from ..target import Target
+from .arguments import geometry_arguments
 from .boxes import box, pixels_spanned, unboxable
-from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
+from .kernel import Kernel, ProductTile, cdiv
 from .staging import partial_bytes
 
 

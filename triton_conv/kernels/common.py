@@ -1,4 +1,4 @@
-"""Device code that several kernels share: the product, the epilogue, where a tap of a pixel lies, bilinear samples."""
+"""Device code that kernels of all kinds share: the product, the epilogue, pixels of a tile, where a tap of one lies."""
 
 from __future__ import annotations
 
@@ -234,29 +234,6 @@ def below(index, limit, VECTOR: tl.constexpr):
 
 
 @triton.jit
-def inside_row(first, offs_j, w_in, LEFT: tl.constexpr, X_VECTOR: tl.constexpr):
-    """Whether column `offs_j` of each m's row is in the image: [m, j], the row beginning LEFT before column `first`.
-
-    A row's columns begin at a multiple of X_VECTOR and so does whatever is added to them: whole vectors are loaded, and
-    one truth holds for a vector. They are counted from LEFT before the image, where quotients are not negative.
-    """
-    vector = (first // X_VECTOR)[:, None] + (offs_j // X_VECTOR)[None, :]
-    return (vector >= LEFT // X_VECTOR) & (vector < (LEFT + w_in) // X_VECTOR)
-
-
-@triton.jit
-def load_row(
-    base, offset, depth_offset, h0, dh, stride_xh, h_in, inside_w, live,
-    RANK: tl.constexpr, X_VECTOR: tl.constexpr,
-):  # fmt: skip
-    """One input row of each m, `dh` rows below its first: [m, j], zero outside the image."""
-    base += aligned(depth_offset + dh * stride_xh, X_VECTOR)
-    if RANK >= 2:
-        live = live & within(h0 + dh, h_in)
-    return tl.load(base + offset, mask=inside_w & live[:, None], other=0.0)
-
-
-@triton.jit
 def within(index, size):
     """0 <= index < size in one comparison: a negative index is large as an unsigned number."""
     return tl.cast(index, tl.uint32) < tl.cast(size, tl.uint32)
@@ -321,77 +298,3 @@ def epilogue(acc, b_ptr, stride_b, channel, mask_channel, HAS_BIAS: tl.constexpr
         bias = tl.load(b_ptr + channel * stride_b, mask=mask_channel, other=0.0)
         acc += bias.to(acc.dtype)[None, :]
     return activate(acc, ACTIVATION)
-
-
-@triton.jit
-def tap_group(pixel_ptr, group, stride, mask_pixel, DTYPE: tl.constexpr):
-    """One number a pixel, of channel `group` of an offset or mask."""
-    return tl.load(pixel_ptr + group * stride, mask=mask_pixel, other=0.0).to(DTYPE)
-
-
-@triton.jit
-def interpolate(position, size, INDEX_INT64: tl.constexpr):
-    """Linear interpolation along one axis: two pixels, their weights, and whether each is inside (1.0 or 0.0).
-
-    Pixels are clamped into the image, so that every address is safe; one that was outside has weight zero. Where the
-    second pixel's weight grows with the position by 1, the first one's falls by 1: its slope where it is inside.
-    """
-    # Two pixels outside, neither is inside: clamping there keeps the conversion to integers defined.
-    position = tl.minimum(tl.maximum(position, -2.0), size)
-    floor = tl.floor(position)
-    part = position - floor
-    low = floor.to(tl.int32)
-    if INDEX_INT64:
-        low = low.to(tl.int64)
-    high = low + 1
-    low_inside = ((low >= 0) & (low < size)).to(position.dtype)
-    high_inside = ((high >= 0) & (high < size)).to(position.dtype)
-    low = tl.minimum(tl.maximum(low, 0), size - 1)
-    high = tl.minimum(tl.maximum(high, 0), size - 1)
-    return low, high, low_inside * (1.0 - part), high_inside * part, low_inside, high_inside
-
-
-@triton.jit
-def corner_rows(image_row, y0, y1, x0, x1, stride_h, stride_w, VECTOR: tl.constexpr):
-    """Offsets of the four corners from a tile's base, in the order 00, 01, 10, 11 of (y, x)."""
-    row00 = tl.multiple_of(image_row + y0 * stride_h + x0 * stride_w, VECTOR)
-    row01 = tl.multiple_of(image_row + y0 * stride_h + x1 * stride_w, VECTOR)
-    row10 = tl.multiple_of(image_row + y1 * stride_h + x0 * stride_w, VECTOR)
-    row11 = tl.multiple_of(image_row + y1 * stride_h + x1 * stride_w, VECTOR)
-    return row00, row01, row10, row11
-
-
-@triton.jit
-def along_pixels(values, PIXELS_LAST: tl.constexpr):
-    """One value a pixel, to broadcast over a [pixels, channels] tile, or a [channels, pixels] one for NCHW."""
-    if PIXELS_LAST:
-        return values[None, :]
-    else:
-        return values[:, None]
-
-
-@triton.jit
-def corner_tile(x_base, row, column, mask_channel, PIXELS_LAST: tl.constexpr):
-    """The input at one corner: a [pixels, channels] tile, or its transpose for NCHW."""
-    if PIXELS_LAST:
-        return tl.load(x_base + column[:, None] + row[None, :], mask=mask_channel[:, None], other=0.0)
-    else:
-        return tl.load(x_base + row[:, None] + column[None, :], mask=mask_channel[None, :], other=0.0)
-
-
-@triton.jit
-def gather(x_base, row, column, weight, mask_channel, PIXELS_LAST: tl.constexpr):
-    """weight times the input at one corner."""
-    tile = corner_tile(x_base, row, column, mask_channel, PIXELS_LAST)
-    return tile.to(weight.dtype) * along_pixels(weight, PIXELS_LAST)
-
-
-@triton.jit
-def bilinear(x_base, row00, row01, row10, row11, column, up, down, left, right, mask_channel,
-             PIXELS_LAST: tl.constexpr):  # fmt: skip
-    """Samples blended of their four corners: a [pixels, channels] tile, or its transpose for NCHW."""
-    tile = gather(x_base, row00, column, up * left, mask_channel, PIXELS_LAST)
-    tile += gather(x_base, row01, column, up * right, mask_channel, PIXELS_LAST)
-    tile += gather(x_base, row10, column, down * left, mask_channel, PIXELS_LAST)
-    tile += gather(x_base, row11, column, down * right, mask_channel, PIXELS_LAST)
-    return tile

@@ -10,21 +10,10 @@ import triton.language as tl
 from ..problem import Problem
 from ..problem_deform import DeformProblem
 from ..target import Target
-from .common import (
-    aligned,
-    below,
-    bilinear,
-    corner_rows,
-    dot,
-    epilogue,
-    interpolate,
-    narrow,
-    store_pixels,
-    tap_group,
-    tile_pixels,
-    wide,
-)
-from .kernel import Kernel, Tile, cdiv, deform_arguments, geometry_arguments
+from .arguments import geometry_arguments
+from .common import aligned, below, dot, epilogue, narrow, store_pixels, tile_pixels, wide
+from .kernel import Kernel, Tile, cdiv
+from .sampling import bilinear, corner_rows, interpolate, sampling_arguments, tap_group
 from .staging import Operand, sampled_operands, staged_bytes
 
 
@@ -151,7 +140,7 @@ def _grid(problem: DeformProblem, tile: DeformableTile) -> int:
 def _arguments(problem: DeformProblem, tile: DeformableTile) -> dict[str, object]:
     return (
         geometry_arguments(problem, tile.BLOCK_M)
-        | deform_arguments(problem)
+        | sampling_arguments(problem)
         | tile.sizes()
         | dict(
             X_VECTOR=problem.x_vector(problem.segment),

@@ -12,20 +12,10 @@ import triton.language as tl
 from ..problem import Problem
 from ..problem_deform import DeformInputGradientProblem
 from ..target import Target
-from .common import (
-    aligned,
-    along_pixels,
-    below,
-    corner_tile,
-    dot,
-    interpolate,
-    load_pixels,
-    narrow,
-    tap_group,
-    tile_pixels,
-    wide,
-)
-from .kernel import Kernel, Tile, cdiv, deform_arguments, geometry_arguments
+from .arguments import geometry_arguments
+from .common import aligned, below, dot, load_pixels, narrow, tile_pixels, wide
+from .kernel import Kernel, Tile, cdiv
+from .sampling import along_pixels, corner_tile, interpolate, sampling_arguments, tap_group
 from .staging import Operand, staged_bytes, staging_of
 
 
@@ -204,7 +194,7 @@ def _grid(problem: DeformInputGradientProblem, tile: DeformableInputGradientTile
 
 
 def _arguments(problem: DeformInputGradientProblem, tile: DeformableInputGradientTile) -> dict[str, object]:
-    arguments = geometry_arguments(problem, tile.BLOCK_M) | deform_arguments(problem) | tile.sizes()
+    arguments = geometry_arguments(problem, tile.BLOCK_M) | sampling_arguments(problem) | tile.sizes()
     for prefix, strides in (
         ("dx", problem.result_strides),
         ("do", problem.offset_gradient_strides),

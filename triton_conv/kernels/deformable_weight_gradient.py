@@ -10,19 +10,10 @@ import triton.language as tl
 from ..problem import Problem
 from ..problem_deform import DeformWeightGradientProblem
 from ..target import Target
-from .common import (
-    aligned,
-    below,
-    bilinear,
-    corner_rows,
-    dot,
-    interpolate,
-    load_pixels,
-    narrow,
-    tap_group,
-    tile_pixels,
-)
-from .kernel import Kernel, Tile, cdiv, deform_arguments, geometry_arguments
+from .arguments import geometry_arguments
+from .common import aligned, below, dot, load_pixels, narrow, tile_pixels
+from .kernel import Kernel, Tile, cdiv
+from .sampling import bilinear, corner_rows, interpolate, sampling_arguments, tap_group
 from .staging import Operand, partial_bytes, sampled_operands, staged_bytes
 
 
@@ -151,7 +142,7 @@ def _arguments(problem: DeformWeightGradientProblem, tile: DeformableWeightGradi
     g = problem.geometry
     return (
         geometry_arguments(problem, tile.BLOCK_K)
-        | deform_arguments(problem)
+        | sampling_arguments(problem)
         | tile.sizes()
         | dict(X_VECTOR=problem.x_vector(problem.segment), Y_VECTOR=problem.y_vector(g.c_out_group))
     )

@@ -9,8 +9,9 @@ import triton.language as tl
 
 from ..problem import Problem
 from ..target import Target
+from .arguments import geometry_arguments
 from .common import accumulate_tap, activate, below, narrow, tile_pixels, wide
-from .kernel import Kernel, Tile, cdiv, geometry_arguments
+from .kernel import Kernel, Tile, cdiv
 
 
 @triton.jit

@@ -13,8 +13,10 @@ import triton.language as tl
 
 from ..problem import Problem
 from ..target import Target
-from .common import activate, aligned, decode_pixel, dot, inside_row, load_row, narrow, wide
-from .kernel import Kernel, Tile, cdiv, geometry_arguments, image_group, row_columns, row_left, run_read
+from .arguments import geometry_arguments
+from .banded_rows import image_group, inside_row, load_row, row_columns, row_left, run_read
+from .common import activate, aligned, decode_pixel, dot, narrow, wide
+from .kernel import Kernel, Tile, cdiv
 from .staging import staging_of
 
 

@@ -14,9 +14,11 @@ import triton.language as tl
 
 from ..problem import Problem
 from ..target import Target
+from .arguments import geometry_arguments
+from .banded_rows import row_columns, row_left, run_read
 from .banded_sums import BandedSumsTile, filter_rows, grid, images_of_tile, unsuited
 from .common import aligned, decode_pixel, dot, wide, within
-from .kernel import Kernel, geometry_arguments, row_columns, row_left, run_read
+from .kernel import Kernel
 from .staging import Operand, staged_bytes, staging_of
 
 

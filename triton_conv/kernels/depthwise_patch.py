@@ -13,9 +13,10 @@ import triton.language as tl
 
 from ..problem import Problem
 from ..target import Target
+from .arguments import geometry_arguments
 from .common import activate, below, is_read, store_pixels, tile_pixels, wide, within
-from .kernel import Kernel, Tile, cdiv, geometry_arguments, no_patches
-from .patches import accumulate_row, interleave, load_taps
+from .kernel import Kernel, Tile, cdiv
+from .patches import accumulate_row, interleave, load_taps, no_patches
 
 # Taps of a filter row whose weights fit in registers beside the sums of a patch.
 _WIDEST = 13

@@ -13,8 +13,10 @@ import triton.language as tl
 
 from ..problem import Problem, WeightGradientProblem
 from ..target import Target
+from .arguments import geometry_arguments
 from .common import below, is_read, tap_at, tile_pixels, widen, within
-from .kernel import Kernel, Tile, cdiv, geometry_arguments, no_patches
+from .kernel import Kernel, Tile, cdiv
+from .patches import no_patches
 
 # Taps of a filter row, each a sum for every channel of a thread: with two channels, sums and one window of gradients
 # are four registers a tap.

@@ -13,8 +13,9 @@ import triton.language as tl
 
 from ..problem import INT32_LIMIT, Problem
 from ..target import Target
+from .arguments import geometry_arguments
 from .common import activate, aligned, narrow, tap_at, tile_pixels, wide, widen, within
-from .kernel import Kernel, Tile, cdiv, geometry_arguments
+from .kernel import Kernel, Tile, cdiv
 from .strips import width
 from .windows import chosen, elements
 

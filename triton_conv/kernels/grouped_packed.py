@@ -8,8 +8,9 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem
+from .arguments import geometry_arguments
 from .common import aligned, below, dot, epilogue, load_pixels, store_pixels, tap_offset, tile_pixels, wide
-from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
+from .kernel import Kernel, ProductTile, cdiv
 
 
 @triton.jit

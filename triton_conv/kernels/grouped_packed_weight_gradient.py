@@ -9,8 +9,9 @@ import triton.language as tl
 
 from ..problem import INT32_LIMIT, Problem, WeightGradientProblem
 from ..target import Target
+from .arguments import geometry_arguments
 from .common import aligned, dot, load_turned, next_tile, tap_offset, tile_digits, tile_pixels, wide
-from .kernel import Kernel, Tile, cdiv, geometry_arguments
+from .kernel import Kernel, Tile, cdiv
 from .staging import Operand, partial_bytes, staged_bytes
 
 

@@ -14,8 +14,9 @@ import triton.language as tl
 
 from ..problem import Problem, WeightGradientProblem
 from ..target import Target
+from .arguments import geometry_arguments, weight_arguments
 from .common import LAST_IS_FASTEST, activate, dot, is_read, narrow, tap_at, tile_pixels, wide, within
-from .kernel import Kernel, Tile, cdiv, geometry_arguments, weight_arguments
+from .kernel import Kernel, Tile, cdiv
 
 # Of a warp's product on tensor cores: rows of the left operand, products a step of two instructions, and the channels
 # of a step that a thread holds, 16 bytes of them.

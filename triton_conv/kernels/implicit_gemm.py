@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem, vector_of
+from .arguments import geometry_arguments
 from .common import (
     LAST_IS_FASTEST,
     aligned,
@@ -21,7 +22,7 @@ from .common import (
     tile_pixels,
     wide,
 )
-from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
+from .kernel import Kernel, ProductTile, cdiv
 
 
 @triton.jit

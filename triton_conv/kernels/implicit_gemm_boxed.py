@@ -9,9 +9,10 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem
+from .arguments import geometry_arguments, weight_arguments
 from .boxes import box, boxes, load_box, pixels_spanned, unboxable
 from .common import aligned, below, dot, epilogue, store_pixels, wide
-from .kernel import Kernel, ProductTile, cdiv, geometry_arguments, weight_arguments
+from .kernel import Kernel, ProductTile, cdiv
 
 
 @triton.jit

@@ -12,9 +12,10 @@ import triton.language as tl
 
 from ..problem import VECTOR_LIMIT, Problem
 from ..target import Target
+from .arguments import geometry_arguments
 from .boxes import boxes, load_box, unboxable
 from .common import below, dot, epilogue, narrow, wide
-from .kernel import Join, Kernel, ProductTile, cdiv, geometry_arguments
+from .kernel import Join, Kernel, ProductTile, cdiv
 from .staging import Operand, staging_of
 from .turned_boxes import corner, covering, mean_taps, oriented, store_box, taps_inside, turned_box
 

@@ -15,9 +15,10 @@ import triton.language as tl
 from ..geometry import ConvGeometry
 from ..problem import Problem
 from ..target import Target
+from .arguments import geometry_arguments, weight_arguments
 from .boxes import boxes, covering_box, load_box, pixels_spanned, unboxable
 from .common import activate, aligned, below, dot, narrow, wide
-from .kernel import Kernel, ProductTile, cdiv, geometry_arguments, weight_arguments
+from .kernel import Kernel, ProductTile, cdiv
 
 # Of more channels or taps a multiprocessor has no room for the weights beside rows of the input, nor a thread for its
 # part of them on their way there.

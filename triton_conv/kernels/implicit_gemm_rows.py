@@ -10,8 +10,9 @@ import triton.language as tl
 
 from ..problem import Problem
 from ..target import Target
+from .arguments import geometry_arguments, weight_arguments
 from .common import aligned, below, dot, epilogue, narrow, tile_pixels, wide
-from .kernel import Kernel, ProductTile, cdiv, geometry_arguments, weight_arguments
+from .kernel import Kernel, ProductTile, cdiv
 from .staging import Operand, staged_bytes, staging_of
 from .windows import chosen, elements, first_tap, load_segments
 

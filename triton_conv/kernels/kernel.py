@@ -11,18 +11,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import triton.language as tl
 
 from ..errors import ConfigError
 from ..layout import dense_strides, same_places
 from ..problem import VECTOR_LIMIT, Problem, WeightGradientProblem
-from ..problem_deform import DeformProblem
-from ..problem_lectures import LocalProblem, SeparableProblem
 from ..target import Target
 from .arguments import Arguments, Second
 from .staging import Operand, staged_bytes, staging_of
 
-_ACCUMULATOR = {torch.float64: tl.float64}
 _POWERS = frozenset(2**i for i in range(13))
 
 
@@ -251,150 +247,3 @@ class Kernel:
         if self.join is not None and (numbers := self.join.numbers(problem, tile)):
             values.second = Second(numbers, self.join.grid(problem, tile), Arguments.of(self.join.function, known))
         return values
-
-
-def geometry_arguments(problem: Problem, block_m: int) -> dict[str, object]:
-    """The arguments that every kernel takes: sizes, strides, convolution constants and flags."""
-    g = problem.geometry
-    arguments: dict[str, object] = dict(batch=g.batch, stride_b=problem.stride_b, RANK=g.rank)
-    for prefix, strides in (("x", problem.x_strides), ("y", problem.y_strides)):
-        arguments |= {f"stride_{prefix}{axis}": s for axis, s in zip("ncdhw", strides, strict=True)}
-    arguments |= {f"stride_w{axis}": s for axis, s in zip("oidhw", problem.w_strides, strict=True)}
-    for i, axis in enumerate("dhw"):
-        arguments |= {f"{axis}_in": g.in_size[i], f"{axis}_out": g.out_size[i]}
-        upper = axis.upper()
-        arguments |= {
-            f"K{upper}": g.kernel[i],
-            f"STRIDE_{upper}": g.stride[i],
-            f"PAD_{upper}": g.pad_before[i],
-            f"DIL_{upper}": g.dilation[i],
-        }
-    return arguments | dict(
-        PADDING_MODE=g.padding_mode,
-        HAS_BIAS=problem.has_bias,
-        ACTIVATION=problem.activation,
-        PRECISION=problem.precision,
-        ACC_DTYPE=_ACCUMULATOR.get(problem.dtype, tl.float32),
-        INDEX_INT64=problem.wide_index(block_m),
-        PIXELS_LAST=problem.pixels_last,
-        Y_PIXELS_LAST=problem.y_strides[1] != 1 or g.c_out == 1,
-    )
-
-
-def weight_arguments(problem: Problem) -> dict[str, object]:
-    """A group's weight as a product of N by K reads it, of a transposed convolution with its first two dimensions the
-    other way round, and how many of its channels lie side by side.
-    """
-    g = problem.geometry
-    outer, inner, *_ = problem.w_strides
-    stride_wn, stride_wk = (inner, outer) if g.transposed else (outer, inner)
-    return dict(
-        c_in_group=g.c_in_group,
-        c_out_group=g.c_out_group,
-        groups=g.groups,
-        stride_wg=outer * (g.c_in_group if g.transposed else g.c_out_group),
-        stride_wn=stride_wn,
-        stride_wk=stride_wk,
-        TRANSPOSED=g.transposed,
-        K_LAST=stride_wk == 1,
-        W_VECTOR=problem.w_vector(g.c_in_group, g.c_out_group),
-    )
-
-
-def deform_arguments(problem: DeformProblem) -> dict[str, object]:
-    """The further arguments of every kernel that samples at offsets."""
-    g = problem.geometry
-    arguments: dict[str, object] = dict(
-        c_in_group=g.c_in_group,
-        c_out_group=g.c_out_group,
-        groups=g.groups,
-        segment=problem.segment,
-        segments=g.c_in_group // problem.segment,
-        channels_per_offset=g.c_in // problem.offset_groups,
-        offset_groups=problem.offset_groups,
-        HAS_MASK=problem.has_mask,
-    )
-    for prefix, strides in (("o", problem.offset_strides), ("m", problem.mask_strides or (0, 0, 0, 0))):
-        arguments |= {f"stride_{prefix}{axis}": s for axis, s in zip("nchw", strides, strict=True)}
-    return arguments
-
-
-def place_arguments(problem: LocalProblem, block_m: int) -> dict[str, object]:
-    """The arguments of every kernel with filters for each place: those that all kernels take, places and groups."""
-    g = problem.geometry
-    places = {f"stride_p{axis}": s for axis, s in zip("dhw", problem.place_strides, strict=True)}
-    groups = dict(c_in_group=g.c_in_group, c_out_group=g.c_out_group, groups=g.groups)
-    return geometry_arguments(problem, block_m) | places | groups
-
-
-def separable_arguments(problem: SeparableProblem, block_m: int) -> dict[str, object]:
-    """The further arguments of every kernel that multiplies by a 1x1 weight what it has filtered."""
-    g = problem.geometry
-    outer, inner = problem.pointwise_strides
-    return geometry_arguments(problem, block_m) | dict(
-        c_mid=g.c_out,
-        c_out=problem.c_final,
-        stride_mb=problem.stride_mb,
-        stride_po=outer,
-        stride_pi=inner,
-        HAS_MID_BIAS=problem.has_mid_bias,
-        MID_ACTIVATION=problem.mid_activation,
-        X_VECTOR=problem.x_vector(g.c_out) if g.c_out_group == 1 else 1,
-        P_VECTOR=problem.pointwise_vector(g.c_out),
-        Y_VECTOR=problem.y_vector(problem.c_final),
-        Y_PIXELS_LAST=problem.y_strides[1] != 1 or problem.c_final == 1,
-    )
-
-
-def run_read(problem: Problem) -> int:
-    """Input pixels that a banded kernel reads at once."""
-    return problem.x_run(16 // problem.itemsize)
-
-
-def columns_left(problem: Problem) -> int:
-    """Columns before a block's own at which its input begins: the padding, up to a whole vector."""
-    vector = run_read(problem)
-    return cdiv(problem.geometry.pad_before[2], vector) * vector
-
-
-def columns_read(problem: Problem, block_t: int) -> int:
-    """Input columns that `block_t` outputs of a row read, from an aligned one on."""
-    g = problem.geometry
-    return (block_t - 1) * g.stride[2] + g.extent[2] + columns_left(problem) - g.pad_before[2]
-
-
-def row_left(problem: Problem, block_t: int) -> int:
-    """Columns before a block's own at which its input row begins: a block of a whole row needs none outside the image,
-    where all is zero.
-    """
-    return columns_left(problem) if block_t < problem.geometry.out_size[2] else 0
-
-
-def row_columns(problem: Problem, block_t: int) -> int:
-    """Input columns that a block of `block_t` outputs of a row reads: of a whole row no more than the image has."""
-    g = problem.geometry
-    if block_t < g.out_size[2]:
-        return columns_read(problem, block_t)
-    return min((g.out_size[2] - 1) * g.stride[2] + g.extent[2] - g.pad_before[2], g.in_size[2])
-
-
-def image_group(batch: int, blocks: int, block_m: int) -> int:
-    """How many images of `blocks` blocks each share tiles of `block_m` of them: the power of two that leaves the fewest
-    blocks of tiles empty.
-    """
-    sizes = [1 << i for i in range(max(batch, 1).bit_length()) if 1 << i <= block_m]
-    return min(sizes, key=lambda n: cdiv(batch, n) * cdiv(n * blocks, block_m))
-
-
-def no_patches(problem: Problem, widest: int) -> str | None:
-    """Why patches of a channels-last depthwise convolution cannot be held in registers, or None."""
-    g = problem.geometry
-    if g.c_in_group != 1 or g.c_out_group != 1:
-        return f"a group has {g.c_in_group} input channels and {g.c_out_group} output channels, not 1 of each"
-    if problem.pixels_last:
-        return "the channels of its input are not contiguous"
-    if g.padding_mode != "zeros":
-        return f"its border is {g.padding_mode}, not zero"
-    if g.kernel[2] > widest:
-        return f"{g.kernel[2]} taps of a filter row do not fit in registers"
-    return None

@@ -9,8 +9,9 @@ import triton.language as tl
 
 from ..problem import Problem
 from ..problem_lectures import LocalInputGradientProblem, LocalProblem, LocalWeightGradientProblem
+from .arguments import place_arguments
 from .common import aligned, below, dot, store_pixels, wide, within
-from .kernel import Kernel, ProductTile, cdiv, place_arguments
+from .kernel import Kernel, ProductTile, cdiv
 
 
 @triton.jit

@@ -9,8 +9,9 @@ import triton.language as tl
 
 from ..problem import VECTOR_LIMIT, Problem
 from ..problem_lectures import LocalInputGradientProblem
+from .arguments import place_arguments
 from .common import aligned, below, dot, store_pixels, wide, within
-from .kernel import Kernel, ProductTile, cdiv, place_arguments
+from .kernel import Kernel, ProductTile, cdiv
 
 
 @triton.jit

@@ -10,8 +10,9 @@ import triton.language as tl
 from ..problem import INT32_LIMIT, VECTOR_LIMIT, Problem
 from ..problem_lectures import LocalInputGradientProblem
 from ..target import Target
+from .arguments import place_arguments
 from .common import aligned, below, dot, narrow, wide, within
-from .kernel import Kernel, Tile, cdiv, place_arguments
+from .kernel import Kernel, Tile, cdiv
 from .staging import Operand, staged_bytes
 
 

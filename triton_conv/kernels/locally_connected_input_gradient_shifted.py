@@ -14,8 +14,9 @@ import triton.language as tl
 from ..problem import Problem
 from ..problem_lectures import LocalInputGradientProblem
 from ..target import Target
+from .arguments import place_arguments
 from .common import aligned, below, dot, narrow, wide, within
-from .kernel import Kernel, Tile, cdiv, place_arguments
+from .kernel import Kernel, Tile, cdiv
 from .windows import elements
 
 # Elements of a vector of 16 bytes, and taps of a filter row whose sums fit in registers.

@@ -10,8 +10,9 @@ import triton.language as tl
 from ..problem import Problem
 from ..problem_lectures import LocalWeightGradientProblem
 from ..target import Target
+from .arguments import place_arguments
 from .common import aligned, below, dot, narrow, wide, within
-from .kernel import Kernel, ProductTile, cdiv, place_arguments
+from .kernel import Kernel, ProductTile, cdiv
 
 
 @triton.jit

@@ -1,4 +1,5 @@
-"""Patches of outputs held in registers: a filter's taps, what a row of the input adds, and patches as one tile."""
+"""Patches of outputs held in registers: a filter's taps, what a row of the input adds, and patches as one tile; and
+which problems have such patches."""
 
 # Device code grows tuples, whose every length is another type.
 # mypy: disable-error-code="assignment"
@@ -8,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..problem import Problem
 from .common import is_read, tap_at, widen, within
 
 
@@ -88,3 +90,17 @@ def interleave(tiles, COUNT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.co
                 joined += (pair,)
             tiles = joined
     return tl.reshape(tiles[0], (BLOCK_P, BLOCK_C, COUNT))
+
+
+def no_patches(problem: Problem, widest: int) -> str | None:
+    """Why patches of a channels-last depthwise convolution cannot be held in registers, or None."""
+    g = problem.geometry
+    if g.c_in_group != 1 or g.c_out_group != 1:
+        return f"a group has {g.c_in_group} input channels and {g.c_out_group} output channels, not 1 of each"
+    if problem.pixels_last:
+        return "the channels of its input are not contiguous"
+    if g.padding_mode != "zeros":
+        return f"its border is {g.padding_mode}, not zero"
+    if g.kernel[2] > widest:
+        return f"{g.kernel[2]} taps of a filter row do not fit in registers"
+    return None

@@ -10,8 +10,9 @@ import triton.language as tl
 from ..problem import Problem
 from ..problem_lectures import SeparableProblem
 from ..target import Target
+from .arguments import separable_arguments
 from .common import accumulate_tap, activate, below, dot, epilogue, narrow, store_pixels, tile_pixels, wide
-from .kernel import Kernel, Tile, cdiv, separable_arguments
+from .kernel import Kernel, Tile, cdiv
 from .staging import Operand, staged_bytes
 
 

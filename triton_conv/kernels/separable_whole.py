@@ -13,9 +13,10 @@ import triton.language as tl
 from ..problem import Problem
 from ..problem_lectures import SeparableProblem
 from ..target import Target
+from .arguments import separable_arguments
 from .common import activate, below, dot, epilogue, is_read, narrow, store_pixels, tile_pixels, wide, within
-from .kernel import Kernel, Tile, cdiv, no_patches, separable_arguments
-from .patches import accumulate_row, interleave, load_taps
+from .kernel import Kernel, Tile, cdiv
+from .patches import accumulate_row, interleave, load_taps, no_patches
 from .windows import elements, side_by_side
 
 # Taps along a dimension, and blocks of channels: all of them are unrolled. Of four blocks it takes ten seconds to

@@ -9,6 +9,7 @@ import triton.language as tl
 
 from ..problem import Problem
 from ..problem_lectures import ShuffleProblem
+from .arguments import geometry_arguments
 from .common import (
     aligned,
     below,
@@ -21,7 +22,7 @@ from .common import (
     wide,
     within,
 )
-from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
+from .kernel import Kernel, ProductTile, cdiv
 
 
 @triton.jit

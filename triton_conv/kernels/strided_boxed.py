@@ -10,9 +10,10 @@ import triton.language as tl
 
 from ..problem import INT32_LIMIT, Problem
 from ..target import Target
+from .arguments import geometry_arguments, weight_arguments
 from .boxes import boxes, covering_box, load_box, pixels_spanned, tap_phase, unboxable
 from .common import aligned, below, dot, epilogue, store_pixels, wide
-from .kernel import Kernel, ProductTile, cdiv, geometry_arguments, weight_arguments
+from .kernel import Kernel, ProductTile, cdiv
 
 
 @triton.jit

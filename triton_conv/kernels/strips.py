@@ -13,8 +13,10 @@ import triton.language as tl
 
 from ..problem import Problem
 from ..target import Target
+from .arguments import geometry_arguments
 from .common import tile_pixels, within
-from .kernel import Tile, cdiv, geometry_arguments, no_patches
+from .kernel import Tile, cdiv
+from .patches import no_patches
 
 # Of 255 registers a thread, some 30 are for addresses and masks. A step's products are all unrolled, and 700 of them
 # take the compiler half a minute.

@@ -11,8 +11,9 @@ import triton.language as tl
 from ..layout import same_places, span
 from ..problem import INT32_LIMIT, VECTOR_LIMIT, Problem, vector_of
 from ..target import Target
+from .arguments import geometry_arguments
 from .common import aligned, below, dot, epilogue, narrow
-from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
+from .kernel import Kernel, ProductTile, cdiv
 
 
 @triton.jit

@@ -11,8 +11,9 @@ import triton.language as tl
 
 from ..problem import VECTOR_LIMIT, Problem
 from ..target import Target
+from .arguments import geometry_arguments
 from .common import aligned, below, dot, epilogue, load_pixels, store_pixels, tap_offset, tile_pixels, wide
-from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
+from .kernel import Kernel, ProductTile, cdiv
 from .staging import Operand, staging_of
 from .windows import first_tap
 

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from ..problem import Problem, WeightGradientProblem
 from ..target import Target
+from .arguments import geometry_arguments
 from .common import (
     LAST_IS_FASTEST,
     aligned,
@@ -22,7 +23,7 @@ from .common import (
     tile_pixels,
     wide,
 )
-from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
+from .kernel import Kernel, ProductTile, cdiv
 from .staging import Operand, address_bytes, partial_bytes, staging_of
 
 

@@ -11,6 +11,7 @@ import triton.language as tl
 from ..layout import same_places
 from ..problem import Problem, WeightGradientProblem, vector_of
 from ..target import Target
+from .arguments import geometry_arguments
 from .common import (
     aligned,
     dot,
@@ -20,7 +21,7 @@ from .common import (
     wide,
     within,
 )
-from .kernel import Kernel, ProductTile, cdiv, geometry_arguments
+from .kernel import Kernel, ProductTile, cdiv
 from .row_vectors import gathered_operand, row_operand, vectors_read
 from .staging import Operand, partial_bytes, staged_bytes, staging_of
 
