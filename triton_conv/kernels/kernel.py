@@ -169,31 +169,35 @@ class Join:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel: its name everywhere (config file, test id, result file, figure), its code, its tile, its arguments.
-
-    `grid` and `arguments` are functions of (problem, tile): the number of programs, and everything the kernel takes
-    besides pointers. `unsuited` says why a problem is not for this kernel, or None. A kernel with `descriptors` makes
-    some on the device, in memory that Triton asks for at the launch; one with `channels_last_result` writes a
-    weight's gradient with channels innermost; one with `fragments` loads elements into the registers from which
-    NVIDIA's matrix instructions take them; one with `products` makes many of them at once that nothing is added to; one
-    with a `join` takes `partial_ptr` behind its `pointers`; one with a `contiguous_weight` reads the weight as torch
-    makes it, however the problem has it arranged.
-    """
+    """One kernel: its code, its tile, its arguments, and what sets it apart from others."""
 
     name: str
+    """Its name everywhere: file, config file, test id, result file, figure."""
     function: Any
+    """The jitted function."""
     tile_type: type[Tile]
     grid: Callable[[Any, Any], int]
+    """The number of programs, of (problem, tile)."""
     arguments: Callable[[Any, Any], dict[str, object]]
+    """All that the function takes besides pointers, by name, of (problem, tile); more is not passed on."""
     unsuited: Callable[[Any], str | None]
+    """Why a problem is not for this kernel, or None."""
     safe_tile: Tile
+    """What runs where no other tile fits."""
     pointers: tuple[str, ...] = ("x_ptr", "w_ptr", "b_ptr", "y_ptr")
+    """The function's first parameters: the tensors of a launch, in order."""
     descriptors: bool = False
+    """Whether it makes descriptors of bulk copies on the device, in memory that Triton asks for at the launch."""
     channels_last_result: bool = False
+    """Whether it writes a weight's gradient with channels innermost."""
     fragments: bool = False
+    """Whether it loads elements into the very registers from which NVIDIA's matrix instructions take them."""
     products: bool = False
+    """Whether it has many products at once that nothing is added to: tensor memory has no room for so many."""
     join: Join | None = None
+    """The launch that follows it; such a kernel takes `partial_ptr` behind its pointers."""
     contiguous_weight: bool = False
+    """Whether it reads the weight as torch makes it, however the problem has it arranged."""
 
     def unavailable(self, target: Target) -> str | None:
         """Why the kernel cannot run on a target whatever the problem, or None."""
