@@ -10,8 +10,8 @@ from test_tune import home, run, small
 
 from triton_conv import aot, configs, dispatch, inspection
 from triton_conv.autotune import lab, race, search
-from triton_conv.autotune import tune as tuning
 from triton_conv.autotune.measure import DeviceLostError, Timing
+from triton_conv.autotune.rounds import NoPool, Rounds
 from triton_conv.defaults import default_tile
 from triton_conv.kernels import KERNELS
 from triton_conv.target import INTERPRETER
@@ -166,7 +166,7 @@ def job():
 
 
 def test_jobs_without_a_pool_are_done_in_order_of_priority():
-    pool = tuning._NoPool()
+    pool = NoPool()
     for priority in PRIORITIES:
         pool.submit((priority[2], None), job(), priority)
     taken = []
@@ -215,15 +215,15 @@ class Round:
 
 def worked_off(races, device, stop):
     """Workloads and candidates in the order in which they are compiled."""
-    taken, spent = [], dict.fromkeys(("setting up", "trying", "waiting for the compiler"), 0.0)
+    taken = []
 
-    class Pool(tuning._NoPool):
+    class Pool(NoPool):
         def take(self, seconds):
             key, made = super().take(seconds)
             taken.append(f"{key[0]}{key[1] or ''}")
             return key, made
 
-    tuning._run(races, device, stop, Pool(), spent, lambda *_: None, lambda: False)
+    Rounds(races, device, stop, Pool()).run()
     return taken
 
 
