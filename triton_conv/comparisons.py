@@ -42,13 +42,8 @@ class Signature(NamedTuple):
 
     @classmethod
     def of(cls, problem: Problem) -> Signature:
-        dtype = str(problem.dtype).removeprefix("torch.")
-        if dtype == "float32":
-            dtype += f"/{problem.precision}"
-        layout = "NCHW" if problem.pixels_last else "NHWC"
-        if isinstance(problem, DeformProblem):
-            return cls(problem.geometry, dtype, layout, problem.offset_groups, problem.has_mask)
-        return cls(problem.geometry, dtype, layout)
+        own = problem.geometry, problem.dtype_name, problem.layout
+        return cls(*own, problem.offset_groups, problem.has_mask) if isinstance(problem, DeformProblem) else cls(*own)
 
     def describe(self) -> str:
         sampled = f" og{self.offset_groups}{'+mask' if self.mask else ''}" if self.offset_groups else ""
@@ -121,7 +116,7 @@ def _near(a: int, b: int, factor: float) -> bool:
     return a <= b * factor and b <= a * factor
 
 
-class Verdict(NamedTuple):
+class Judgement(NamedTuple):
     """Whether ours is faster, why, and how many times as fast it is expected to be (None: torch has none of it)."""
 
     faster: bool
@@ -129,16 +124,16 @@ class Verdict(NamedTuple):
     gain: float | None = None
 
 
-def judge(problem: Problem, target: Target, training: bool) -> Verdict:
+def judge(problem: Problem, target: Target, training: bool) -> Judgement:
     """What the measurements stored for a device say of a problem: of this very layer, else of the layers like it."""
     signature, stored = Signature.of(problem), entries(target)
     if not stored:
-        return Verdict(False, f"no measurement for this device ({target.name})")
+        return Judgement(False, f"no measurement for this device ({target.name})")
     step = "training step" if training else "forward pass"
     exact = stored.get(signature)
     found = [exact] if exact else [c for c in stored.values() if alike(signature, c.signature)]
     why = "no measurement of such a layer on this device"
-    worst: Verdict | None = None
+    worst: Judgement | None = None
     for comparison in found:
         total = comparison.total(training)
         if isinstance(total, str):
@@ -148,11 +143,11 @@ def judge(problem: Problem, target: Target, training: bool) -> Verdict:
         gain = math.inf if others is None else others / ours
         where = "measured" if exact else f"like {comparison.signature.geometry.describe()}"
         times = f"{ours:.3g} us" + (", torch has none" if others is None else f" against torch's {others:.3g} us")
-        verdict = Verdict(gain > (1.0 if exact else _MARGIN), f"{where}: {step} {times}", gain)
+        judged = Judgement(gain > (1.0 if exact else _MARGIN), f"{where}: {step} {times}", gain)
         if worst is None or gain < (worst.gain or 0.0):
-            worst = verdict
+            worst = judged
     if worst is None:
-        return Verdict(False, why)
+        return Judgement(False, why)
     return worst._replace(gain=None) if worst.gain == math.inf else worst
 
 

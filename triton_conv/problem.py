@@ -108,6 +108,17 @@ class Problem:
         """
         return not (self.x_strides[1] == 1 and self.geometry.c_in > 1)
 
+    @property
+    def dtype_name(self) -> str:
+        """In words: "bfloat16"; of float32 with the precision of its products, "float32/tf32"."""
+        name = str(self.dtype).removeprefix("torch.")
+        return f"{name}/{self.precision}" if self.dtype == torch.float32 else name
+
+    @property
+    def layout(self) -> str:
+        """The input's memory format in a word, which stands for all ranks."""
+        return "NCHW" if self.pixels_last else "NHWC"
+
     def x_vector(self, *steps: int) -> int:
         """Channels that lie side by side at an aligned place in the input, where tiles start at multiples of `steps`:
         the widest load that never straddles a boundary.
@@ -187,12 +198,8 @@ class Problem:
 
     def describe(self) -> str:
         """One readable line: dtype, memory format, epilogue and geometry."""
-        name = str(self.dtype).removeprefix("torch.")
-        if self.dtype == torch.float32:
-            name += f"/{self.precision}"
-        layout = "NCHW" if self.pixels_last else "NHWC"
         epilogue = ("+bias" if self.has_bias else "") + ("" if self.activation == "none" else f"+{self.activation}")
-        return f"{self.geometry.describe()} {name} {layout}{epilogue}"
+        return f"{self.geometry.describe()} {self.dtype_name} {self.layout}{epilogue}"
 
 
 @dataclass(frozen=True)

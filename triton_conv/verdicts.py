@@ -49,7 +49,7 @@ class Form:
     @classmethod
     def of(cls, kernel: Kernel, tile: Tile, problem: Problem, target: Target) -> Form:
         return cls(
-            kernel.name, configs.kernel_hash(kernel.name), target.arch, triton.__version__, _dtype(problem),
+            kernel.name, configs.kernel_hash(kernel.name), target.arch, triton.__version__, problem.dtype_name,
             tile.num_warps,
         )  # fmt: skip
 
@@ -80,11 +80,6 @@ class Verdict:
         return f"relative difference {self.difference:.3g} from float64, {self.tolerance:.3g} is rounding"
 
 
-def _dtype(problem: Problem) -> str:
-    name = str(problem.dtype).removeprefix("torch.")
-    return f"{name}/{problem.precision}" if name == "float32" else name
-
-
 def needless(kernel: Kernel, tile: Tile, problem: Problem, target: Target, plain: str) -> str | None:
     """Why a form needs no check of its own, or None."""
     if target.interpreted:
@@ -95,13 +90,10 @@ def needless(kernel: Kernel, tile: Tile, problem: Problem, target: Target, plain
     for file in (*own, *configs.siblings(kernel.name, target)):
         if file.environment.get("triton") != triton.__version__:
             continue
-        if any(_like(key, problem) and entry.tile.num_warps == tile.num_warps for key, entry in file.entries.items()):
+        alike = (entry.tile for key, entry in file.entries.items() if problem.dtype_name in key.split())
+        if any(measured.num_warps == tile.num_warps for measured in alike):
             return f"measured on {file.target.name} with Triton {triton.__version__}, against float64"
     return None
-
-
-def _like(key: str, problem: Problem) -> bool:
-    return _dtype(problem) in key.split()
 
 
 def against(kernel: Kernel, problem: Problem, target: Target) -> str | None:
@@ -110,7 +102,7 @@ def against(kernel: Kernel, problem: Problem, target: Target) -> str | None:
         return None
     for form, verdict in _all().items():
         same = form.kernel, form.kernel_hash, form.arch, form.triton, form.dtype
-        here = kernel.name, configs.kernel_hash(kernel.name), target.arch, triton.__version__, _dtype(problem)
+        here = kernel.name, configs.kernel_hash(kernel.name), target.arch, triton.__version__, problem.dtype_name
         if same == here and not verdict.right:
             where = f"{target.arch} with Triton {triton.__version__}"
             return f"its first use on {where} was wrong on {verdict.date}: {verdict}"
