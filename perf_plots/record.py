@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +15,8 @@ from typing import Any
 
 from triton_conv.autotune.measure import Timing
 from triton_conv.workloads import Workload
+from triton_conv.writing import write_bytes as write_bytes
+from triton_conv.writing import write_json as write_json
 
 from .floors import Work
 
@@ -148,25 +148,6 @@ def contestant_of(name: str, raw: Mapping[str, Any]) -> Contestant:
         raise ResultError(f"{name}: neither samples nor a reason for their absence")
     interval = tuple(raw["interval_us"]) if raw.get("interval_us") else None
     return Contestant(**fields | {"samples_us": samples, "interval_us": interval})
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes atomically: a reader, or a run that is stopped, sees the old file or the new one."""
-    write_bytes(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """The same for any content."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def write(record: Record, folder: Path) -> Path:

@@ -12,7 +12,7 @@ from filelock import FileLock
 from test_commands import DEVICE, NAME, PART, recorded, run, tuned, winners
 
 import triton_conv as tc
-from triton_conv import configs, workloads
+from triton_conv import workloads, writing
 from triton_conv.aot import Compiled
 from triton_conv.autotune import journal, store, upkeep
 from triton_conv.autotune.funnel import filtered
@@ -52,7 +52,8 @@ def test_a_full_disk_leaves_the_file_of_before(tuned_store, monkeypatch, capsys)
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(configs.json, "dump", full)
+    # What is written takes its place after this.
+    monkeypatch.setattr(writing.os, "chmod", full)
     assert tuned(tuned_store, "--preset", "normal") == 1
     assert "not stored: [Errno 28]" in capsys.readouterr().out
     monkeypatch.undo()

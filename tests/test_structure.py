@@ -20,6 +20,7 @@ LAYERS = (
     "amounts",
     "errors",
     "settings",
+    "writing",
     "target",
     "tensors",
     "geometry",

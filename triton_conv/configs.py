@@ -15,7 +15,6 @@ import hashlib
 import inspect
 import json
 import os
-import tempfile
 import textwrap
 import warnings
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from .errors import ConfigError, ConfigWarning, StaleConfigError
 from .kernels import KERNELS, Kernel, Tile
 from .portfolio import Portfolio
 from .target import Target
+from .writing import write_json
 
 SCHEMA = 1
 
@@ -57,9 +57,8 @@ class ConfigFile:
         return folder / self.target.config_folder / f"{self.kernel}.json"
 
     def write(self, folder: Path) -> Path:
-        """Writes atomically: a reader sees the old file or the new one, and a failure leaves the old one."""
+        """Writes whole or not at all; returns where."""
         path = self.path(folder)
-        path.parent.mkdir(parents=True, exist_ok=True)
         content: dict[str, Any] = {
             "schema": SCHEMA,
             "kernel": self.kernel,
@@ -72,15 +71,7 @@ class ConfigFile:
         }
         if self.portfolio is not None:
             content["portfolio"] = self.portfolio.asdict()
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(content, file, indent=1, sort_keys=True)
-                file.write("\n")
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_json(path, content)
         return path
 
 

@@ -11,8 +11,6 @@ import contextlib
 import functools
 import json
 import math
-import os
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -28,6 +26,7 @@ from .errors import ConfigWarning
 from .kernels import Kernel, Tile
 from .problem import Problem
 from .target import Target
+from .writing import write_json
 
 FILE = "first_use.json"
 SCHEMA = 1
@@ -192,16 +191,9 @@ def remember(form: Form, verdict: Verdict) -> bool:
         }
         for f, v in sorted({**stored, form: verdict}.items(), key=lambda item: str(item[0]))
     ]
-    temporary = ""
     try:
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.name)
-        with os.fdopen(handle, "w") as stream:
-            json.dump({"schema": SCHEMA, "forms": rows}, stream, indent=1, sort_keys=True)
-            stream.write("\n")
-        os.replace(temporary, file)
+        write_json(file, {"schema": SCHEMA, "forms": rows})
     except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
         return False
     _stored.cache_clear()
     return True
