@@ -65,6 +65,9 @@ def convert(model: nn.Module, report: bool = False, force: bool = False, *, exam
     Returns:
         The model.
 
+    Raises:
+        ArgumentTypeError (a TypeError): the model is not an `nn.Module`.
+
     Warns:
         BackendWarning: there is no measurement for this device, or our kernels do not run on it.
     """
@@ -102,7 +105,17 @@ def _converted(model: nn.Module) -> list[nn.Module]:
 
 
 def revert(model: nn.Module) -> nn.Module:
-    """Undoes `convert`: every layer that it changed has its class back. Returns the model."""
+    """Undoes `convert`: every layer that it changed has its class back.
+
+    Args:
+        model: any module, converted or not; changed in place.
+
+    Returns:
+        The model.
+
+    Raises:
+        ArgumentTypeError (a TypeError): it is not an `nn.Module`.
+    """
     trial.check_model(model)
     _revert(layer for layer in model.modules() if _MARK in layer.__dict__)
     return model

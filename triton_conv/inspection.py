@@ -13,7 +13,7 @@ from .problem import Problem
 from .problem_deform import DeformInputGradientProblem
 from .problem_lectures import LocalProblem
 from .target import KNOWN, Target
-from .workloads import Workload
+from .workloads import FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, Workload
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -36,7 +36,7 @@ _PROBES: tuple[Workload, ...] = (
     ),
 )  # fmt: skip
 
-_SUFFIXES = {"forward": "", "input gradient": " dx", "weight gradient": " dw"}
+_SUFFIXES = {FORWARD: "", INPUT_GRADIENT: " dx", WEIGHT_GRADIENT: " dw"}
 
 _BRIEF = (
     "narrow_groups_4", "wide_groups_56", "mobile_dw5", "mobile_dw5s2", "convnext_dw7", "dilated_d36", "decoder_t2d",

@@ -49,6 +49,9 @@ def channel_shuffle(input: Tensor, groups: int) -> Tensor:
         input: `(N, C, *size)`.
         groups: divides C.
 
+    Returns:
+        A tensor of that shape; its element `[n, j * groups + s]` is the input's `[n, s * C / groups + j]`.
+
     Raises:
         ArgumentError: if groups does not divide the channels.
     """
@@ -331,7 +334,7 @@ def locally_connected2d(
     Args:
         input: `(N, c_in, H, W)` or `(c_in, H, W)`.
         weight: `(H_out, W_out, c_out, c_in/groups, KH, KW)`, in any strides; gradients are fastest where the input
-            channels lie innermost, as `triton_conv.nn_lectures.LocallyConnected2d` has them.
+            channels lie innermost, as `triton_conv.nn.LocallyConnected2d` has them.
         bias: `(c_out, H_out, W_out)` or None.
         stride, padding, dilation, groups: as in `conv2d`.
 

@@ -76,6 +76,13 @@ def warmup(model: nn.Module, *args: Any, **kwargs: Any) -> None:
     While a graph is captured nothing is tuned, read from disk or compiled: a function of triton_conv that was not made
     ready raises `CaptureError` then, and a layer warns and runs on torch's kernel.
 
+    Args:
+        model: any module, converted or not.
+        args, kwargs: what it is called with; tensors of the sizes, strides and dtypes that the graph will have.
+
+    Raises:
+        ArgumentTypeError (a TypeError): the model is not an `nn.Module`.
+
     >>> tc.warmup(model, static_input)
     >>> with torch.cuda.graph(graph):
     ...     static_output = model(static_input)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import functional, lectures
+from . import comparisons, functional, lectures
 from .errors import WorkloadError
 from .layout import dense_strides
 from .ops_fused import Chain
@@ -26,7 +26,7 @@ from .tensors import DTYPES
 
 KINDS = ("grouped", "depthwise", "dilated", "transposed", "deformable")
 LECTURE_KINDS = ("separable", "shuffle", "local")
-FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = PARTS = ("forward", "input gradient", "weight gradient")
+FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = PARTS = comparisons.PARTS
 """The convolutions of a training step."""
 STEP = "forward and backward"
 """All of them in one call: what the benchmark times beside its parts."""

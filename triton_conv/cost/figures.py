@@ -100,7 +100,7 @@ def draw_links(dimensions: Sequence[Dimension], path: Path, title: str) -> Path:
     if sum(len(dimension.links) for dimension in dimensions) > _MOST_LINKS:
         raise WorkloadError(f"plot: more than {_MOST_LINKS} lines cannot be told apart; take a smaller --size")
     panels = [
-        (dimension, direct) for dimension in dimensions for direct in ((False, True) if _moved(dimension) else (False,))
+        (each, direct) for each in dimensions for direct in (False, True) if each.geometry.transposed or not direct
     ]
     widest = max(max(d.out_size, d.size * (d.geometry.stride[2] if d.geometry.transposed else 1)) for d in dimensions)
     figure, matplotlib = _figure(max(6.5, 0.36 * (widest + 6)), 0.5 + 2.9 * len(panels))
@@ -109,10 +109,6 @@ def draw_links(dimensions: Sequence[Dimension], path: Path, title: str) -> Path:
             _draw_panel(axes, dimension, direct)
         figure.suptitle(title, x=0.01, ha="left", weight="bold")
         return _save(figure, matplotlib, path)
-
-
-def _moved(dimension: Dimension) -> bool:
-    return dimension.geometry.transposed
 
 
 def _draw_panel(axes: Any, dimension: Dimension, direct: bool) -> None:

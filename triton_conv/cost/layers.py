@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..amounts import finite
 from ..errors import WorkloadError
 from ..geometry import ConvGeometry
 from ..target import KNOWN, Target
@@ -53,16 +54,12 @@ class Layer:
             "parameters": self.parameters,
             "macs": self.macs,
             "least_bytes": self.least_bytes,
-            "intensity": _finite(self.intensity),
-            "floor_us": _finite(1e6 * self.floor_seconds(device)),
+            "intensity": finite(self.intensity),
+            "floor_us": finite(1e6 * self.floor_seconds(device)),
             "receptive_field": None
             if field is None
             else {"size": list(field.size), "jump": list(field.jump), "centre": list(field.centre)},
         }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -111,8 +108,8 @@ class Cost:
             "parameters": self.parameters,
             "macs": self.macs,
             "least_bytes": self.least_bytes,
-            "intensity": _finite(self.intensity),
-            "floor_us": _finite(1e6 * self.floor_seconds),
+            "intensity": finite(self.intensity),
+            "floor_us": finite(1e6 * self.floor_seconds),
             "layers": [layer.asdict(self.device) for layer in self.layers],
         }
 
