@@ -71,31 +71,7 @@ class ConvGeometry:
         """
         x, w = list(input_shape), list(weight_shape)
         rank = len(x) - 2
-        if len(w) != rank + 2:
-            raise ArgumentError(
-                f"weight: expected a {rank + 2}-dimensional weight for {rank + 2}-dimensional input {x}, "
-                f"but got weight of size {w}"
-            )
-        if groups <= 0:
-            raise ArgumentError(f"groups: non-positive groups is not supported, got groups={groups}")
-        for name, values in (("stride", stride), ("padding", padding), ("dilation", dilation)):
-            if len(values) != rank:
-                raise ArgumentError(
-                    f"{name}: expected {name} to be a single integer value or a list of {rank} values "
-                    f"to match the convolution dimensions, but got {name}={list(values)}"
-                )
-        if any(s <= 0 for s in stride):
-            raise ArgumentError(f"stride: non-positive stride is not supported, got stride={list(stride)}")
-        if any(p < 0 for pair in padding for p in pair):
-            raise ArgumentError(f"padding: negative padding is not supported, got padding={list(padding)}")
-        if any(d <= 0 for d in dilation):
-            raise ArgumentError(f"dilation: dilation should be greater than zero, got dilation={list(dilation)}")
-        if any(k <= 0 for k in w[2:]):
-            raise ArgumentError(f"weight: the kernel's size must be positive, got a weight of size {w}")
-        if padding_mode not in PADDING_MODES:
-            raise ArgumentValueError(
-                f"padding_mode: {padding_mode!r} is not known; choose one of {', '.join(PADDING_MODES)}"
-            )
+        _check_window(x, w, stride, padding, dilation, groups, padding_mode)
         _check_channels(x, w, groups, transposed)
         pads = ((0, 0),) * (3 - rank) + tuple((before, after) for before, after in padding)
         geometry = cls(
@@ -122,19 +98,7 @@ class ConvGeometry:
                 f"input: Only zero batch or zero channel inputs are supported, but got input shape: {x}"
             )
         if self.transposed:
-            for extra, s, d in zip(self.output_padding, self.stride, self.dilation, strict=True):
-                if extra < 0:
-                    raise ArgumentError(
-                        "output_padding: negative output_padding is not supported, got output_padding="
-                        f"{self._listed(self.output_padding)}"
-                    )
-                # In this order, so that a symbolic size is asked for a bound, not for its remainder by the stride.
-                if extra >= max(s, d) and extra > 0:
-                    raise ArgumentError(
-                        "output_padding: output padding must be smaller than either stride or dilation, but got "
-                        f"output_padding={self._listed(self.output_padding)}, stride={self._listed(self.stride)}, "
-                        f"dilation={self._listed(self.dilation)}"
-                    )
+            self._check_output_padding()
             if any(size < 0 for size in self.out_size):
                 raise ArgumentError(
                     f"input: Given input size per channel: {self._size(self.in_size)}. Calculated output size per "
@@ -147,6 +111,24 @@ class ConvGeometry:
                 f"weight: Calculated padded input size per channel: {self._size(padded)}. Kernel size: "
                 f"{self._size(self.extent)}. Kernel size can't be greater than actual input size"
             )
+        self._check_border()
+
+    def _check_output_padding(self) -> None:
+        for extra, s, d in zip(self.output_padding, self.stride, self.dilation, strict=True):
+            if extra < 0:
+                raise ArgumentError(
+                    "output_padding: negative output_padding is not supported, got output_padding="
+                    f"{self._listed(self.output_padding)}"
+                )
+            # In this order, so that a symbolic size is asked for a bound, not for its remainder by the stride.
+            if extra >= max(s, d) and extra > 0:
+                raise ArgumentError(
+                    "output_padding: output padding must be smaller than either stride or dilation, but got "
+                    f"output_padding={self._listed(self.output_padding)}, stride={self._listed(self.stride)}, "
+                    f"dilation={self._listed(self.dilation)}"
+                )
+
+    def _check_border(self) -> None:
         # A mirrored border needs as many real elements beside the edge; a wrapped one may use them all.
         spare = {"reflect": 1, "circular": 0}.get(self.padding_mode)
         if spare is not None and any(
@@ -329,6 +311,38 @@ class ConvGeometry:
         if self.padding_mode != "zeros":
             parts.append(self.padding_mode)
         return " ".join(parts)
+
+
+def _check_window(
+    x: list[int], w: list[int], stride: Sequence[int], padding: Sequence[tuple[int, int]], dilation: Sequence[int],
+    groups: int, padding_mode: str,
+) -> None:  # fmt: skip
+    rank = len(x) - 2
+    if len(w) != rank + 2:
+        raise ArgumentError(
+            f"weight: expected a {rank + 2}-dimensional weight for {rank + 2}-dimensional input {x}, "
+            f"but got weight of size {w}"
+        )
+    if groups <= 0:
+        raise ArgumentError(f"groups: non-positive groups is not supported, got groups={groups}")
+    for name, values in (("stride", stride), ("padding", padding), ("dilation", dilation)):
+        if len(values) != rank:
+            raise ArgumentError(
+                f"{name}: expected {name} to be a single integer value or a list of {rank} values "
+                f"to match the convolution dimensions, but got {name}={list(values)}"
+            )
+    if any(s <= 0 for s in stride):
+        raise ArgumentError(f"stride: non-positive stride is not supported, got stride={list(stride)}")
+    if any(p < 0 for pair in padding for p in pair):
+        raise ArgumentError(f"padding: negative padding is not supported, got padding={list(padding)}")
+    if any(d <= 0 for d in dilation):
+        raise ArgumentError(f"dilation: dilation should be greater than zero, got dilation={list(dilation)}")
+    if any(k <= 0 for k in w[2:]):
+        raise ArgumentError(f"weight: the kernel's size must be positive, got a weight of size {w}")
+    if padding_mode not in PADDING_MODES:
+        raise ArgumentValueError(
+            f"padding_mode: {padding_mode!r} is not known; choose one of {', '.join(PADDING_MODES)}"
+        )
 
 
 def _check_channels(x: list[int], w: list[int], groups: int, transposed: bool) -> None:
