@@ -33,7 +33,7 @@ from .kernels import Tile, launch
 from .layout import dense_strides, five, of_rank
 from .problem import Problem, WeightGradientProblem
 from .problem_lectures import LocalInputGradientProblem, LocalProblem, SeparableProblem
-from .reference import activated, explicit_padding, reference, relative_error, rounding
+from .reference import activated, as_pad_takes, explicit_padding, reference, relative_error, rounding
 from .settings import Setting
 from .verdicts import Form, Verdict
 
@@ -272,7 +272,7 @@ def _forward(problem: Problem, x: torch.Tensor, weight: torch.Tensor, bias: torc
     whole = reference(f"conv_transpose{g.rank}d", arguments)
     axes = zip(g.spatial(g.pad_before), g.out_shape[2:], whole.shape[2:], strict=True)
     cuts = [(-before, before + size - full) for before, size, full in axes]
-    result = F.pad(whole, [side for pair in reversed(cuts) for side in pair])
+    result = F.pad(whole, as_pad_takes(cuts))
     if bias is not None:
         result = result + bias.reshape(-1, *(1,) * g.rank)
     return activated(result, problem.activation)
@@ -280,9 +280,9 @@ def _forward(problem: Problem, x: torch.Tensor, weight: torch.Tensor, bias: torc
 
 def _weight_gradient(g: ConvGeometry, x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
     window, none = _window(g), [0] * g.rank
-    border = {"input": x, "padding": g.spatial(g.padding)}
-    padded = explicit_padding(f"conv{g.rank}d", g.padding_mode, border)["input"]
     weight = x.new_zeros(g.weight_shape)
+    arguments = {"input": x, "weight": weight, "padding": g.spatial(g.padding)}
+    padded = explicit_padding(f"conv{g.rank}d", g.padding_mode, arguments)["input"]
     # Without the forward pass that a graph would compute.
     result: torch.Tensor = torch.ops.aten.convolution_backward(
         dy, padded, weight, None, window["stride"], none, window["dilation"], False, none, g.groups,

@@ -16,7 +16,7 @@ from torch import Tensor
 from .geometry import triple
 from .layout import Strides, dense_strides, five, of_rank
 from .problem_lectures import LocalInputGradientProblem, SeparableProblem, dense_local_input, local_weight_strides
-from .reference import reference
+from .reference import as_pad_takes, reference
 
 Draw = Callable[..., Tensor]
 Lay = Callable[[Tensor, Sequence[int]], Tensor]
@@ -76,7 +76,7 @@ def _local_input_gradient(problem: LocalInputGradientProblem, dy: Tensor, weight
         axes = zip(taps, g.dilation, g.stride, g.out_size, strict=True)
         d, h, w = (slice(t * step, t * step + (o - 1) * s + 1, s) for t, step, s, o in axes)
         padded[:, :, d, h, w] += part
-    return F.pad(padded, [-side for pair in reversed(g.padding) for side in pair])
+    return F.pad(padded, [-side for side in as_pad_takes(g.padding)])
 
 
 def of_separable(problem: SeparableProblem, draw: Draw, lay: Lay) -> tuple[Operands, Tensor]:

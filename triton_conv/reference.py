@@ -7,7 +7,7 @@ tensor operations. They serve the tuner, the benchmark and the tests.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,12 +67,7 @@ def _locally_connected(
     """From the definition: every window of the input times its own filter."""
     strides, dilations = ((v,) * rank if isinstance(v, int) else v for v in (stride, dilation))
     out, (c_out, c_group, *kernel) = weight.shape[:rank], weight.shape[rank:]
-    if padding == "same":
-        totals = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
-        padding = [(total // 2, total - total // 2) for total in totals]
-    pads = (0 if padding == "valid" else padding,) * rank if isinstance(padding, (int, str)) else padding
-    pairs = [(p, p) if isinstance(p, int) else tuple(p) for p in pads]
-    x = F.pad(input, [p for pair in reversed(pairs) for p in pair])
+    x = F.pad(input, as_pad_takes(_pairs(padding, kernel, dilations)))
     for dim, (k, s, d) in enumerate(zip(kernel, strides, dilations, strict=True), start=2):
         x = x.unfold(dim, (k - 1) * d + 1, s)[..., ::d]
     # [n, groups, c_in/groups, pixels, taps] by [pixels, groups, c_out/groups, c_in/groups, taps]
@@ -90,20 +85,25 @@ def explicit_padding(function: str, mode: str, arguments: dict[str, Any]) -> dic
     if mode == "zeros" and (isinstance(padding, (int, str)) or all(isinstance(p, int) for p in padding)):
         return arguments
     dilation = arguments.get("dilation", 1)
-    if padding == "same":
-        dilations = [dilation] * rank if isinstance(dilation, int) else dilation
-        totals = [d * (k - 1) for d, k in zip(dilations, arguments["weight"].shape[2:], strict=True)]
-        pairs = [(total // 2, total - total // 2) for total in totals]
-    elif padding == "valid":
-        pairs = [(0, 0)] * rank
-    elif isinstance(padding, int):
-        pairs = [(padding, padding)] * rank
-    else:
-        pairs = [(p, p) if isinstance(p, int) else tuple(p) for p in padding]
-        pairs *= rank if len(pairs) == 1 else 1
-    flat = [p for pair in reversed(pairs) for p in pair]
-    padded = F.pad(arguments["input"], flat, mode="constant" if mode == "zeros" else mode)
+    dilations = [dilation] * rank if isinstance(dilation, int) else dilation
+    pairs = _pairs(padding, arguments["weight"].shape[2:], dilations)
+    padded = F.pad(arguments["input"], as_pad_takes(pairs), mode="constant" if mode == "zeros" else mode)
     return arguments | {"input": padded, "padding": 0}
+
+
+def _pairs(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> list[tuple[int, ...]]:
+    """(before, after) of each dimension, from any form that a padding is given in."""
+    if padding == "same":
+        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return [(total // 2, total - total // 2) for total in totals]
+    each = [0 if padding == "valid" else padding] if isinstance(padding, (int, str)) else padding
+    pairs = [(p, p) if isinstance(p, int) else tuple(p) for p in each]
+    return pairs * len(kernel) if len(pairs) == 1 else pairs
+
+
+def as_pad_takes(pairs: Sequence[Sequence[int]]) -> list[int]:
+    """(before, after) of each dimension as `torch.nn.functional.pad` takes them: the last dimension's first."""
+    return [side for pair in reversed(pairs) for side in pair]
 
 
 def deform_conv2d(
