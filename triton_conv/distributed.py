@@ -214,6 +214,22 @@ def _finish(operations: list[dist.P2POp]) -> None:
         request.wait()
 
 
+def _too_thin(split: _Split, total: int, mirrored: bool) -> str | None:
+    """Which rank cannot have the rows that it needs from its neighbours, or None."""
+    for rank, one in enumerate(split.slices):
+        reach = split.reach(rank)
+        rows, (before, after) = one.needed, one.padding
+        empty = one.outputs[0] >= one.outputs[1] or rows[0] >= rows[1]
+        # What a border mirrors has to be among the rows at hand.
+        unmirrored = mirrored and (before >= rows[1] or total - 1 - after < rows[0])
+        if empty or unmirrored or rows[0] < reach[0] or rows[1] > reach[1]:
+            return (
+                f"rank {rank} computes outputs {one.outputs} from rows {rows}, and has those of its neighbours alone, "
+                f"{reach}"
+            )
+    return None
+
+
 def _split_conv(
     rank_of_conv: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
     groups: int, padding_mode: str, activation: str | None, dim: int, sizes: Sequence[int] | None, group: Any,
@@ -239,18 +255,11 @@ def _split_conv(
     extent = spacing[at] * (weight.shape[dim] - 1) + 1
     slices = _slices(sizes, geometry.out_shape[dim], extent, steps[at], pads[at], padding_mode)
     split = _Split(slices, here, dim, padding_mode == "circular", group)
-    for number, one in enumerate(slices):
-        reach = split.reach(number)
-        rows, (before, after) = one.needed, one.padding
-        empty = one.outputs[0] >= one.outputs[1] or rows[0] >= rows[1]
-        # What a border mirrors has to be among the rows at hand.
-        unmirrored = padding_mode == "reflect" and (before >= rows[1] or sum(sizes) - 1 - after < rows[0])
-        if empty or unmirrored or rows[0] < reach[0] or rows[1] > reach[1]:
-            raise ArgumentError(
-                f"input: slices of {sizes} rows along dimension {dim} are too thin for a filter that spans {extent} "
-                f"and padding {pads[at]}: rank {number} computes outputs {one.outputs} from rows {rows}, and has "
-                f"those of its neighbours alone, {reach}"
-            )
+    if (reason := _too_thin(split, sum(sizes), padding_mode == "reflect")) is not None:
+        raise ArgumentError(
+            f"input: slices of {sizes} rows along dimension {dim} are too thin for a filter that spans {extent} and "
+            f"padding {pads[at]}: {reason}. Split the input among fewer ranks, or along another dimension"
+        )
     pads[at] = split.own.padding
     wide: Tensor = _Exchange.apply(input, split) if world > 1 else input
     function = getattr(functional, f"conv{rank_of_conv}d")

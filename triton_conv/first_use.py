@@ -155,31 +155,7 @@ def _fitting(made: Plan, problem: Problem) -> Tile | None:
 
 def small(problem: Problem) -> Problem:
     """A problem like this one that a CPU computes in a moment: the same filter, border, format and alignment."""
-    g = problem.geometry
-    size = []
-    for full, extent, stride, least in zip(
-        g.in_size, g.extent, g.stride, (2, 8, 32 if g.rank > 1 else 256), strict=True
-    ):
-        size.append(_less(full, max(extent + 8 * stride, least)))
-    # Of planes nothing depends but their number, nor of rows that have filters of their own; a CPU takes long over
-    # three dimensions.
-    local = isinstance(problem, LocalProblem)
-    size[0] = min(g.in_size[0], g.extent[0] + 3 * g.stride[0])
-    if local and g.rank > 1:
-        size[1] = min(g.in_size[1], g.extent[1] + g.stride[1])
-    channels, work = _CHANNELS, _WORK / (1 if g.rank < 3 else 4)
-    # Images side by side are read as vectors.
-    batch = _less(g.batch, 8) if local else min(g.batch, 2)
-    while True:
-        wide_in, wide_out = (_less(c, channels) for c in (g.c_in_group, g.c_out_group))
-        groups = _less(g.groups, max(channels // max(g.c_in_group, g.c_out_group, 1), 1))
-        geometry = replace(
-            g, batch=batch, c_in=wide_in * groups, c_out=wide_out * groups, groups=groups,
-            in_size=(size[0], size[1], size[2]),
-        )  # fmt: skip
-        if geometry.flops / 2 <= work or channels <= 16:
-            break
-        channels //= 2
+    geometry = _small_geometry(problem.geometry, isinstance(problem, LocalProblem))
     if isinstance(problem, LocalInputGradientProblem):
         return first_use_lectures.smaller_local(replace(problem, geometry=geometry))
     innermost = problem.w_strides[1] == 1 and problem.weight_view != "flipped"
@@ -199,6 +175,30 @@ def small(problem: Problem) -> Problem:
     if isinstance(made, SeparableProblem):
         return first_use_lectures.smaller_separable(made, _less(made.c_final, _CHANNELS))
     return made
+
+
+def _small_geometry(g: ConvGeometry, local: bool) -> ConvGeometry:
+    """The geometry of such a problem; a `local` one has filters of its own for each pixel."""
+    # Of planes nothing depends but their number, nor of rows that have filters of their own; a CPU takes long over
+    # three dimensions.
+    depth = min(g.in_size[0], g.extent[0] + 3 * g.stride[0])
+    height = _less(g.in_size[1], max(g.extent[1] + 8 * g.stride[1], 8))
+    width = _less(g.in_size[2], max(g.extent[2] + 8 * g.stride[2], 32 if g.rank > 1 else 256))
+    if local and g.rank > 1:
+        height = min(g.in_size[1], g.extent[1] + g.stride[1])
+    # Images side by side are read as vectors.
+    batch = _less(g.batch, 8) if local else min(g.batch, 2)
+    channels, work = _CHANNELS, _WORK / (1 if g.rank < 3 else 4)
+    while True:
+        wide_in, wide_out = (_less(c, channels) for c in (g.c_in_group, g.c_out_group))
+        groups = _less(g.groups, max(channels // max(g.c_in_group, g.c_out_group, 1), 1))
+        geometry = replace(
+            g, batch=batch, c_in=wide_in * groups, c_out=wide_out * groups, groups=groups,
+            in_size=(depth, height, width),
+        )  # fmt: skip
+        if geometry.flops / 2 <= work or channels <= 16:
+            return geometry
+        channels //= 2
 
 
 def _less(size: int, most: int) -> int:

@@ -28,7 +28,7 @@ from .arguments import (
     flat_padding,
     per_dimension,
 )
-from .errors import ArgumentTypeError, TritonConvError
+from .errors import ArgumentTypeError, ArgumentValueError, TritonConvError
 from .nn_lectures import (
     ChannelShuffle,
     LocallyConnected1d,
@@ -267,7 +267,7 @@ class DeformConv2d(Routed):
         backend: as in `triton_conv.nn`. "auto" also takes our kernel where torchvision is not installed.
 
     Raises:
-        ValueError: groups or offset_groups are not positive, or do not divide the channels.
+        ArgumentValueError (a ValueError): groups or offset_groups are not positive, or do not divide the channels.
     """
 
     def __init__(
@@ -290,12 +290,14 @@ class DeformConv2d(Routed):
         super().__init__()
         for name, count in (("groups", groups), ("offset_groups", offset_groups)):
             if count <= 0:
-                raise ValueError(f"{name} must be a positive integer, got {count}")
+                raise ArgumentValueError(f"{name} must be a positive integer, got {count}")
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if channels % groups:
-                raise ValueError(f"{name} must be divisible by groups, got {name}={channels} and groups={groups}")
+                raise ArgumentValueError(
+                    f"{name} must be divisible by groups, got {name}={channels} and groups={groups}"
+                )
         if in_channels % offset_groups:
-            raise ValueError(
+            raise ArgumentValueError(
                 f"in_channels must be divisible by offset_groups, got in_channels={in_channels} and "
                 f"offset_groups={offset_groups}"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -244,13 +244,8 @@ class Race:
         if default not in times:
             why = f"failed ({', '.join(self._failures)})" if self._failures else "was not tried in time"
             return replace(shown, error=f"the default tile {why}")
-        fastest = sorted(times, key=lambda candidate: times[candidate])
-        # A form may be the faster one by what its calls need not do besides the launch.
-        of_forms = {candidate.kernel: candidate for candidate in reversed(fastest)}.values()
-        # The favourite last: in a rehearsal, whose times only get shorter, it wins as it would on a device.
-        finalists = sorted({default, *fastest[:FINALISTS], *of_forms}, key=lambda candidate: -times[candidate])
         try:
-            final = self._bench.rounds(finalists, FINAL_ROUNDS, seconds)
+            final = self._bench.rounds(_finalists(times, default), FINAL_ROUNDS, seconds)
         except OutOfTimeError:
             return replace(shown, error="no time was left for its final; its trials are kept for `triton-conv resume`")
         except DeviceLostError as error:
@@ -258,22 +253,15 @@ class Race:
         best = min(final, key=lambda candidate: final[candidate].median)
         if not _beats(final[best], final[default]):
             best = default
-        outcome = replace(
-            shown,
-            kernel=best.kernel,
-            tile=str(best.tile),
-            time_us=final[best].median,
-            interval_us=final[best].interval,
-            default_time_us=final[default].median,
-        )
-        entry = Entry(
-            best.tile, outcome.time_us, outcome.interval_us, outcome.default_time_us, self._errors[best], self._trials
-        )
+        found = final[best].median, final[best].interval, final[default].median
+        entry, failure = Entry(best.tile, *found, self._errors[best], self._trials), ""
         try:
             store_entry(self._folder, best.kernel, self._lab.target, self._bench.problem, entry)
         except (ConfigError, OSError) as error:
-            return replace(outcome, error=f"not stored: {error}")
-        return outcome
+            failure = f"not stored: {error}"
+        return Outcome(
+            shown.workload, best.kernel, str(best.tile), *found, shown.trials, shown.failures, failure
+        )  # fmt: skip
 
     def _unchanged(self) -> Outcome | None:
         """The outcome where none of the others' tiles is faster than what was known: no final is held."""
@@ -290,6 +278,17 @@ class Race:
             self.workload.title, best.kernel, str(best.tile), times[best],
             default_time_us=times.get(default, math.nan), trials=len(table), failures=dict(failures),
         )  # fmt: skip
+
+
+def _finalists(times: Mapping[Candidate, float], default: Candidate) -> list[Candidate]:
+    """The default, the fastest, and the fastest of each form, which may be the faster one by what its calls need not do
+    besides the launch.
+
+    The favourite last: in a rehearsal, whose times only get shorter, it wins as it would on a device.
+    """
+    fastest = sorted(times, key=lambda candidate: times[candidate])
+    of_forms = {candidate.kernel: candidate for candidate in reversed(fastest)}.values()
+    return sorted({default, *fastest[:FINALISTS], *of_forms}, key=lambda candidate: -times[candidate])
 
 
 def _compilation_failure(error: str) -> str:
