@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import triton_conv as tc
 from triton_conv.geometry import ConvGeometry
-from triton_conv.layout import channels_last_like, dense_strides, five
+from triton_conv.layout import channels_last_like, dense_strides, five, of_rank
 from triton_conv.problem import VECTOR_LIMIT, Problem
 
 ALL = [case for cases in CASES.values() for case in cases]
@@ -56,6 +56,18 @@ def test_missing_dimensions_have_size_one():
     g = of((2, 4, 9), (6, 2, 3), stride=2, padding=1, groups=2)
     assert (g.in_size, g.kernel, g.stride, g.dilation) == ((1, 1, 9), (1, 1, 3), (1, 1, 2), (1, 1, 1))
     assert (g.out_size, g.out_shape, g.extent) == ((1, 1, 5), (2, 6, 5), (1, 1, 3))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("size", [(9,), (8, 9), (7, 8, 9)])
+def test_shapes_and_strides_are_again_those_of_the_tensors(size, transposed):
+    x, w = (2, 4, *size), ((4, 3) if transposed else (6, 2)) + (1, 2, 3)[3 - len(size) :]
+    g = of(x, w, groups=2, transposed=transposed)
+    assert (g.in_shape, g.weight_shape) == (x, w)
+    assert g.spatial(g.in_size) == size
+    assert g.out_shape[:2] == (2, 6)
+    strides = torch.empty(x).stride()
+    assert of_rank(g.rank, five(strides)) == strides
 
 
 def test_numbers_of_a_known_layer():

@@ -87,37 +87,35 @@ def _inspect(arguments: argparse.Namespace) -> int:
         for index, row in compile_all(jobs, arguments.processes):
             rows[index] = row
             progress.advance(bar)
+    made = [(rows[index], inspection.complaints(job, rows[index])) for index, job in enumerate(jobs)]
+    OUT.print(_table(made))
+    write_json(arguments.json, {"kernels": [row.asdict() for row, _ in made]})
+    wrong = [(row, reason) for row, complaints in made for reason in complaints]
+    OUT.print(f"{len(jobs)} compiled, {counted(len(wrong), 'complaint')}", highlight=False)
+    for row, reason in wrong:
+        line = f"  {row.kernel} {row.label} {row.target} {row.dtype} ({row.tile}): {reason}"
+        OUT.print(line, highlight=False, markup=False)
+    return 1 if wrong else 0
+
+
+def _table(made: Sequence[tuple[Compiled, Sequence[str]]]) -> Table:
+    """One row a kernel; those with complaints in red."""
     table = Table(box=None, header_style="bold")
     for column in ("kernel", "workload", "target", "dtype"):
         table.add_column(column, no_wrap=True)
     for column in (
-        "registers",
-        "spilled\nbytes",
-        "shared\nbytes",
-        "occu-\npancy",
-        "matrix\nops",
-        "16-byte\nloads",
-        "TMA",
-    ):
+        "registers", "spilled\nbytes", "shared\nbytes", "occu-\npancy", "matrix\nops", "16-byte\nloads", "TMA"
+    ):  # fmt: skip
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("warnings")
-    wrong = []
-    for index, job in enumerate(jobs):
-        row = rows[index]
-        bad = inspection.complaints(job, row)
-        wrong += [f"{row.kernel} {row.label} {row.target} {row.dtype} ({row.tile}): {reason}" for reason in bad]
+    for row, complaints in made:
         matrix = f"{row.wgmma} wgmma" if row.wgmma else f"{row.mma} mma" if row.mma else "-"
         table.add_row(
             row.kernel, row.label, row.target, row.dtype, str(row.registers), str(row.spill_bytes),
             str(row.shared_bytes), f"{row.occupancy:.0%}", matrix, str(row.vector_loads), str(row.tma),
-            ", ".join(row.warnings) or "-", style="red" if bad else "",
+            ", ".join(row.warnings) or "-", style="red" if complaints else "",
         )  # fmt: skip
-    OUT.print(table)
-    write_json(arguments.json, {"kernels": [rows[index].asdict() for index in range(len(jobs))]})
-    OUT.print(f"{len(jobs)} compiled, {counted(len(wrong), 'complaint')}", highlight=False)
-    for line in wrong:
-        OUT.print(f"  {line}", highlight=False, markup=False)
-    return 1 if wrong else 0
+    return table
 
 
 if __name__ == "__main__":

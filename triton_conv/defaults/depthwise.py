@@ -142,10 +142,9 @@ def depthwise_banded_transposed(problem: Problem, target: Target) -> DepthwiseBa
 def depthwise_patch(problem: Problem, target: Target) -> DepthwisePatchTile:
     """A cache line of channels, or half of one where that leaves fewer idle; 64 sums a thread of half precision.
 
-    As 4 x 4 outputs where 9 weights stay in registers (3 x 3, bfloat16 (64, 192, 56, 56):
-    a prototype took 63 us on an H100, a copy 57);
-    as 8 or 7 in a row of 8 channels where there is one row of taps at a time. Strides read more for each output, so
-    that fewer keep up with memory.
+    As 4 x 4 outputs where 9 weights stay in registers (3 x 3, bfloat16 (64, 192, 56, 56): a prototype took 63 us on an
+    H100, a copy 57); as 8 or 7 in a row of 8 channels where there is one row of taps at a time. Strides read more for
+    each output, so that fewer keep up with memory.
     """
     g, line = problem.geometry, 128 // problem.itemsize
     _, h_out, w_out = g.out_size
