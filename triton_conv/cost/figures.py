@@ -112,60 +112,64 @@ def draw_links(dimensions: Sequence[Dimension], path: Path, title: str) -> Path:
 
 
 def _draw_panel(axes: Any, dimension: Dimension, direct: bool) -> None:
-    g = dimension.geometry
-    k, s, d, before = g.kernel[2], g.stride[2], g.dilation[2], g.pad_before[2]
-    step = s if g.transposed else 1
-    # Where each input stands above the outputs: a stride spreads the outputs of a direct convolution, and the inputs of
-    # a transposed one.
-    spread = 1 if g.transposed else s
-    shift = -before if g.transposed else before
-    middle = (g.extent[2] - 1) / 2
-
-    def input_x(at: float) -> float:
-        return at * step + shift + (middle if g.transposed else 0)
-
-    def output_x(output: float) -> float:
-        return output * spread + (0 if g.transposed else middle)
-
-    def cell(x: float, y: float, text: str, filled: bool) -> None:
-        box = {"boxstyle": "square,pad=0.35", "facecolor": "white", "edgecolor": _GREY if filled else _FAINT}
-        axes.text(
-            x, y, text, ha="center", va="center", size=7.5, color="black" if filled else _GREY, bbox=box, zorder=3
-        )
-
-    if direct:
-        same = as_direct(dimension.size, k, s, before, g.output_padding[2], d)
-        width = (dimension.size - 1) * s + 1
-        # The direct convolution's own places: output o reads o - p' + tap d of the spread input.
-        places = range(-max(same.border, 0), width + max(same.border_after, 0))
-        for place in places:
-            real = 0 <= place < width and place % s == 0
-            cell(place + same.border, 1, f"x{place // s}" if real else "0", real)
-        for output in range(dimension.out_size):
-            cell(output + middle, 0, f"y{output}", True)
-            for tap in range(k):
-                place = output - same.border + tap * d
-                if place in places:
-                    real = 0 <= place < width and place % s == 0
-                    _line(axes, place + same.border, output + middle, k - 1 - tap, real)
-        note = f"the same, direct: z = {same.zeros} zeros inserted, border p' = {same.border}, stride s' = 1"
-    else:
-        for at in sorted({link.at for link in dimension.links} | set(range(dimension.size))):
-            inside = 0 <= at < dimension.size
-            border = next((link.source for link in dimension.links if link.at == at), None)
-            cell(input_x(at), 1, f"x{at}" if inside else "0" if border is None else f"x{border}", inside)
-        for output in range(dimension.out_size):
-            cell(output_x(output), 0, f"y{output}", True)
-        for link in dimension.links:
-            _line(axes, input_x(link.at), output_x(link.output), link.tap, link.source is not None)
-        note = dimension.lines()[-1]
-    for tap in range(k):
+    note = _draw_direct(axes, dimension) if direct else _draw_own(axes, dimension)
+    for tap in range(dimension.geometry.kernel[2]):
         axes.plot([], [], color=_COLOURS[tap % len(_COLOURS)], label=f"w{tap}")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=7.5)
     axes.set_title(note, loc="left", size=8.5, color=_GREY)
     axes.set_ylim(-0.25, 1.25)
     axes.margins(x=0.06)
     axes.axis("off")
+
+
+def _draw_direct(axes: Any, dimension: Dimension) -> str:
+    """A transposed convolution as the direct one over the spread input; returns a line that says so."""
+    g = dimension.geometry
+    k, s, d = g.kernel[2], g.stride[2], g.dilation[2]
+    same = as_direct(dimension.size, k, s, g.pad_before[2], g.output_padding[2], d)
+    width, middle = (dimension.size - 1) * s + 1, (g.extent[2] - 1) / 2
+    # The direct convolution's own places: output o reads o - p' + tap d of the spread input.
+    places = range(-max(same.border, 0), width + max(same.border_after, 0))
+    real = {place: 0 <= place < width and place % s == 0 for place in places}
+    for place, inside in real.items():
+        _cell(axes, place + same.border, 1, f"x{place // s}" if inside else "0", inside)
+    for output in range(dimension.out_size):
+        _cell(axes, output + middle, 0, f"y{output}", True)
+        for tap in range(k):
+            place = output - same.border + tap * d
+            if place in real:
+                _line(axes, place + same.border, output + middle, k - 1 - tap, real[place])
+    return f"the same, direct: z = {same.zeros} zeros inserted, border p' = {same.border}, stride s' = 1"
+
+
+def _draw_own(axes: Any, dimension: Dimension) -> str:
+    """A convolution as it is; returns the line of its arithmetic.
+
+    A stride spreads the outputs of a forward convolution, and the inputs of a transposed one.
+    """
+    g = dimension.geometry
+    middle = (g.extent[2] - 1) / 2
+
+    def input_x(at: float) -> float:
+        return at * g.stride[2] - g.pad_before[2] + middle if g.transposed else at + g.pad_before[2]
+
+    def output_x(output: float) -> float:
+        return output if g.transposed else output * g.stride[2] + middle
+
+    for at in sorted({link.at for link in dimension.links} | set(range(dimension.size))):
+        inside = 0 <= at < dimension.size
+        border = next((link.source for link in dimension.links if link.at == at), None)
+        _cell(axes, input_x(at), 1, f"x{at}" if inside else "0" if border is None else f"x{border}", inside)
+    for output in range(dimension.out_size):
+        _cell(axes, output_x(output), 0, f"y{output}", True)
+    for link in dimension.links:
+        _line(axes, input_x(link.at), output_x(link.output), link.tap, link.source is not None)
+    return dimension.lines()[-1]
+
+
+def _cell(axes: Any, x: float, y: float, text: str, filled: bool) -> None:
+    box = {"boxstyle": "square,pad=0.35", "facecolor": "white", "edgecolor": _GREY if filled else _FAINT}
+    axes.text(x, y, text, ha="center", va="center", size=7.5, color="black" if filled else _GREY, bbox=box, zorder=3)
 
 
 def _line(axes: Any, top: float, bottom: float, tap: int, real: bool) -> None:
