@@ -188,6 +188,15 @@ class SeparableConv2d(_Separable):
 
     Equivalent to `Sequential(Conv2d(C, C * depth_multiplier, kernel_size, stride, padding, dilation, groups=C), Conv2d(
     C * depth_multiplier, out_channels, 1))`, the activations behind each. `of` makes one of two such layers.
+
+    Args:
+        in_channels, out_channels, kernel_size: as `torch.nn.Conv2d`'s; the kernel is the depthwise convolution's.
+        stride, padding, dilation: the depthwise convolution's, as in `separable_conv2d`.
+        depth_multiplier: outputs of the depthwise convolution for each input channel.
+        bias, mid_bias: whether the 1x1, and the depthwise convolution, have one.
+        activation, mid_activation: None, "relu", "relu6", "gelu" or "silu", of the result and of what lies between.
+
+    Shapes: `(N, in_channels, H, W)` -> `(N, out_channels, H_out, W_out)`, or both without N.
     """
 
     rank = 2
@@ -271,7 +280,15 @@ class LocallyConnected1d(_Local):
 class LocallyConnected2d(_Local):
     """A convolution whose filters are not shared between pixels; see `locally_connected2d`.
 
-    `input_size` is the height and width that it will be given: there is a filter for each output. `weight` is
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as `torch.nn.Conv2d`'s.
+        input_size: height and width of what it will be given, an int if they are equal: there is a filter for each
+            output.
+
+    Raises:
+        ArgumentError (a RuntimeError): groups do not divide in_channels, or the kernel does not fit in the input.
+
+    Shapes: `(N, in_channels, H, W)` -> `(N, out_channels, H_out, W_out)`, or both without N. `weight` is
     `(H_out, W_out, out_channels, in_channels/groups, KH, KW)`, `bias` `(out_channels, H_out, W_out)`.
     """
 
