@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import launches, random
+from helpers import DEVICE, launches, random
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
 
@@ -140,6 +140,60 @@ def test_jacobians():
     results = [jac(lambda w: tc.conv2d(x, w))(w) for jac in (jacrev, jacfwd)]
     close(*results)
     close(results[0], jacrev(lambda w: F.conv2d(x, w))(w))
+
+
+LAYER = tc.nn.Conv2d(2, 3, 2, stride=2, activation="silu", backend="triton", dtype=D, device=DEVICE)
+
+
+def through_a_layer(x, w):
+    return functional_call(LAYER, {"weight": w}, (x,))
+
+
+def through_a_function(x, w):
+    return tc.conv2d(x, w, LAYER.bias.detach(), stride=2, activation="silu")
+
+
+TRANSFORMED = {
+    "vmap": lambda f: lambda x, w: vmap(f, (0, None))(x[:, None], w),
+    "vmap of grad": lambda f: lambda x, w: vmap(grad(lambda w, x: f(x[None], w).sum()), (None, 0))(w, x),
+    "jvp": lambda f: lambda x, w: jvp(f, (x, w), (x, w))[1],
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("vmap of grad", through_a_layer),
+        ("jvp", through_a_function),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("jvp", through_a_layer),
+                ("vmap of grad", through_a_function),
+                ("vmap", through_a_layer),
+                ("vmap", through_a_function),
+            )
+        ),
+    ],
+)
+def test_compiled(name, function):
+    x, w = random((2, 2, 4, 4), D), random((3, 2, 2, 2), D)
+    transformed = TRANSFORMED[name](function)
+    torch._dynamo.reset()
+    launches.clear()
+    found = torch.compile(transformed, backend="aot_eager", fullgraph=True)(x, w)
+    assert sum(launches.values()) > 0
+    close(found, transformed(x, w))
+    close(found, TRANSFORMED[name](lambda x, w: F.silu(F.conv2d(x, w, LAYER.bias.detach(), stride=2)))(x, w))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:copyreg", "ignore:.*LeafSpec.*:FutureWarning")
+def test_an_exported_program_is_transformed():
+    x = random((1, 2, 4, 4), D)
+    program = torch.export.export(LAYER, (x,)).module()
+    close(grad(loss(program))(x), grad(loss(LAYER))(x))
+    close(jvp(program, (x,), (x,)), jvp(LAYER, (x,), (x,)))
 
 
 def test_an_unsupported_transform_is_torchs_error():

@@ -225,7 +225,9 @@ def _as_op(function: Callable[[tuple[Any, ...], str], Tensor]) -> Callable[..., 
     return routed
 
 
-library.impl("routed_conv", _as_op(_conv), "CompositeImplicitAutograd")
-library.impl("routed_deform_conv", _as_op(_deform_conv), "CompositeImplicitAutograd")
+# The second key is that of torch.func: its transforms are for the ops inside, which have rules.
+for _key in ("CompositeImplicitAutograd", "FuncTorchDynamicLayerFrontMode"):
+    library.impl("routed_conv", _as_op(_conv), _key)
+    library.impl("routed_deform_conv", _as_op(_deform_conv), _key)
 _traced_conv = torch.ops.triton_conv.routed_conv.default
 _traced_deform_conv = torch.ops.triton_conv.routed_deform_conv.default

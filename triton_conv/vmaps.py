@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import autograd, ops
@@ -113,10 +112,13 @@ def _deform_weight_gradient(
 
 
 def register(differentiated: Any, **rules: Callable[..., Result]) -> None:
-    """Gives ops their rules for graphs, and the functions of the same names in `differentiated` for torch.func."""
+    """Gives their rules to the functions of these names in `differentiated`, and these to the ops: what a graph has
+    under a transform of torch.func is the op, whose own gradient refuses `grad` and forgets the tangents of `jvp`.
+    """
     for name, rule in rules.items():
-        torch.library.register_vmap(f"triton_conv::{name}", rule, lib=ops.library)
-        getattr(differentiated, name).transformed.vmap = staticmethod(rule)
+        transformed = getattr(differentiated, name).transformed
+        transformed.vmap = staticmethod(rule)
+        ops.library.impl(name, transformed.apply, "FuncTorchDynamicLayerFrontMode")
 
 
 register(
