@@ -129,6 +129,25 @@ WE_REFUSE = {
 }  # fmt: skip
 
 
+FAR = 2**40
+# Kernels count in 32 bits. torch takes the first two, and has words like "Overflow when unpacking long long" for others.
+WE_REFUSE |= {
+    "stride-far": (conv(stride=FAR), errors.ArgumentError, r"^stride: more than 2147483647 is not supported, got stride="),
+    "dilation-far": (
+        conv(weight=zeros(4, 6, 1, 1), dilation=FAR), errors.ArgumentError, r"^dilation: more than 2147483647 is not",
+    ),
+    "padding-far": (conv(padding=(0, 2**80)), errors.ArgumentError, r"^padding: more than 2147483647 .*\(0, 0\), \(12"),
+    "pairs-far": (conv(padding=((0, 0), (FAR, 0))), errors.ArgumentError, r"^padding: more than 2147483647 is not"),
+    "stride-far-transposed": (transposed(stride=FAR), errors.ArgumentError, r"^stride: more than 2147483647 is not"),
+    "output-far": (
+        conv(padding=2**31 - 1), errors.ArgumentError, r"^input: .*\[2, 4, 4294967299, 4294967299\] has more elements",
+    ),
+    "output-far-transposed": (
+        transposed(stride=2**31 - 1), errors.ArgumentError, r"^input: .*128.*\] has more elements than can be counted",
+    ),
+}  # fmt: skip
+
+
 def refused(call, error, message):
     function, arguments = call
     with pytest.raises(error, match=message) as raised:
@@ -177,6 +196,13 @@ def test_booleans_are_not_numbers(argument):
     with pytest.raises(TypeError):
         F.conv2d(**call[1])
     refused(call, errors.ArgumentTypeError, f"^{argument}: expected an int.*got True")
+
+
+def test_the_largest_numbers_that_are_taken():
+    most = 2**31 - 1
+    for changes in (dict(stride=most), dict(weight=zeros(4, 6, 1, 1), dilation=most), dict(stride=2**30, padding=2)):
+        function, arguments = conv(**changes)
+        assert getattr(tc, function)(**arguments).shape == F.conv2d(**arguments).shape
 
 
 def test_an_error_is_raised_again():

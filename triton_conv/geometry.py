@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 ACTIVATIONS = ("none", "relu", "relu6", "gelu", "silu")
+# Kernels multiply these numbers in 32 bits, and torch counts elements in 63.
+_MOST, _MOST_ELEMENTS = 2**31 - 1, 2**63 - 1
 
 
 def triple(values: Sequence[int], fill: int) -> Triple:
@@ -93,6 +95,14 @@ class ConvGeometry:
         return geometry
 
     def _check_sizes(self, x: list[int]) -> None:
+        self._check_each_size(x)
+        if math.prod(n for n in (self.batch, self.c_out, *self.out_size) if isinstance(n, int)) > _MOST_ELEMENTS:
+            raise ArgumentError(
+                f"input: its output of size {list(self.out_shape)} has more elements than can be counted; got input "
+                f"{x} with padding={self._listed(self.padding)}, stride={self._listed(self.stride)}"
+            )
+
+    def _check_each_size(self, x: list[int]) -> None:
         if self.batch and self.c_in and 0 in self.in_size:
             raise ArgumentError(
                 f"input: Only zero batch or zero channel inputs are supported, but got input shape: {x}"
@@ -337,12 +347,20 @@ def _check_window(
         raise ArgumentError(f"padding: negative padding is not supported, got padding={list(padding)}")
     if any(d <= 0 for d in dilation):
         raise ArgumentError(f"dilation: dilation should be greater than zero, got dilation={list(dilation)}")
+    for name, values in (("stride", stride), ("padding", padding), ("dilation", dilation)):
+        if max(map(_largest, values), default=0) > _MOST:
+            raise ArgumentError(f"{name}: more than {_MOST} is not supported, got {name}={list(values)}")
     if any(k <= 0 for k in w[2:]):
         raise ArgumentError(f"weight: the kernel's size must be positive, got a weight of size {w}")
     if padding_mode not in PADDING_MODES:
         raise ArgumentValueError(
             f"padding_mode: {padding_mode!r} is not known; choose one of {', '.join(PADDING_MODES)}"
         )
+
+
+def _largest(value: int | tuple[int, int]) -> int:
+    """Of numbers; a symbol is not compared, which would limit what a graph is good for."""
+    return max((v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, int)), default=0)
 
 
 def _check_channels(x: list[int], w: list[int], groups: int, transposed: bool) -> None:
