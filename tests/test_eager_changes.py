@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from helpers import DEVICE, launches, random
 
 import triton_conv as tc
-from triton_conv import calls, routing
+from triton_conv import calls, ops, routing
 
 pytestmark = pytest.mark.usefixtures("exact_products")
 
@@ -156,6 +156,32 @@ def test_backward_in_another_thread():
     for each in found:
         for mine, torchs in zip(each, expected, strict=True):
             torch.testing.assert_close(mine, torchs)
+
+
+def test_threads_at_once():
+    """Who calls first plans, whoever that is; the interpreter is one, and waited for."""
+    layer, plain = (kind(4, 4, 3, groups=4, device=DEVICE) for kind in (tc.nn.Conv2d, torch.nn.Conv2d))
+    layer.backend = "triton"
+    layer.load_state_dict(plain.state_dict())
+    x, found = random((2, 4, 7, 5)).requires_grad_(), []
+    parameters = list(layer.parameters())
+    ops.forget_plans()
+    start = threading.Barrier(4)
+
+    def call():
+        start.wait()
+        found.append(torch.autograd.grad(layer(x).square().sum(), (x, *parameters)))
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = torch.autograd.grad(plain(x).square().sum(), (x, *plain.parameters()))
+    assert len(found) == 4
+    for each in found:
+        for mine, torchs in zip(each, expected, strict=True):
+            torch.testing.assert_close(mine, torchs, rtol=1e-4, atol=1e-4)
 
 
 def test_autocast_to_another_dtype():

@@ -130,9 +130,9 @@ WE_REFUSE = {
 
 
 FAR = 2**40
-# Kernels count in 32 bits. torch takes the first two, and has words like "Overflow when unpacking long long" for others.
+# Kernels count in 32 bits. torch takes the first two; of others it says "Overflow when unpacking long long".
 WE_REFUSE |= {
-    "stride-far": (conv(stride=FAR), errors.ArgumentError, r"^stride: more than 2147483647 is not supported, got stride="),
+    "stride-far": (conv(stride=FAR), errors.ArgumentError, r"^stride: more than 2147483647 is not supported, got "),
     "dilation-far": (
         conv(weight=zeros(4, 6, 1, 1), dilation=FAR), errors.ArgumentError, r"^dilation: more than 2147483647 is not",
     ),

@@ -201,6 +201,17 @@ def test_what_we_cannot_run_still_runs_and_says_so():
     assert not layer.choose(x).ours
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested")
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_a_nested_input_is_torchs_error(backend):
+    nested, errors = torch.nested.nested_tensor([random((3, 4, 4))]), []
+    for layer in (made("Conv2d", 3, 4, 3, backend=backend), made("Conv2d", 3, 4, 3, library=nn)):
+        with pytest.raises(NotImplementedError) as raised:
+            layer(nested)
+        errors.append(str(raised.value))
+    assert errors[0] == errors[1]
+
+
 def test_set_backend():
     assert tc.policy.current_backend() == "auto"
     with pytest.raises(ArgumentValueError, match="choose one of auto, triton, torch"):

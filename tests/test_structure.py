@@ -51,6 +51,7 @@ LAYERS = (
     "vmaps_lectures",
     "autocast",
     "arguments",
+    "symbolic",
     "functional",
     "lectures",
     "policy",

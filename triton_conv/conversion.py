@@ -53,8 +53,7 @@ def convert(model: nn.Module, report: bool = False, force: bool = False, *, exam
 
     Each call of a layer decides by its own sizes. Without any measurement for the model's device this warns and changes
     nothing. Layers that cannot be converted stay as they are: the report says why. Convert before compiling, exporting,
-    tracing or sharding the model, but after torch.fx's symbolic tracing, which would keep torch's functions. `revert`
-    undoes it.
+    tracing or sharding the model. `revert` undoes it.
 
     Args:
         model: any module, also one layer; changed in place.

@@ -13,20 +13,38 @@ from typing import Any
 
 from torch import Tensor
 
-from . import autograd, calls, ops, ops_deform, vmaps  # noqa: F401 (registers its rules)
+from . import autograd, calls, ops, ops_deform, symbolic, vmaps  # noqa: F401 (registers its rules)
 from .arguments import Padding, Size, conv_arguments, conv_transpose_arguments, deform_arguments
 from .dispatch import Plan
 from .errors import ArgumentTypeError
 
 
 def _conv(rank: int, input: Tensor, *arguments: Any) -> Tensor:
-    output = calls.conv(*conv_arguments(rank, input, *arguments))
+    try:
+        output = calls.conv(*conv_arguments(rank, input, *arguments))
+    except ArgumentTypeError:
+        *others, padding_mode, activation = arguments
+        function = globals()[f"conv{rank}d"]
+        return symbolic.recorded(function, input, *others, padding_mode=padding_mode, activation=activation)  # type: ignore[no-any-return]
     return output if input.dim() == rank + 2 else output.squeeze(0)
 
 
 def _conv_transpose(rank: int, input: Tensor, *arguments: Any) -> Tensor:
-    output = calls.conv(*conv_transpose_arguments(rank, input, *arguments))
+    try:
+        output = calls.conv(*conv_transpose_arguments(rank, input, *arguments))
+    except ArgumentTypeError:
+        *others, activation = arguments
+        return symbolic.recorded(globals()[f"conv_transpose{rank}d"], input, *others, activation=activation)  # type: ignore[no-any-return]
     return output if input.dim() == rank + 2 else output.squeeze(0)
+
+
+def _deform_conv(rank: int, *arguments: Any) -> Tensor:
+    try:
+        output: Tensor = autograd.deform_conv(*deform_arguments(rank, *arguments))
+    except ArgumentTypeError:
+        return symbolic.recorded(globals()[f"deform_conv{rank}d"], *arguments)  # type: ignore[no-any-return]
+    # Signals are images of one row.
+    return output.squeeze(2) if rank == 1 else output
 
 
 def conv1d(
@@ -202,9 +220,7 @@ def deform_conv1d(
     `torchvision.ops.deform_conv2d` of an image of one row whose vertical offsets are zero, and run as that. See
     `deform_conv2d`.
     """
-    arguments = deform_arguments(1, input, offset, weight, bias, stride, padding, dilation, mask)
-    output: Tensor = autograd.deform_conv(*arguments)
-    return output.squeeze(2)
+    return _deform_conv(1, input, offset, weight, bias, stride, padding, dilation, mask)
 
 
 def deform_conv2d(
@@ -243,8 +259,7 @@ def deform_conv2d(
 
     Dai et al., arXiv:1703.06211 (v1); Zhu et al., arXiv:1811.11168 (v2).
     """
-    arguments = deform_arguments(2, input, offset, weight, bias, stride, padding, dilation, mask)
-    return autograd.deform_conv(*arguments)  # type: ignore[no-any-return]
+    return _deform_conv(2, input, offset, weight, bias, stride, padding, dilation, mask)
 
 
 _KINDS: dict[str, tuple[Callable[..., Plan], Callable[..., tuple[Any, ...]]]] = {

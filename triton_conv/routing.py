@@ -76,7 +76,12 @@ def again(backend: str, layer: Layer, input: Tensor, weight: Tensor, bias: Tenso
     if backend == policy.TORCH or traced() or type(input) is not Tensor:
         return None
     graded = torch.is_grad_enabled()
-    for alike, asked, recorded, convolution, lower, details in _known.get(layer, _NOTHING).get(input.shape, ()):
+    try:
+        kinds = _known.get(layer, _NOTHING).get(input.shape, ())
+    except RuntimeError:
+        # A nested tensor has no shape.
+        return None
+    for alike, asked, recorded, convolution, lower, details in kinds:
         if asked == backend and recorded == graded and alike(input, weight, _ABSENT if bias is None else bias):
             if convolution is None:
                 return TORCHS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import threading
 from collections import Counter
 from typing import Any
 
@@ -18,6 +19,7 @@ from .kernel import Kernel, Tile
 # How a compiled kernel is run is known of these; of others, how it is asked to run itself.
 _KNOWN = triton.__version__.split(".")[:2] in (["3", "6"], ["3", "7"], ["3", "8"], ["3", "9"])
 _knobs: Any = triton.knobs.runtime
+_interpreting = threading.Lock()
 
 launches: Counter[str] = Counter()
 """Launches by kernel name since import, or since a caller cleared it."""
@@ -79,7 +81,10 @@ def start_kernel(
         options = {} if num_warps is None else {"num_warps": num_warps, "num_stages": num_stages}
         if _knobs.interpret:
             _keep_truths()
-        # The interpreter compiles nothing.
+            # It compiles nothing, and knows but one kernel at a time.
+            with _interpreting:
+                function[grid](*tensors, **values, **options)
+            return
         if (compiled := function[grid](*tensors, **values, **options)) is not None:
             run = compiled.run if _KNOWN and isinstance(compiled, CompiledKernel) else None
             values.compiled[key] = compiled, run, tuple(values.values())
