@@ -114,8 +114,13 @@ def check_refusals(rank, world):
         distributed.conv2d(x, w, padding=(13, 0), padding_mode="circular")
     with pytest.raises(RuntimeError, match="dim: expected a batched input and a spatial dimension"):
         distributed.conv2d(x, w, dim=1)
-    with pytest.raises(RuntimeError, match=r"sizes: expected the size of dimension 2 on each of 3 ranks"):
-        distributed.conv2d(x, w, sizes=(4, 4))
+    for sizes in ((4, 4), (4.0, 4.0, 4.0), 4, (4, 4, 4, None)):
+        with pytest.raises(RuntimeError, match=r"sizes: expected the size of dimension 2 on each of 3 ranks"):
+            distributed.conv2d(x, w, sizes=sizes)
+    with pytest.raises(RuntimeError, match="dim: expected a batched input and a spatial dimension of it, got dim=h"):
+        distributed.conv2d(x, w, dim="h")
+    with pytest.raises(TypeError, match=r"input: expected this rank's slice.*to_local"):
+        distributed.conv2d(distribute_tensor(x, init_device_mesh("cpu", (world,)), [Shard(2)]), w)
 
 
 def check_second_derivatives(rank, world):
@@ -180,6 +185,8 @@ def check_groups(rank, world):
             close(share.full_tensor(), exact)
     with pytest.raises(RuntimeError, match="groups: 3 groups cannot be shared by 2 ranks"):
         distributed.by_groups(tc.conv2d, *own[:2], groups=3)
+    with pytest.raises(TypeError, match="weight: expected a DTensor, got Tensor"):
+        distributed.by_groups(tc.conv2d, own[0], whole[1], groups=4)
     with pytest.raises(RuntimeError, match=r"weight: expected placement Shard\(0\)"):
         distributed.by_groups(tc.conv2d, own[0], own[0], groups=4)
 

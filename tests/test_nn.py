@@ -175,6 +175,7 @@ def test_a_layer_goes_to_a_spawned_process():
         (dict(activation="tanh"), ValueError, "activation: 'tanh' is not known"),
         (dict(backend="cudnn"), ValueError, "backend: 'cudnn' is not known; choose one of auto, triton, torch"),
         (dict(padding=((1, 2),)), RuntimeError, "padding: expected 2 pairs of"),
+        (dict(padding=((1, 0), (0, -1))), RuntimeError, "padding: negative padding is not supported, got padding="),
         (dict(groups=2), ValueError, "in_channels must be divisible by groups"),
         (dict(padding_mode="mirror"), ValueError, "padding_mode must be one of"),
     ],

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import functional
 from .arguments import Padding, Size, conv_arguments
-from .errors import ArgumentError
+from .errors import ArgumentError, ArgumentTypeError
 from .geometry import ConvGeometry
 from .ops import pairs
 from .sharding import by_groups, register_sharding
@@ -237,17 +237,20 @@ def _split_conv(
     arguments = conv_arguments(
         rank_of_conv, input, weight, bias, stride, padding, dilation, groups, padding_mode, activation
     )
-    if input.dim() != rank_of_conv + 2 or not 2 <= dim < input.dim():
+    if hasattr(input, "device_mesh"):
+        raise ArgumentTypeError("input: expected this rank's slice, a plain tensor, got a DTensor; take its to_local()")
+    if input.dim() != rank_of_conv + 2 or dim not in range(2, input.dim()):
         raise ArgumentError(
             f"dim: expected a batched input and a spatial dimension of it, got dim={dim} and input {list(input.shape)}"
         )
     steps, flat, spacing = arguments[3:6]
     here, at, world = dist.get_rank(group), dim - 2, dist.get_world_size(group)
-    sizes = [input.shape[dim]] * world if sizes is None else list(sizes)
-    if len(sizes) != world or sizes[here] != input.shape[dim]:
+    given = [input.shape[dim]] * world if sizes is None else sizes
+    sizes = [size for size in given if type(size) is int] if isinstance(given, (list, tuple)) else []
+    if len(sizes) != world or len(given) != world or sizes[here] != input.shape[dim]:
         raise ArgumentError(
             f"sizes: expected the size of dimension {dim} on each of {world} ranks, of this one {input.shape[dim]}, "
-            f"got {sizes}"
+            f"got {given}"
         )
     pads = pairs(flat)
     whole_shape = [sum(sizes) if i == dim else size for i, size in enumerate(input.shape)]

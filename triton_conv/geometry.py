@@ -348,7 +348,7 @@ def _check_window(
     if any(d <= 0 for d in dilation):
         raise ArgumentError(f"dilation: dilation should be greater than zero, got dilation={list(dilation)}")
     for name, values in (("stride", stride), ("padding", padding), ("dilation", dilation)):
-        if max(map(_largest, values), default=0) > _MOST:
+        if any(_far(value) for value in values):
             raise ArgumentError(f"{name}: more than {_MOST} is not supported, got {name}={list(values)}")
     if any(k <= 0 for k in w[2:]):
         raise ArgumentError(f"weight: the kernel's size must be positive, got a weight of size {w}")
@@ -358,9 +358,9 @@ def _check_window(
         )
 
 
-def _largest(value: int | tuple[int, int]) -> int:
-    """Of numbers; a symbol is not compared, which would limit what a graph is good for."""
-    return max((v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, int)), default=0)
+def _far(value: int | tuple[int, int]) -> bool:
+    """Of a number or two; a symbol is not compared, which would limit what a graph is good for."""
+    return any(isinstance(v, int) and v > _MOST for v in (value if isinstance(value, tuple) else (value,)))
 
 
 def _check_channels(x: list[int], w: list[int], groups: int, transposed: bool) -> None:

@@ -28,7 +28,7 @@ from .arguments import (
     flat_padding,
     per_dimension,
 )
-from .errors import ArgumentTypeError, ArgumentValueError, TritonConvError
+from .errors import ArgumentError, ArgumentTypeError, ArgumentValueError, TritonConvError
 from .nn_lectures import (
     ChannelShuffle,
     LocallyConnected1d,
@@ -133,6 +133,8 @@ class _Conv(Routed, nn.modules.conv._ConvNd):
         if uneven:
             rank = len(self.kernel_size)
             flat = flat_padding(padding, rank, self.stride, self.weight, self.dilation)
+            if min(flat) < 0:
+                raise ArgumentError(f"padding: negative padding is not supported, got padding={padding}")
             self.padding: Any = tuple(pairs(flat))
             self._reversed_padding_repeated_twice = [p for pair in reversed(pairs(flat)) for p in pair]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import ops, ops_deform, ops_fused, ops_local
-from .errors import ArgumentError
+from .errors import ArgumentError, ArgumentTypeError
 
 
 def by_groups(function: Callable[..., Tensor], input: Any, weight: Any, bias: Any = None, **arguments: Any) -> Any:
@@ -35,15 +35,18 @@ def by_groups(function: Callable[..., Tensor], input: Any, weight: Any, bias: An
     Raises:
         ArgumentError (a RuntimeError): other placements, or groups that the ranks cannot share.
     """
-    from torch.distributed.tensor import Shard
+    from torch.distributed.tensor import DTensor, Shard
     from torch.distributed.tensor.experimental import local_map
 
-    mesh, groups = input.device_mesh, arguments.pop("groups", 1)
+    groups = arguments.pop("groups", 1)
     for name, tensor, dim in (("input", input, 1), ("weight", weight, 0), ("bias", bias, 0)):
+        if tensor is not None and not isinstance(tensor, DTensor):
+            raise ArgumentTypeError(f"{name}: expected a DTensor, got {type(tensor).__name__}")
         if tensor is not None and tuple(tensor.placements) != (Shard(dim),):
             raise ArgumentError(
                 f"{name}: expected placement Shard({dim}) on one mesh dimension, got {tensor.placements}"
             )
+    mesh = input.device_mesh
     if groups % mesh.size():
         raise ArgumentError(f"groups: {groups} groups cannot be shared by {mesh.size()} ranks alike")
 
