@@ -5,17 +5,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .record import SCHEMA, Contestant, ResultError, contestant_of, refuse_rehearsal, write_json
+from . import sound
+from .record import SCHEMA, Contestant, contestant_of, refuse_rehearsal, write_json
+from .sound import ResultError
 
 FOLDER = "models"
 PLAIN, CONVERTED, FORCED = "torch", "converted", "forced"
 GRAPH, COMPILED = " graph", " compiled"
+CONTESTANTS = (
+    PLAIN, CONVERTED, FORCED, PLAIN + GRAPH, FORCED + GRAPH, PLAIN + COMPILED, CONVERTED + COMPILED, FORCED + COMPILED,
+)  # fmt: skip
 WRONG = "WRONG"
 """How the reason begins for which a contestant that computes something else is absent."""
 
@@ -77,17 +81,32 @@ class ModelRecord:
     @classmethod
     def from_json(cls, content: Any) -> ModelRecord:
         """Builds a record and checks it; raises `ResultError`, or what a missing or mistyped field raises."""
-        if content["schema"] != SCHEMA:
-            raise ResultError(f"schema {content['schema']!r}, expected {SCHEMA}")
-        if not isinstance(content["measured"], bool):
-            raise ResultError(f"measured: expected true or false, got {content['measured']!r}")
+        sound.schema(content, SCHEMA)
         contestants = {name: contestant_of(name, raw) for name, raw in content["contestants"].items()}
         fields = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
         fields |= {"unit": Unit(**content["unit"]), "contestants": contestants, "input": tuple(content["input"])}
         record = cls(**fields)
+        _check(record)
         if not record.error and record.us(PLAIN) is None:
             raise ResultError("neither a time of the plain model nor an error")
         return record
+
+
+def _check(record: ModelRecord) -> None:
+    """Raises `ResultError` for what no figure can be drawn of."""
+    unit = record.unit
+    sound.text("unit: model", unit.model)
+    if not all(isinstance(flag, bool) for flag in (unit.channels_last, unit.compiled, unit.training)):
+        raise ResultError("unit: channels_last, compiled and training are each true or false")
+    if unknown := [name for name in record.contestants if name not in CONTESTANTS]:
+        raise ResultError(f"contestant {unknown[0]!r} is none of {', '.join(CONTESTANTS)}")
+    if record.layers:
+        for name in ("convolutions", "ours"):
+            sound.number(f"layers: {name}", sound.mapping("layers", record.layers)[name], zero=True)
+    for name in ("dtype", "reference", "error"):
+        sound.text(name, getattr(record, name))
+    sound.provenance(record.provenance)
+    sound.clocks(record.clocks)
 
 
 def path(folder: Path, unit: Unit) -> Path:
@@ -105,9 +124,9 @@ def write(record: ModelRecord, folder: Path) -> Path:
 def read(file: Path) -> ModelRecord:
     """Reads and checks one file; raises `ResultError` naming it."""
     try:
-        return ModelRecord.from_json(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise ResultError(f"{file}: {type(error).__name__}: {error}") from error
+        return ModelRecord.from_json(sound.load_json(file))
+    except sound.UNREADABLE as error:
+        raise sound.refused(file, error) from error
 
 
 def read_models(folder: Path, device: str, measured: bool) -> tuple[tuple[ModelRecord, ...], list[str]]:
@@ -116,6 +135,8 @@ def read_models(folder: Path, device: str, measured: bool) -> tuple[tuple[ModelR
     for file in sorted((folder / FOLDER).glob("*.json")):
         try:
             record = read(file)
+            if file.stem != record.unit.title:
+                raise ResultError(f"{file}: it holds {record.unit.title}, whose file has that name")
         except ResultError as error:
             complaints.append(f"left out: {error}")
             continue

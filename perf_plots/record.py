@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from triton_conv.autotune.measure import Timing
-from triton_conv.workloads import Workload
+from triton_conv.workloads import KINDS, LECTURE_KINDS, PARTS, STEP, Workload
 from triton_conv.writing import write_bytes as write_bytes
 from triton_conv.writing import write_json as write_json
 
+from . import sound
 from .floors import Work
+from .sound import ResultError as ResultError
 
 SCHEMA = 1
 OURS = "triton_conv"
@@ -29,10 +29,6 @@ CEILINGS, COLD_START, SANITIZER = "ceilings.json", "cold_start.json", "sanitizer
 # What kind of numbers a figure or a table shows.
 COMPUTED, MEASURED, REHEARSED = "computed, not measured", "measured", "REHEARSAL: made-up times, not a measurement"
 COMMITTED = Path(__file__).parent / "results"
-
-
-class ResultError(ValueError):
-    """A result file is unreadable, malformed or of another schema, or may not be written where it was asked to be."""
 
 
 @dataclass(frozen=True)
@@ -124,29 +120,55 @@ class Record:
     @classmethod
     def from_json(cls, content: Any) -> Record:
         """Builds a record and checks it; raises `ResultError`, or what a missing or mistyped field raises."""
-        if content["schema"] != SCHEMA:
-            raise ResultError(f"schema {content['schema']!r}, expected {SCHEMA}")
-        if not isinstance(content["measured"], bool):
-            raise ResultError(f"measured: expected true or false, got {content['measured']!r}")
+        sound.schema(content, SCHEMA)
         case = {name: value for name, value in content["case"].items() if name != "geometry"}
         workload = Workload(**case | {name: tuple(case[name]) for name in ("input", "weight")})
         fields = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
         contestants = {name: contestant_of(name, raw) for name, raw in content["contestants"].items()}
         record = cls(**fields | {"workload": workload, "work": Work(**content["work"]), "contestants": contestants})
+        _check(record)
         if not record.error and record.ours_us is None:
             raise ResultError("neither a time of triton_conv nor an error")
         return record
 
 
+def _check(record: Record) -> None:
+    """Raises `ResultError`, or what building the workload's problem raises, for what no figure can be drawn of."""
+    workload = record.workload
+    for what, value, known in (
+        ("kind", workload.kind, KINDS + LECTURE_KINDS), ("part", workload.part, (*PARTS, STEP)),
+    ):  # fmt: skip
+        if value not in known:
+            raise ResultError(f"case: {what} {value!r} is none of {', '.join(known)}")
+    sound.text("case: name", workload.name)
+    sound.text("case: origin", workload.origin)
+    try:
+        workload.problem()
+    except Exception as error:  # whatever shapes and arguments that no layer has run into
+        raise ResultError(f"case: no layer ({type(error).__name__}: {error})") from error
+    for name in ("flops", "least_bytes", "standard_flops", "standard_bytes"):
+        sound.number(f"work: {name}", getattr(record.work, name))
+    for name in ("floor_us", "standard_floor_us", "tolerance"):
+        sound.number(name, getattr(record, name))
+    sound.number("relative_error", record.relative_error, zero=True)
+    for name in ("error", "checked", "floor_basis"):
+        sound.text(name, getattr(record, name))
+    sound.plan(record.plan)
+    sound.provenance(record.provenance)
+    sound.clocks(record.clocks)
+
+
 def contestant_of(name: str, raw: Mapping[str, Any]) -> Contestant:
     """A contestant from its file; raises `ResultError` for one that does not hold up."""
+    sound.mapping(name, raw)
     fields = {key: raw[key] for key in Contestant.__dataclass_fields__ if key in raw}
-    samples = tuple(float(sample) for sample in raw["samples_us"])
-    if any(not math.isfinite(sample) or sample <= 0 for sample in samples):
-        raise ResultError(f"{name}: a time is not a positive number")
+    samples = sound.samples(name, raw["samples_us"])
     if not samples and not raw.get("absent"):
         raise ResultError(f"{name}: neither samples nor a reason for their absence")
-    interval = tuple(raw["interval_us"]) if raw.get("interval_us") else None
+    for key in ("absent", "note"):
+        sound.text(f"{name}: {key}", raw.get(key, ""))
+    sound.number(f"{name}: relative_error", raw.get("relative_error"), zero=True)
+    interval = sound.interval(name, raw.get("interval_us"))
     return Contestant(**fields | {"samples_us": samples, "interval_us": interval})
 
 
@@ -167,6 +189,6 @@ def refuse_rehearsal(measured: bool, folder: Path) -> None:
 def read(path: Path) -> Record:
     """Reads and checks one file; raises `ResultError` naming it."""
     try:
-        return Record.from_json(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise ResultError(f"{path}: {type(error).__name__}: {error}") from error
+        return Record.from_json(sound.load_json(path))
+    except sound.UNREADABLE as error:
+        raise sound.refused(path, error) from error

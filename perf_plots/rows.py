@@ -120,7 +120,8 @@ def _draw_points(sheet: Sheet, row: Row, y: float) -> None:
     for lane in range(row.lanes):
         times = [point.us for point in row.points if point.lane == lane]
         height = y + _LANE * lane
-        axes.plot([min(times), max(times)], [height, height], color="#BBBBBB", linewidth=1.2, zorder=1)
+        if times:
+            axes.plot([min(times), max(times)], [height, height], color="#BBBBBB", linewidth=1.2, zorder=1)
     # The first point is the one the row is about: drawn last, on top.
     for order, point in enumerate(row.points):
         zorder, height = 10 - order, y + _LANE * point.lane

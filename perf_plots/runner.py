@@ -95,7 +95,7 @@ def finished(workload: Workload, bench: Bench) -> Record | None:
 
 
 def _decisive(made: Any) -> Any:
-    return made and (made["kernel"], made["kernel_hash"], made["tile"])
+    return made and tuple(made.get(name) for name in ("kernel", "kernel_hash", "tile"))
 
 
 def run_case(workload: Workload, bench: Bench) -> Record:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,9 +11,11 @@ from typing import Any
 from triton_conv.amounts import counted
 from triton_conv.target import Target, board, datasheet
 
+from . import sound
 from .floors import Limits
 from .model_record import FOLDER, ModelRecord, read_models
-from .record import CEILINGS, COLD_START, SANITIZER, Record, ResultError, read
+from .record import CEILINGS, COLD_START, SANITIZER, Record, read
+from .sound import ResultError
 from .trials import Times, read_trials
 
 REHEARSAL = "rehearsal"
@@ -66,12 +67,15 @@ def read_ceilings(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-        if not content["bytes_per_s"] > 0 or not all(rate > 0 for rate in content["flops_per_s"].values()):
-            raise ResultError(f"{path}: a rate is not positive")
+        content = sound.load_json(path)
+        rates = {"bytes_per_s": content["bytes_per_s"], **sound.mapping("flops_per_s", content["flops_per_s"])}
+        for name, rate in rates.items():
+            if rate is None:
+                raise ResultError(f"{name}: no rate")
+            sound.number(name, rate)
         return content
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ResultError(f"{path}: {type(error).__name__}: {error}") from error
+    except sound.UNREADABLE as error:
+        raise sound.refused(path, error) from error
 
 
 def load(results: Path) -> tuple[list[DeviceResults], list[str]]:
@@ -91,31 +95,47 @@ def load(results: Path) -> tuple[list[DeviceResults], list[str]]:
 def _load(folder: Path) -> tuple[DeviceResults | None, list[str]]:
     records, complaints = [], []
     for path in sorted(folder.glob("*.json")):
+        if path.name in (CEILINGS, COLD_START, SANITIZER):
+            continue
         try:
-            if path.name not in (CEILINGS, COLD_START, SANITIZER):
-                records.append(read(path))
+            record = read(path)
+            if path.stem != record.workload.title:
+                raise ResultError(f"{path}: it holds {record.workload.title}, whose file has that name")
+            records.append(record)
         except ResultError as error:
             complaints.append(f"left out: {error}")
-    try:
-        ceilings = read_ceilings(folder)
-    except ResultError as error:
-        ceilings = None
-        complaints.append(f"left out: {error}")
     records, foreign = _of_one_device(records, folder)
-    trials, broken = read_trials(folder)
-    try:
-        cold_start = read_cold_start(folder)
-    except ResultError as error:
-        cold_start = None
-        complaints.append(f"left out: {error}")
-    complaints += foreign + broken
+    complaints += foreign
     if not records:
         if (folder / FOLDER).is_dir():
             complaints.append(f"left out: {folder / FOLDER}: models alone, without the result of a single layer")
         return None, complaints
-    models, left_out = read_models(folder, str(records[0].provenance.get("device")), records[0].measured)
-    complaints += left_out
-    return DeviceResults(folder.name, tuple(records), ceilings, trials, cold_start, models), complaints
+    device, measured = str(records[0].provenance["device"]), records[0].measured
+    beside: list[dict[str, Any] | None] = []
+    for reader, name in ((read_ceilings, CEILINGS), (read_cold_start, COLD_START)):
+        try:
+            content = reader(folder)
+            _of_the_same(content, folder / name, device, measured)
+        except ResultError as error:
+            content = None
+            complaints.append(f"left out: {error}")
+        beside.append(content)
+    trials, broken = read_trials(folder)
+    models, left_out = read_models(folder, device, measured)
+    return DeviceResults(folder.name, tuple(records), beside[0], trials, beside[1], models), [
+        *complaints, *broken, *left_out,
+    ]  # fmt: skip
+
+
+def _of_the_same(content: dict[str, Any] | None, path: Path, device: str, measured: bool) -> None:
+    """Raises `ResultError` for what was measured elsewhere than the cases of a folder, or made up."""
+    if content is None:
+        return
+    if content.get("measured", measured) != measured:
+        raise ResultError(f"{path}: {'measured' if content['measured'] else 'a rehearsal'}, unlike the cases beside it")
+    its = (content.get("provenance") or {}).get("device", device)
+    if its != device:
+        raise ResultError(f"{path}: of {its} among results of {device}")
 
 
 def _of_one_device(records: list[Record], folder: Path) -> tuple[list[Record], list[str]]:
@@ -125,14 +145,14 @@ def _of_one_device(records: list[Record], folder: Path) -> tuple[list[Record], l
         rehearsed = [record.workload.title for record in records if not record.measured]
         complaints.append(f"left out: {folder}: a rehearsal among measurements: {', '.join(rehearsed)}")
         records = [record for record in records if record.measured]
-    names = Counter(str(record.provenance.get("device")) for record in records)
+    names = Counter(str(record.provenance["device"]) for record in records)
     for name, count in names.most_common()[1:]:
         complaints.append(
             f"left out: {folder}: {counted(count, 'result')} of {name} among {names.most_common()[0][1]} of "
             f"{names.most_common()[0][0]}; a folder holds one device"
         )
     device = names.most_common()[0][0] if names else ""
-    return [record for record in records if str(record.provenance.get("device")) == device], complaints
+    return [record for record in records if record.provenance["device"] == device], complaints
 
 
 def _is_record(path: Path) -> bool:
@@ -149,11 +169,15 @@ def read_cold_start(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-        if not isinstance(content["measured"], bool) or not all(
-            all(seconds > 0 for seconds in case["seconds"].values()) for case in content["cases"]
-        ):
-            raise ResultError(f"{path}: a time is not positive, or it is not said whether they were measured")
+        content = sound.load_json(path)
+        if not isinstance(content["measured"], bool):
+            raise ResultError("it is not said whether these times were measured")
+        sound.provenance(content["provenance"])
+        for case in content["cases"]:
+            for name in ("title", "kind", "error"):
+                sound.text(name, sound.mapping("case", case)[name])
+            for what, seconds in sound.mapping("seconds", case["seconds"]).items():
+                sound.samples(what, [seconds])
         return content
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ResultError(f"{path}: {type(error).__name__}: {error}") from error
+    except sound.UNREADABLE as error:
+        raise sound.refused(path, error) from error

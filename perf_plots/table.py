@@ -48,7 +48,7 @@ def measured_table(records: Iterable[Record]) -> list[str]:
                 *(_time(record.best(standard)) for standard in (False, True)),
                 *(_factor(record.speedup(standard)) for standard in (False, True)),
                 f"{record.share:.0%}" if record.share else "unknown",
-                str(record.plan["source"]) if record.plan else "",
+                str(record.plan.get("source", "")) if record.plan else "",
             )
         )
     return failures + (aligned([_MEASURED, *rows]) if rows else [])

@@ -14,6 +14,7 @@ from triton_conv.errors import TritonConvError
 from triton_conv.target import Target
 from triton_conv.workloads import Workload
 
+from . import sound
 from .record import Record
 from .state import TRIALS
 
@@ -50,8 +51,9 @@ def read_trials(folder: Path) -> tuple[Times, list[str]]:
             row = json.loads(line)
             if "failure" not in row:
                 key = _key(row["kernel"], row["tile"])
-                times.setdefault(row["workload"], {})[key] = float(row["time_us"])
-        except (ValueError, TypeError, KeyError, AttributeError):
+                (time_us,) = sound.samples("time_us", [row["time_us"]])
+                times.setdefault(row["workload"], {})[key] = time_us
+        except sound.UNREADABLE:
             broken += 1
     return times, [f"left out: no trial in {counted(broken, 'line')} of {path}"] if broken else []
 

@@ -143,8 +143,8 @@ def test_whatever_is_broken_is_named_and_the_rest_is_drawn(tmp_path, monkeypatch
     (tmp_path / "results" / "empty").mkdir()
     paths, complaints = figures.draw_all(tmp_path / "results", tmp_path / "out", say=lambda line: None)
     text = "\n".join(complaints)
-    assert "a rate is not positive" in text
-    assert "cold_start.json: KeyError: 'cases'" in text
+    assert "bytes_per_s: -1 is not positive" in text
+    assert "cold_start.json: nothing under 'provenance'" in text
     assert "no trial in 2 lines of" in text
     assert tmp_path / "out" / DEVICE / "deformable.svg" in paths
 
