@@ -22,10 +22,10 @@ from triton_conv.workloads import FORWARD, LECTURE_KINDS, Workload, differentiat
 
 from . import lecture_baselines
 from .floors import Work
+from .record import COMPILED
 
 Call = Callable[[], Tensor]
 
-COMPILED = "torch.compile"
 # Of the device's memory, for weights and activations of a standard convolution.
 _MEMORY_SHARE = 0.6
 

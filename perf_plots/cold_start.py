@@ -145,15 +145,15 @@ def figure(device: DeviceResults, stem: Path) -> list[Path]:
         badge(device),
         f"{about.get('device')}; torch {about.get('torch')}; triton {about.get('triton')}; commit "
         f"{str(about.get('commit'))[:12]}; {str(about.get('date'))[:10]}. Importing is not counted, making the GPU "
-        "ready is. Run by `python -m perf_plots.cold_start`.",
+        "ready is. Run by python -m perf_plots.cold_start.",
     )
     rows = []
     for case in device.cold_start["cases"]:
         times = {name: 1e6 * seconds for name, seconds in case["seconds"].items()}
         verdict = ", ".join(f"{name} {duration(us)}" for name, us in times.items())
         points = [Point(_MARKS[name], us, lane=int(name == "torch")) for name, us in times.items() if name in _MARKS]
-        note = f"absent: {case['error']}" if case["error"] else ""
-        rows.append(Row(case["title"], case["kind"], verdict or "no time", points=tuple(points), notes=note))
+        notes = (f"absent: {case['error']}",) if case["error"] else ()
+        rows.append(Row(case["title"], case["kind"], verdict or "no time", points=tuple(points), notes=notes))
     return draw(chart, rows, stem)
 
 

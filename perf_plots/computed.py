@@ -30,7 +30,7 @@ def footer(limits: Limits) -> str:
     """What was computed, from which figures, by which command."""
     t = limits.target
     return (
-        f"Computed by `python -m perf_plots`: floor = max(FLOPs / {t.rate('bfloat16') / 1e12:.0f} TFLOP/s bf16, least "
+        f"Computed by python -m perf_plots: floor = max(FLOPs / {t.rate('bfloat16') / 1e12:.0f} TFLOP/s bf16, least "
         f"bytes / {t.bandwidth / 1e12:.3g} TB/s), {limits.basis} of NVIDIA {t.name} ({t.arch}). Each tensor crosses "
         "memory once. Standard convolution: same input, kernel size and output, one group, no dilation, no offsets; "
         "for a transposed one, over inputs with zeros inserted. Nothing here has been run."

@@ -6,20 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from triton_conv.workloads import Workload
+from triton_conv.workloads import FORWARD, KINDS, Workload
 
 from .cases import KIND_TITLES, describe, label
 from .overview import Line, Scale, draw_marks
-from .record import LIMITS, MEASURED, OURS, REHEARSED, Record
+from .record import COMPILED, LIMITS, MEASURED, OURS, REHEARSED, Record
 from .rows import Chart, Point, Row
 from .rows import draw as draw_rows
 from .store import DeviceResults
-from .style import BLACK, BLUE, FLOOR, GREEN, GREY, MARKS, VERMILLION, Mark, duration, ratio
+from .style import BLACK, BLUE, FLOOR, GREEN, GREY, LOSS, MARKS, Mark, duration, ratio
 
 _LIBRARY = Mark("over the fastest other library", BLUE, "o", size=9)
 _STANDARD = Mark("over the standard convolution", GREEN, "D", filled=False, size=7)
 
 
+# Sources that a footer has room to name; the files name them all.
+_COMMITS = 4
 NOT_MEASURED = "A rehearsal of the program: no number here was measured"
 
 
@@ -31,7 +33,7 @@ def origin(found: Sequence[Mapping[str, Any]]) -> str:
     """Device, versions, commits and dates of provenances, in one line."""
 
     def each(label: str, key: str) -> str:
-        values = [str(p[key]) for p in found if p.get(key) not in (None, "")]
+        values = [_version(key, p[key]) for p in found if p.get(key) not in (None, "")]
         return f"{label}{', '.join(dict.fromkeys(values)) or 'unknown'}"
 
     commits = dict.fromkeys(
@@ -39,11 +41,20 @@ def origin(found: Sequence[Mapping[str, Any]]) -> str:
         f"source {p.get('source', 'unknown')}"
         for p in found
     )
+    named = [*list(commits)[:_COMMITS], *([f"{len(commits) - _COMMITS} more"] if len(commits) > _COMMITS else [])]
     days = sorted(str(p.get("date", "unknown"))[:10] for p in found)
     dates = " to ".join(dict.fromkeys((days[0], days[-1])))
     keys = {"driver": "driver", "CUDA": "cuda", "cuDNN": "cudnn", "torch": "torch", "triton": "triton"}
     versions = "; ".join(each(f"{label} ", key) for label, key in keys.items())
-    return f"{each('', 'device')}; {versions}; commit {'; '.join(commits)}; {dates}"
+    return f"{each('', 'device')}; {versions}; commit {'; '.join(named)}; {dates}"
+
+
+def _version(key: str, value: Any) -> str:
+    """As its maker writes it: cuDNN tells 91900 of 9.19.0, and 8902 of 8.9.2."""
+    if key != "cudnn" or not isinstance(value, int):
+        return str(value)
+    major, rest = divmod(value, 10_000 if value >= 90_000 else 1000)
+    return f"{major}.{rest // 100}.{rest % 100}"
 
 
 def footer(records: list[Record]) -> str:
@@ -52,9 +63,11 @@ def footer(records: list[Record]) -> str:
     method = "Medians of interleaved rounds with a cold L2 cache, 95% intervals shaded"
     if not all(record.measured for record in records):
         method = NOT_MEASURED
+    unsteady = ", ".join(label(record.workload) for record in records if record.unsteady)
+    unsteady = f" Unsteady, an interval is wider than half its median: {unsteady}." if unsteady else ""
     return (
-        f"{origin([record.provenance for record in records])}. {method}. Computed limit: "
-        f"roofline of the {bases}. Run by `python -m perf_plots.gpu`."
+        f"{origin([record.provenance for record in records])}. {method}.{unsteady} Computed limit: "
+        f"roofline of the {bases}. Run by python -m perf_plots.gpu."
     )
 
 
@@ -70,11 +83,11 @@ def kind_figure(kind: str, what: str, workloads: list[Workload], results: Device
     return draw_rows(chart, rows, stem)
 
 
-def variants_figure(kind: str, records: list[Record], results: DeviceResults, stem: Path) -> list[Path]:
-    """The same for results in other dtypes and formats."""
+def others_figure(kind: str, what: str, records: list[Record], results: DeviceResults, stem: Path) -> list[Path]:
+    """The same for results in other dtypes and formats, or of cases that only an earlier program had."""
     chart = Chart(
-        f"{KIND_TITLES[kind]}, variants",
-        f"Other dtypes and formats on {results.title}",
+        KIND_TITLES[kind],
+        f"{what} on {results.title}",
         badge(results),
         footer(records),
     )
@@ -84,7 +97,7 @@ def variants_figure(kind: str, records: list[Record], results: DeviceResults, st
 def _row(record: Record) -> Row:
     workload = record.workload
     if record.ours_us is None:
-        return Row(label(workload), describe(workload), f"FAILED, no time: {record.error[:70]}", VERMILLION)
+        return Row(label(workload), describe(workload), f"FAILED, no time: {record.error[:70]}", LOSS)
     points = [Point(MARKS[OURS], record.ours_us, record.contestants[OURS].interval_us)]
     for name, mark in MARKS.items():
         contestant = record.contestants.get(name)
@@ -96,11 +109,19 @@ def _row(record: Record) -> Row:
     reasons: dict[str, list[str]] = {}
     for name, why in record.absent().items():
         reasons.setdefault(why, []).append(_label(name))
-    notes = "; ".join(f"absent: {' and '.join(names)} ({why})" for why, names in reasons.items())
+    notes = [f"absent: {' and '.join(names)} ({why})" for why, names in reasons.items()]
+    if untimed := [_label(name) for name in _expected(workload) if name not in record.contestants]:
+        notes.append(f"not timed yet: {', '.join(untimed)}")
     losing = any((speedup := record.speedup(standard)) and speedup < 0.995 for standard in (False, True))
     return Row(
-        label(workload), describe(workload), _verdict(record), VERMILLION if losing else BLACK, tuple(points), notes
+        label(workload), describe(workload), _verdict(record), LOSS if losing else BLACK, tuple(points), tuple(notes)
     )
+
+
+def _expected(workload: Workload) -> tuple[str, ...]:
+    """What a case should be timed beside, but a result of an earlier program may lack."""
+    compiled = workload.part == FORWARD and workload.kind in KINDS and not workload.offset_groups
+    return (*((COMPILED,) if compiled else ()), *LIMITS)
 
 
 def _label(name: str) -> str:
@@ -116,9 +137,10 @@ def _verdict(record: Record) -> str:
             parts.append(f"no time of {'the standard' if standard else 'another library'}")
         else:
             loss, other = "" if speedup >= 0.995 else "LOSS ", "standard" if standard else _label(best[0])
-            parts.append(f"{loss}{ratio(speedup)} vs {other}")
-            if standard and record.saving:
-                parts.append(f"computed: {ratio(record.saving)} vs standard")
+            saving = f" (computed: {ratio(record.saving)})" if standard and record.saving else ""
+            parts.append(f"{loss}{ratio(speedup)} vs {other}{saving}")
+    if OURS in record.unsteady and (interval := record.contestants[OURS].interval_us):
+        parts.append(f"UNSTEADY: 95% of the median {duration(interval[0])} to {duration(interval[1])}")
     return " · ".join(parts)
 
 
@@ -132,7 +154,7 @@ def overview(what: str, workloads: list[Workload], results: DeviceResults, stem:
         if record is None:
             lines.append(Line(label(workload), (None, None), "not measured", GREY))
         elif record.ours_us is None:
-            lines.append(Line(label(workload), (None, None), "FAILED, no time", VERMILLION))
+            lines.append(Line(label(workload), (None, None), "FAILED, no time", LOSS))
         else:
             lines.append(Line(label(workload), (record.speedup(False), record.speedup(True))))
     chart = Chart(

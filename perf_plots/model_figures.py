@@ -12,7 +12,7 @@ from .measured import NOT_MEASURED, badge, origin
 from .model_record import COMPILED, CONVERTED, FORCED, GRAPH, PLAIN, ModelRecord, Unit
 from .rows import Chart, Point, Row, draw
 from .store import DeviceResults
-from .style import BLACK, BLUE, GREY, ORANGE, PURPLE, SKY, VERMILLION, Mark, duration, ratio
+from .style import BLACK, BLUE, GREY, LOSS, ORANGE, PURPLE, SKY, Mark, duration, ratio
 
 MARKS = {
     CONVERTED: Mark("converted", BLUE, "o", size=9),
@@ -25,7 +25,7 @@ MARKS = {
     FORCED + COMPILED: Mark("ours, compiled", SKY, "D", filled=False, size=7),
 }
 """Contestants in the order of the table; those of the figure's first lane are eager, or replayed."""
-_LOSS = 0.995
+_SLOWER = 0.995
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,10 @@ def figure(results: DeviceResults, training: bool, stem: Path) -> list[Path]:
         return []
     records = [record for entry in chosen for record in entry.records]
     what = "A training step" if training else "The forward pass"
+    lanes = "; upper line eager, lower compiled" if any(record.unit.compiled for record in records) else "; eager"
     chart = Chart(
         f"Whole models: {'training' if training else 'forward'}",
-        f"{what} on {results.title}; upper line eager, lower compiled",
+        f"{what} on {results.title}{lanes}",
         badge(results),
         _footer(records),
     )
@@ -117,12 +118,13 @@ def figure(results: DeviceResults, training: bool, stem: Path) -> list[Path]:
 def _row(entry: Entry) -> Row:
     """In the colour of a loss where the model as `convert` makes it loses; ours everywhere is bound to, in places."""
     parts, lost = [], False
-    for name in (CONVERTED, FORCED, CONVERTED + COMPILED, FORCED + COMPILED):
+    for name in (CONVERTED, FORCED, FORCED + GRAPH, CONVERTED + COMPILED, FORCED + COMPILED):
         time, gain = entry.us(name), entry.gain(name)
         if time and gain:
-            lost |= gain < _LOSS and name.startswith(CONVERTED)
-            other = MARKS[PLAIN + (COMPILED if name.endswith(COMPILED) else "")].label
-            parts.append(f"{'LOSS ' if gain < _LOSS else ''}{MARKS[name].label} {ratio(gain)} vs {other}")
+            lost |= gain < _SLOWER and name.startswith(CONVERTED)
+            mode = next((mode for mode in (COMPILED, GRAPH) if name.endswith(mode)), "")
+            other = MARKS[PLAIN + mode].label
+            parts.append(f"{'LOSS ' if gain < _SLOWER else ''}{MARKS[name].label} {ratio(gain)} vs {other}")
     points = [
         Point(mark, us, lane=int(name.endswith(COMPILED))) for name, mark in MARKS.items() if (us := entry.us(name))
     ]
@@ -130,8 +132,8 @@ def _row(entry: Entry) -> Row:
     verdict = " · ".join(parts) or ("FAILED, no time" if failed else "no time of ours")
     layers = [f"converted: {entry.layers} convolutions on our kernels"] if entry.layers else []
     return Row(
-        entry.model, entry.detail, verdict, VERMILLION if lost or failed else BLACK if parts else GREY, tuple(points),
-        "; ".join([*layers, *entry.notes]),
+        entry.model, entry.detail, verdict, LOSS if lost or failed else BLACK if parts else GREY, tuple(points),
+        (*layers, *entry.notes),
     )  # fmt: skip
 
 
@@ -141,7 +143,7 @@ def _footer(records: list[ModelRecord]) -> str:
         method = NOT_MEASURED
     return (
         f"{origin([record.provenance for record in records])}. {method}. Converted: our kernels where measured faster. "
-        "Run by `python -m perf_plots.gpu`."
+        "Run by python -m perf_plots.gpu."
     )
 
 
@@ -171,5 +173,5 @@ def _cell(entry: Entry, name: str) -> Mapping[str, Any]:
         "label": MARKS[name].label,
         "text": duration(time) if time else "absent" if tried else "–",
         "gain": shown,
-        "loss": bool(shown) and gain is not None and gain < _LOSS,
+        "loss": bool(shown) and gain is not None and gain < _SLOWER,
     }

@@ -9,13 +9,13 @@ from pathlib import Path
 from matplotlib.ticker import FuncFormatter
 
 from .rows import Chart
-from .style import BLACK, GREY, VERMILLION, Mark, Sheet, log_ticks, paint, ratio
+from .style import BLACK, GREY, LOSS, VERMILLION, Mark, Sheet, log_ticks, paint, ratio
 
 _LINE = 0.235
 # Shares of the width: names to the left, and to the right a column of numbers for each mark, or room for the last tick.
 _NAMES, _COLUMN, _MARGIN = 0.29, 0.115, 0.045
-# So many letters of the usual size fit beside the plot.
-_LETTERS = 21
+# So many letters of the usual size fit into that share; for longer names it grows, up to a share.
+_LETTERS, _MOST_NAMES = 21, 0.39
 # Of a line's height, between the marks of one line.
 _APART = 0.22
 
@@ -75,7 +75,7 @@ def draw_marks(
     if scale.losses:
         axes.axvspan(axes.get_xlim()[0], 1, color=VERMILLION, alpha=0.08, linewidth=0, zorder=0)
     # Share of the plot's own width that a column of numbers takes.
-    column = _COLUMN / (1 - _NAMES - _COLUMN * len(marks))
+    column = _COLUMN / (1 - _names_share(lines) - _COLUMN * len(marks))
     for index, head in enumerate(heads):
         axes.text(1 + column * (index + 1), -0.9, head, transform=beside, ha="right", va="center", size=8.5, color=GREY)
     for y, line in enumerate(lines):
@@ -89,13 +89,18 @@ def draw_marks(
                 )  # fmt: skip
             number = scale.text(factor) if factor is not None else "–" if line.missing else "absent"
             loss = scale.losses and factor is not None and factor < 0.995
-            colour = GREY if factor is None else VERMILLION if loss else BLACK
+            colour = GREY if factor is None else LOSS if loss else BLACK
             right = 1 + column * (index + 1)
             axes.text(right, y, number, transform=beside, ha="right", va="center", size=9, color=colour)
         if line.missing:
             box = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
             axes.text(0.05, y, line.missing, transform=beside, va="center", size=8.5, color=line.colour, bbox=box)
     return sheet.save(chart.footer, stem)
+
+
+def _names_share(lines: list[Line]) -> float:
+    """Share of the width for the names: as the longest needs, in letters that a phone can show."""
+    return min(_MOST_NAMES, max(_NAMES, _NAMES * max((len(line.name) for line in lines), default=0) / _LETTERS))
 
 
 def _sheet(
@@ -106,7 +111,8 @@ def _sheet(
     sheet = Sheet(chart.title, chart.subtitle, chart.badge, _LINE * len(lines) + 0.2, -(-len(legend) // columns))
     axes = sheet.axes
     left, bottom, width, height = axes.get_position().bounds
-    axes.set_position((left + _NAMES * width, bottom, (1 - _NAMES - right) * width, height))
+    names = _names_share(lines)
+    axes.set_position((left + names * width, bottom, (1 - names - right) * width, height))
     factors = [factor for line in lines for factor in line.factors if factor] + [1.0]
     low, high = min(factors), max(factors)
     if scale.share:
@@ -118,13 +124,13 @@ def _sheet(
         pad = max((high / low) ** 0.06, 1.06 if bars else (4.0 / (high / low)) ** 0.5)
         axes.set_xscale("log")
         # Beyond the longest bar its number is written.
-        axes.set_xlim(low / pad, high * pad * (max((high / low) ** 0.12, 1.3) if bars else pad))
+        axes.set_xlim(low / pad, high * pad * (max((high / low) ** 0.12, 1.3) if bars else 1.0))
         log_ticks(axes, lambda value: f"{value:g}×")
     axes.set_xlabel(scale.label, size=9.5)
     axes.set_ylim(len(lines) - 0.4, -0.7 if bars else -1.3)
     axes.axvline(1, color=BLACK, linewidth=1.0, zorder=1)
     for y, line in enumerate(lines):
-        size = min(9.0, 9.0 * _LETTERS / max(1, len(line.name)))
+        size = min(9.0, 9.0 * _LETTERS * names / _NAMES / max(1, len(line.name)))
         axes.text(-0.02, y, line.name, transform=axes.get_yaxis_transform(), ha="right", va="center", size=size)
     sheet.legend(legend, columns)
     return sheet

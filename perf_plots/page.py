@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from .ceilings import describe as describe_ceilings
 from .clocks import describe as describe_clocks
 from .evidence import Evidence
 from .floors import DATASHEET, Work
-from .measured import badge, footer
+from .measured import badge, footer, origin
 from .model_figures import MARKS as MODEL_MARKS
 from .model_figures import table as model_table
 from .overview import percent
@@ -41,6 +42,7 @@ class Drawing:
     parts: tuple[str, ...] = ()
     device: str = ""
     computed: bool = False
+    note: str = ""
 
 
 def write_page(
@@ -56,7 +58,7 @@ def write_page(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    rows = [row(record, device) for device in devices for record in device.records]
+    rows = [row(record, device) for device in devices for record in sorted(device.records, key=_place)]
     html = environment.get_template("page.html").render(
         devices=[_device(device) for device in devices],
         rows=rows,
@@ -73,6 +75,13 @@ def write_page(
     )
     write_bytes(out / PAGE, html.encode())
     return out / PAGE
+
+
+def _place(record: Record) -> tuple[Any, ...]:
+    """Kind by kind, a layer's forward pass before its gradients, and 9 before 10 in its name."""
+    workload = record.workload
+    words = [(int(word) if word.isdigit() else 0, word) for word in re.split(r"(\d+)", workload.layer.title)]
+    return (KINDS + LECTURE_KINDS).index(workload.kind), words, (*PARTS, STEP).index(workload.part)
 
 
 def row(record: Record, device: DeviceResults) -> dict[str, Any]:
@@ -102,6 +111,7 @@ def row(record: Record, device: DeviceResults) -> dict[str, Any]:
         "library_name": _label(library[0]) if library else "",
         "loss": [name for name in ("vs_library", "vs_standard") if (value := cells[name][0]) and value < _LOSS],
         "contestants": [_contestant(name, record) for name in _ordered(record)],
+        "unsteady": bool(record.unsteady),
         "kernel": plan.get("kernel", ""),
         "tile": ", ".join(f"{name} {value}" for name, value in sorted((plan.get("tile") or {}).items())),
         "source": plan.get("source", ""),
@@ -110,7 +120,7 @@ def row(record: Record, device: DeviceResults) -> dict[str, Any]:
         if record.relative_error is not None and record.tolerance is not None
         else "",
         "clocks": describe_clocks(record.clocks) if record.clocks else "",
-        "provenance": footer([record]).partition(". ")[0],
+        "provenance": origin([record.provenance]),
     }
 
 
@@ -159,6 +169,15 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _by_part(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The same for each part of a training step of the five kinds: a mean over all would count a step twice."""
+    found = []
+    for part in (*PARTS, STEP):
+        said = summary([row for row in rows if row["part"] == part and row["kind"] in KINDS])
+        found += [said | {"part": part}] if said["compared"] else []
+    return found
+
+
 def choices(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """The values of every filter that occur, kinds and parts in their own order."""
     orders: dict[str, Sequence[str]] = {"kind": KINDS + LECTURE_KINDS, "part": (*PARTS, STEP)}
@@ -178,6 +197,7 @@ def _device(device: DeviceResults) -> dict[str, Any]:
         "measured": device.measured,
         "cases": len(device.records),
         "ceilings": describe_ceilings(dict(device.ceilings)) if device.ceilings else "",
+        "parts": _by_part([row(record, device) for record in device.records]),
         "footer": footer(list(device.records)),
     }
 
@@ -186,6 +206,8 @@ def _figure(drawing: Drawing) -> dict[str, Any]:
     svg = drawing.paths[0].read_bytes()
     return {
         "title": drawing.title,
+        "note": drawing.note,
+        "id": f"{drawing.device or 'computed'}-{drawing.paths[0].stem}",
         "name": drawing.paths[0].stem,
         "kind": drawing.kind,
         "parts": " ".join(part.replace(" ", "_") for part in drawing.parts),

@@ -38,7 +38,7 @@ def saving(records: Sequence[Record], results: DeviceResults, what: str, stem: P
         f"Saving over the standard convolution: {what}",
         f"{results.title}; bars: computed from the device's limits",
         badge(results),
-        footer(list(records)),
+        "Beyond a bar: the standard convolution is further from its own limit. " + footer(list(records)),
     )
     scale = Scale("times less time than the standard convolution (log scale)", losses=True)
     return draw_marks(chart, lines, scale, [_ACHIEVED, _COUNTED], ["achieved", "by count"], stem)
@@ -76,7 +76,7 @@ def tuning(records: Sequence[Record], results: DeviceResults, times: Times, stem
         "Tuned against default tiles",
         f"{results.title}, {trials} tiles timed; absent: the default was not tried",
         badge(results),
-        footer(list(records)),
+        "Defaults: by the rules of now, which these trials helped to find. " + footer(list(records)),
     )
     scale = Scale("times as fast as the default tile (log scale)")
     return draw_marks(chart, lines, scale, list(PART_MARKS.values()), _HEADS, stem)

@@ -22,6 +22,7 @@ from .sound import ResultError as ResultError
 
 SCHEMA = 1
 OURS = "triton_conv"
+COMPILED = "torch.compile"
 STANDARD = ("standard", "standard other format")
 # Not the operation, but what it is held against: they win no comparison.
 LIMITS = ("device copy", "matrix product")
@@ -29,6 +30,8 @@ CEILINGS, COLD_START, SANITIZER = "ceilings.json", "cold_start.json", "sanitizer
 # What kind of numbers a figure or a table shows.
 COMPUTED, MEASURED, REHEARSED = "computed, not measured", "measured", "REHEARSAL: made-up times, not a measurement"
 COMMITTED = Path(__file__).parent / "results"
+# Share of its median that an interval may be wide: on a machine of its own it is a few per cent.
+_UNSTEADY = 0.5
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,17 @@ class Record:
         """How many times faster than the best of the others we are; below one is a loss."""
         best = self.best(standard)
         return best[1] / self.ours_us if best and self.ours_us else None
+
+    @property
+    def unsteady(self) -> list[str]:
+        """Who of ours and the fastest others has an interval too wide to compare by: something disturbed the rounds."""
+        names = [OURS, *(best[0] for standard in (False, True) if (best := self.best(standard)))]
+        found = [(name, self.contestants[name]) for name in names if name in self.contestants]
+        return [
+            name
+            for name, one in found
+            if one.interval_us and one.interval_us[1] - one.interval_us[0] > _UNSTEADY * one.median_us
+        ]
 
     @property
     def share(self) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,13 @@ class Row:
     verdict: str
     colour: str = BLACK
     points: tuple[Point, ...] = ()
-    notes: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def verdict_lines(self) -> list[str]:
         """Broken between its parts."""
         lines: list[str] = []
-        for part in self.verdict.split(_PART):
+        for part in self.verdict.split(_PART) if self.verdict else []:
             if lines and len(lines[-1]) + len(_PART) + len(part) <= 80:
                 lines[-1] += _PART + part
             else:
@@ -49,7 +49,7 @@ class Row:
 
     @property
     def note_lines(self) -> list[str]:
-        return textwrap.wrap(self.notes, 92)
+        return textwrap.wrap("; ".join(self.notes), 92)
 
     @property
     def height(self) -> float:
@@ -72,8 +72,10 @@ class Chart:
 
 
 def draw(chart: Chart, rows: list[Row], stem: Path) -> list[Path]:
-    """Writes the figure; the legend names the marks that occur in it."""
-    marks = list(dict.fromkeys(point.mark for row in rows for point in row.points))
+    """Writes the figure; the legend names the marks that occur in it, in the order of the row that has most."""
+    rows = _said_once(rows)
+    longest = sorted(rows, key=lambda row: -len(row.points))
+    marks = list(dict.fromkeys(point.mark for row in longest for point in row.points))
     columns = 2 if len(marks) == 4 else 3
     sheet = Sheet(chart.title, chart.subtitle, chart.badge, sum(row.height for row in rows), -(-len(marks) // columns))
     axes = sheet.axes
@@ -89,6 +91,18 @@ def draw(chart: Chart, rows: list[Row], stem: Path) -> list[Path]:
     if marks:
         sheet.legend(marks, columns)
     return sheet.save(chart.footer, stem)
+
+
+def _said_once(rows: list[Row]) -> list[Row]:
+    """What stands below every row with a time is said once, below the last one."""
+    timed = [row for row in rows if row.points]
+    if len(timed) < 2:
+        return rows
+    common = [note for note in timed[0].notes if all(note in row.notes for row in timed)]
+    if not common:
+        return rows
+    own = [replace(row, notes=tuple(note for note in row.notes if note not in common)) for row in rows]
+    return [*own, Row("In every case", "", "", notes=tuple(common))]
 
 
 def _draw_row(sheet: Sheet, row: Row, top: float) -> None:

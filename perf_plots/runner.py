@@ -189,7 +189,7 @@ def _enter(name: str, baseline: Baseline, expected: Expected, bench: Bench, floo
     result = baseline.call()
     error = None if name in (*STANDARD, *LIMITS) else expected.error(result)
     if error is not None and error > _OTHER_OPERATION:
-        raise _AbsentError(f"computes something else (relative error {error:.2g})")
+        raise _AbsentError(f"too far from the float64 result to count (relative error {error:.2g})")
     seconds = _seconds(baseline.call, bench.device)
     if seconds > bench.seconds / 8:
         raise _AbsentError(f"too slow to repeat: one call took {seconds:.2g} s")

@@ -21,12 +21,11 @@ from triton_conv.target import of_device
 from triton_conv.workloads import Workload
 
 from . import ceilings, cold_start, comparisons, model_bench, model_record, sanitizer, testing, warm
-from .baselines import COMPILED
 from .budget import Deadline
 from .children import work_off
 from .prediction_page import PAGE, gains
 from .provenance import output, provenance
-from .record import CEILINGS, COMMITTED, Contestant, refuse_rehearsal, write, write_json
+from .record import CEILINGS, COMMITTED, COMPILED, Contestant, refuse_rehearsal, write, write_json
 from .run import Run
 from .runner import finished, run_case
 from .state import TRIALS, TUNING

@@ -23,6 +23,8 @@ from .record import MEASURED, OURS, write_bytes
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY, FAINT = "#595959", "#DDDDDD"
+LOSS = "#B34E00"
+"""Of text: vermillion, dark enough for small letters."""
 
 KIND_COLOURS = {
     "grouped": BLUE, "depthwise": ORANGE, "dilated": GREEN, "transposed": PURPLE, "deformable": SKY,
@@ -76,8 +78,11 @@ _STYLE = {
     "savefig.dpi": 160,
 }
 
-# The footer has room for five lines.
-_HEADER, _FOOTER, _AXIS = 0.92, 0.82, 0.52
+FOOTER_LINES = 6
+"""What a footer has room for."""
+_HEADER, _FOOTER, _AXIS = 0.92, 0.94, 0.52
+# A taller mark would touch that of the line above it in a legend.
+_LEGEND_SIZE = 10.0
 
 
 class Sheet:
@@ -108,9 +113,12 @@ class Sheet:
 
     def legend(self, marks: list[Mark], columns: int) -> None:
         handles = [
-            Line2D([], [], linestyle="none", marker=mark.marker, markersize=mark.size, label=mark.label, **paint(mark))
+            Line2D(
+                [], [], linestyle="none", marker=mark.marker, markersize=min(mark.size, _LEGEND_SIZE), label=mark.label,
+                **paint(mark),
+            )
             for mark in marks
-        ]
+        ]  # fmt: skip
         with matplotlib.rc_context(_STYLE):
             self.figure.legend(
                 handles=handles, loc="lower left", bbox_to_anchor=(0.06 / WIDTH, (_FOOTER - 0.08) / self._height),
@@ -119,7 +127,7 @@ class Sheet:
 
     def save(self, footer: str, stem: Path) -> list[Path]:
         """Writes <stem>.svg and <stem>.png, without dates, so that the same results give the same bytes."""
-        lines = textwrap.wrap(footer, 104)
+        lines = footer_lines(footer)
         options: dict[str, Any] = {"va": "bottom", "ha": "left", "size": 7, "color": GREY}
         self.figure.text(0.12 / WIDTH, 0.08 / self._height, "\n".join(lines), **options)
         paths = []
@@ -130,6 +138,11 @@ class Sheet:
                 paths.append(stem.with_name(f"{stem.name}.{kind}"))
                 write_bytes(paths[-1], buffer.getvalue())
         return paths
+
+
+def footer_lines(footer: str) -> list[str]:
+    """A footer as it is broken."""
+    return textwrap.wrap(footer, 104)
 
 
 def paint(mark: Mark) -> dict[str, Any]:
@@ -153,7 +166,7 @@ def time_axis(axes: Axes, values: list[float], margin: float = 0.15) -> None:
 
     def shown(us: float) -> str:
         # At the very end of a plot as wide as the sheet a label would be cut off.
-        return duration(us) if 0.03 < math.log(us / low) / math.log(high / low) < 0.955 else ""
+        return tick(us) if 0.03 < math.log(us / low) / math.log(high / low) < 0.955 else ""
 
     log_ticks(axes, shown)
     axes.set_xlabel("time of one call (log scale)", size=9.5)
@@ -171,17 +184,23 @@ def log_ticks(axes: Axes, label: Callable[[float], str], which: Literal["x", "y"
 
 
 def duration(us: float) -> str:
-    """A time with its unit, three digits: "240 µs", "18.8 ms"."""
+    """A time with its unit, three digits: "240 µs", "18.8 ms", "1.30 ms"."""
     for scale, unit in ((1e-3, "ns"), (1.0, "µs"), (1e3, "ms")):
         if us < 999.5 * scale:
             return f"{_digits(us / scale)} {unit}"
     return f"{_digits(us / 1e6)} s"
 
 
+def tick(us: float) -> str:
+    """The same at an axis, where a time is as round as it looks: "50 µs"."""
+    amount, unit = duration(us).split()
+    return f"{float(amount):g} {unit}"
+
+
 def ratio(value: float) -> str:
     """A factor: "0.85×", "12.3×", "384×"."""
-    return f"{value:.2f}×" if value < 10 else f"{_digits(value)}×"
+    return f"{value:.2f}×" if value < 9.995 else f"{_digits(value)}×"
 
 
 def _digits(value: float) -> str:
-    return f"{value:.0f}" if value >= 99.95 else f"{value:.3g}"
+    return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"

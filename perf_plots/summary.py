@@ -10,12 +10,11 @@ from typing import Any
 from triton_conv.amounts import counted
 
 from . import ceilings, model_figures
-from .baselines import COMPILED
 from .cases import OF_STAGE, flagships, gradients
 from .clocks import throttled
 from .model_record import COMPILED as COMPILED_MODEL
 from .model_record import CONVERTED, FORCED, WRONG
-from .record import REHEARSED, Record, ResultError
+from .record import COMPILED, REHEARSED, Record, ResultError
 from .state import TUNING, load_json, load_state
 from .store import DeviceResults, load, read_ceilings
 from .style import ratio

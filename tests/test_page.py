@@ -23,7 +23,7 @@ from perf_plots.evidence import EVIDENCE, EvidenceError, moved_bytes, predicted_
 from perf_plots.page import PAGE
 from perf_plots.record import COMMITTED, OURS, write
 from perf_plots.store import load
-from perf_plots.style import Sheet
+from perf_plots.style import FOOTER_LINES, Sheet, footer_lines
 from triton_conv.aot import Job
 from triton_conv.kernels import KERNELS
 from triton_conv.target import KNOWN
@@ -51,7 +51,7 @@ def test_one_file_holds_everything(page):
     text = page.read_text()
     loaded = re.findall(r'(?:src|href)="([^"]*)"|url\(([^)]*)\)|@import', text)
     assert loaded
-    assert all(source.startswith("data:") for source, _ in loaded), "nothing is fetched"
+    assert all(source.startswith(("data:", "#")) for source, _ in loaded), "nothing is fetched"
     assert text.count('<tr class="case"') == 6
     drawn = list(page.parent.rglob("*.svg"))
     pictures = {base64.b64decode(data) for data in re.findall(r"svg\+xml;base64,([^\"]+)", text)}
@@ -147,6 +147,7 @@ def _check_labels(sheet, footer, stem):
     """Instead of writing a figure: no text lies on another, none is cut off at the edge."""
     texts = _texts(sheet.figure)
     assert not list(_overlaps(texts)), stem.name
+    assert len(footer_lines(footer)) <= FOOTER_LINES, stem.name
     for text, box in texts:
         assert box.x0 >= 0 and box.x1 <= sheet.figure.bbox.width + 1, (stem.name, text)
     return [stem.with_suffix(".svg")]
@@ -296,6 +297,21 @@ def test_filters(visit):
     assert found["wins"] == "0"
     assert found["name"] == ["dcnv2"]
     assert found["none"] == [0, True, "–"]
+
+
+def test_links_of_the_contents_lead_somewhere_and_a_layer_is_told_in_order(visit):
+    found = visit("""
+      const ends = [...d.querySelectorAll("#contents a, #list a")].map((a) => a.getAttribute("href").slice(1));
+      return {count: ends.length, dead: ends.filter((id) => !d.getElementById(id)), cases: cases(),
+              unsteady: [...d.querySelectorAll("tr.case .who")].filter((e) => e.textContent === "unsteady").length};
+    """)
+    assert found["count"] > 10
+    assert not found["dead"]
+    # Device by device, kind by kind, a layer's forward pass before its gradients.
+    assert found["cases"] == [
+        "mobile_dw5", "narrow_groups_4", "convnext_dw7", "convnext_dw7 weight gradient", "dilated_1d", "dcnv2",
+    ]  # fmt: skip
+    assert found["unsteady"] == 0
 
 
 def test_a_press_on_a_head_sorts_and_what_has_no_number_comes_last(visit):

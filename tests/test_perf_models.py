@@ -152,7 +152,8 @@ def test_a_model_file_that_does_not_hold_up_is_named_and_the_rest_is_drawn(resul
     write_models(models_alone, ["dcgan"])
     paths, complaints = figures.draw_all(results, tmp_path / "out", say=lambda line: None)
     said = "\n".join(complaints)
-    for words in ("half.json: not JSON, or cut short", "of a rehearsal among results of NVIDIA H100", "of NVIDIA B200 among",
+    for words in ("half.json: not JSON, or cut short", "of a rehearsal among results of NVIDIA H100",
+                  "of NVIDIA B200 among",
                   "neither a time of the plain model nor an error", "models alone, without the result"):  # fmt: skip
         assert words in said, words
     assert tmp_path / "out" / DEVICE / "models_forward.svg" in paths

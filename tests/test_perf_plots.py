@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 from perf_results import DEVICE, PROVENANCE, contestant, record, text_of, write_results
@@ -9,7 +10,7 @@ from perf_results import DEVICE, PROVENANCE, contestant, record, text_of, write_
 pytest.importorskip("matplotlib")
 
 from perf_plots import __main__ as command
-from perf_plots import cases, comparisons, evidence, figures, overview, style
+from perf_plots import cases, comparisons, evidence, figures, measured, overview, style
 from perf_plots.floors import DATASHEET, Limits, Work
 from perf_plots.record import COMMITTED, OURS, Record, ResultError, read, write
 from perf_plots.store import load
@@ -104,6 +105,42 @@ def test_figures_of_results(results, tmp_path, capsys):
     assert every.index("convnext_dw7") < every.index("narrow_groups_4") < every.index("dcnv2"), "worst first"
     assert "0.79×" in every
     assert "FAILED, no time" in every
+
+
+def test_an_unsteady_time_and_what_was_not_timed_are_said(tmp_path):
+    made = record("causal_dw1d", {OURS: 100, "cudnn": 250, "standard": 400})
+    steady = made.contestants
+    assert not made.unsteady
+    wide = replace(steady[OURS], interval_us=(99.0, 440.0))
+    made = replace(made, contestants=steady | {OURS: wide})
+    assert made.unsteady == [OURS]
+    for each in (made, record("mobile_dw5", {OURS: 100, "cudnn": 250, "standard": 400})):
+        write(each, tmp_path / DEVICE)
+    ((device,), _) = load(tmp_path)
+    figures.draw_device(device, tmp_path / "out", say=lambda line: None)
+    drawn = text_of(tmp_path / "out" / "depthwise.svg")
+    assert "UNSTEADY: 95% of the median 99.0 µs to 440 µs" in drawn
+    assert "3.97× vs standard (computed: 4.00×)" in drawn
+    assert drawn.count("not timed yet: torch.compile, copy of the same bytes, product of the same FLOPs") == 1, "once"
+    assert "In every case" in drawn
+    assert "wider than half its median: causal_dw1d" in text_of(tmp_path / "out" / "overview.svg").replace("  ", " ")
+
+
+def test_a_case_of_an_earlier_program_is_no_variant(tmp_path):
+    made = record("causal_dw1d", {OURS: 100, "cudnn": 250})
+    write(replace(made, workload=replace(made.workload, name="layer_of_yore")), tmp_path / DEVICE)
+    write(replace(made, workload=replace(made.workload, dtype="float16")), tmp_path / DEVICE)
+    ((device,), _) = load(tmp_path)
+    figures.draw_device(device, tmp_path / "out", say=lambda line: None)
+    former, variants = (text_of(tmp_path / "out" / f"depthwise_{name}.svg") for name in ("former", "variants"))
+    assert "Cases of an earlier program" in former
+    assert "layer_of_yore" in former
+    assert "layer_of_yore" not in variants
+
+
+@pytest.mark.parametrize(("told", "text"), [(91900, "cuDNN 9.19.0"), (8902, "cuDNN 8.9.2"), (None, "cuDNN unknown")])
+def test_the_version_of_cudnn_is_told_as_its_maker_does(told, text):
+    assert text in measured.origin([PROVENANCE | {"cudnn": told}])
 
 
 def test_the_same_results_give_the_same_bytes(results, tmp_path):
@@ -201,10 +238,15 @@ def test_table_aligns_and_puts_failures_first(results):
 
 @pytest.mark.parametrize(
     ("us", "text"),
-    [(0.5, "500 ns"), (14.69, "14.7 µs"), (999.4, "999 µs"), (999.6, "1 ms"), (18780, "18.8 ms"), (2e6, "2 s")],
+    [(0.5, "500 ns"), (14.69, "14.7 µs"), (999.4, "999 µs"), (999.6, "1.00 ms"), (18780, "18.8 ms"), (2e6, "2.00 s")],
 )
 def test_durations(us, text):
     assert style.duration(us) == text
+
+
+@pytest.mark.parametrize(("factor", "text"), [(0.994, "0.99×"), (9.998, "10.0×"), (66, "66.0×"), (384.4, "384×")])
+def test_factors_have_three_digits(factor, text):
+    assert style.ratio(factor) == text
 
 
 def test_names_fit_beside_the_plot():

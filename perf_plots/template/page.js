@@ -11,7 +11,7 @@
   // What an element does not say of itself, it has of every kind.
   const fits = (element, name, value) => !value || element.dataset[name] === undefined || element.dataset[name] === "" || element.dataset[name] === value;
   const factor = (row) => Number(row.dataset.vVs_library);
-  const ratio = (value) => (value < 10 ? value.toFixed(2) : value >= 99.95 ? value.toFixed(0) : Number(value.toPrecision(3))) + "×";
+  const ratio = (value) => (value < 9.995 ? value.toFixed(2) : value >= 99.95 ? value.toFixed(0) : value.toFixed(1)) + "×";
 
   function show() {
     const filter = wanted(), losses = byId("filter-losses").checked, name = byId("filter-name").value.trim().toLowerCase();
@@ -40,6 +40,8 @@
     const kept = keys.filter((key) => filter[key]).map((key) => key + "=" + encodeURIComponent(filter[key]));
     if (losses) kept.push("losses=1");
     if (name) kept.push("name=" + encodeURIComponent(name));
+    // A link to a part of the page stays as it is.
+    if (!kept.length && byId(decodeURIComponent(location.hash.slice(1)))) return;
     try { history.replaceState(null, "", kept.length ? "#" + kept.join("&") : location.pathname + location.search); } catch (error) { /* a page without an address */ }
   }
 
