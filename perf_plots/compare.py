@@ -52,7 +52,7 @@ class Comparison:
 
     @property
     def worse(self) -> bool:
-        """Whether a case became slower, or fails now."""
+        """Whether a case became slower, fails now, or has a file that does not hold up."""
         return bool(self.broken) or any(change.verdict == SLOWER for change in self.changes)
 
 
@@ -81,7 +81,8 @@ def compare(before: Path, after: Path) -> Comparison:
             lines.append(f"in the {what} alone: {', '.join(title for _, title in sorted(only))}")
     if not changes:
         lines.append(f"{before} and {after} have no timed case in common")
-    return Comparison(tuple(changes), tuple(broken), tuple(lines))
+    # A result that does not hold up any more is no better than one that fails.
+    return Comparison(tuple(changes), (*broken, *more), tuple(lines))
 
 
 def _table(changes: Sequence[Change]) -> list[str]:

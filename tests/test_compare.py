@@ -13,6 +13,7 @@ pytest.importorskip("matplotlib")
 from perf_plots import __main__ as command
 from perf_plots import base, baselines, cases, cold_start, figures, gpu, layers, trials
 from perf_plots.budget import Deadline
+from perf_plots.compare import compare
 from perf_plots.floors import DATASHEET, Work
 from perf_plots.provenance import ROOT
 from perf_plots.record import COLD_START, COMMITTED, OURS, Contestant, Record, ResultError, write
@@ -131,6 +132,18 @@ def test_a_rehearsal_among_measurements_is_left_out(tmp_path):
     assert device.measured
     assert len(device.records) == 1
     assert "a rehearsal among measurements: dw3d-bfloat16-nchw" in complaints[0]
+
+
+def test_a_file_that_broke_is_no_success(tmp_path):
+    for name in ("before", "after"):
+        for case in ("dcnv2", "mobile_dw5"):
+            write(record(case, {OURS: 100, "standard": 200}), tmp_path / name / DEVICE)
+    assert not compare(tmp_path / "before", tmp_path / "after").worse
+    (tmp_path / "after" / DEVICE / "dcnv2-bfloat16-nhwc.json").write_text('{"schema": 1, "meas')
+    found = compare(tmp_path / "before", tmp_path / "after")
+    assert found.worse
+    assert "cut short" in found.lines[0]
+    assert not compare(tmp_path / "after", tmp_path / "before").worse
 
 
 def test_whatever_is_broken_is_named_and_the_rest_is_drawn(tmp_path, monkeypatch):
