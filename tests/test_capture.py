@@ -138,7 +138,7 @@ def test_an_op_runs_on_its_tensors_device(monkeypatch):
 
     # torch.cuda is itself again before anything else asks it.
     with monkeypatch.context() as patch:
-        patch.setattr(torch.cuda, "current_device", lambda: current[0])
+        patch.setattr(torch._C, "_cuda_getDevice", lambda: current[0], raising=False)
         patch.setattr(torch.cuda, "device", device)
         patch.setattr(torch.library, "register_fake", lambda *arguments, **named: None)
         patch.setattr(ops, "library", Library)
@@ -149,5 +149,5 @@ def test_an_op_runs_on_its_tensors_device(monkeypatch):
         current[0] = 1
         patch.setattr(torch.cuda, "device", None)
         assert registered["CUDA"](Elsewhere()) == (1, ()), "nothing to change"
-        patch.setattr(torch.cuda, "current_device", None)
+        patch.setattr(torch._C, "_cuda_getDevice", None)
         assert registered["CPU"](torch.zeros(1), 2) == (1, (2,)), "nothing to ask"

@@ -113,6 +113,13 @@ class Plan:
         """Those of the result, whichever kernel runs: what the fake kernel says."""
         return self.problem.result_strides
 
+    @functools.cached_property
+    def _last_tap(self) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """Sizes and strides of the last tap of a weight that is read from there, and how far from its first it is."""
+        g, (outer, inner, *spatial) = self.problem.geometry, self.problem.w_strides
+        reach = -sum(stride * (taps - 1) for stride, taps in zip(spatial, g.kernel, strict=True))
+        return (g.groups, 1, *(1,) * g.rank), (outer, inner, *(1,) * g.rank), reach
+
     def arranged(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight as the kernel reads it, which see `Problem.weight_view`: a copy, a view, or the tensor itself."""
         if self.kernel.contiguous_weight:
@@ -129,8 +136,8 @@ class Plan:
                 pack_weight(weight, packed)
                 return packed
             return packed.copy_(weight)
-        last: tuple[Any, ...] = (..., *(slice(-1, None),) * rank)
-        return weight[last]
+        sizes, strides, last = self._last_tap
+        return weight.as_strided(sizes, strides, weight.storage_offset() + last)
 
     def launch(self, *tensors: torch.Tensor | None) -> None:
         """Runs the kernel on tensors in the order of `kernel.pointers`; allocates nothing."""

@@ -77,7 +77,7 @@ def on_device(implementation: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(implementation)
     def there(input: Tensor, *arguments: Any) -> Any:
-        if input.is_cuda and input.get_device() != torch.cuda.current_device():
+        if input.is_cuda and input.get_device() != _C._cuda_getDevice():
             with torch.cuda.device(input.device):
                 return implementation(input, *arguments)
         return implementation(input, *arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -33,12 +34,12 @@ class DeformProblem(Problem):
     def operand(self, pointer: str) -> torch.dtype | None:
         return None if pointer == "mask_ptr" and not self.has_mask else super().operand(pointer)
 
-    @property
+    @functools.cached_property
     def offset_shape(self) -> tuple[int, int, int, int]:
         g = self.geometry
         return g.batch, 2 * self.offset_groups * g.taps, *g.out_size[1:]
 
-    @property
+    @functools.cached_property
     def mask_shape(self) -> tuple[int, int, int, int]:
         g = self.geometry
         return g.batch, self.offset_groups * g.taps, *g.out_size[1:]
@@ -90,11 +91,11 @@ class DeformInputGradientProblem(DeformProblem):
     def result_strides(self) -> tuple[int, ...]:
         return dense_like(self.result_shape, of_rank(2, self.x_strides))
 
-    @property
+    @functools.cached_property
     def offset_gradient_strides(self) -> tuple[int, ...]:
         return dense_like(self.offset_shape, self.offset_strides)
 
-    @property
+    @functools.cached_property
     def mask_gradient_strides(self) -> tuple[int, ...]:
         return dense_like(self.mask_shape, self.mask_strides or (0, 0, 0, 0))
 
