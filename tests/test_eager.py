@@ -260,24 +260,24 @@ def test_precision_is_part_of_a_call(conv_precision):
     made = {}
     for precision in ("ieee", "tf32"):
         conv_precision.fp32_precision = precision
-        made[precision] = calls.like(x, w, None, window)
+        made[precision] = calls.Call.like((x, w, None), window)
         assert made[precision].plan.problem.precision == precision
-        assert made[precision] is calls.like(x.clone(), w, None, window)
+        assert made[precision] is calls.Call.like((x.clone(), w, None), window)
     grad = random(made["ieee"].plan.out_shape)
     for precision in ("ieee", "tf32", "ieee"):
         conv_precision.fp32_precision = precision
         for call in made.values():
             with torch.no_grad():
-                plans = call.gradients(grad, x, w, (True, True))
+                plans = call.gradients((grad, x, w), (True, True))
             assert plans.of_input.problem.precision == plans.of_weight.problem.precision == precision
 
 
 def test_forgotten_plans_are_made_anew():
     x, w = random((1, 2, 4, 4)), random((2, 2, 3, 3))
     window = (1, 1), (0, 0, 0, 0), (1, 1), 1, False, (0, 0), "zeros", "none"
-    before = calls.like(x, w, None, window)
+    before = calls.Call.like((x, w, None), window)
     ops.forget_plans()
-    assert calls.like(x, w, None, window) is not before
+    assert calls.Call.like((x, w, None), window) is not before
 
 
 def test_a_layer_that_changed_computes_what_it_should(direct):

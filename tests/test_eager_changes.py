@@ -21,7 +21,7 @@ def test_what_is_remembered_once():
         for _ in range(2):
             layer(x).sum().backward()
         (known,) = routing._known[layer][x.shape]
-        ((*_, gradients),) = known.convolution._gradients
+        ((*_, gradients),) = known.call._gradients
         assert gradients.of_input and gradients.of_weight
 
 
@@ -78,17 +78,17 @@ def test_operands_at_other_places():
             found = torch.autograd.grad(layer(moved), (moved, layer.weight, layer.bias), other_places(dy, last))
             for mine, torchs in zip(found, expected, strict=True):
                 torch.testing.assert_close(mine, torchs)
-    assert {known.convolution.plan.problem.aligned for known in routing._known[layer][x.shape]} == {True, False}
+    assert {known.call.plan.problem.aligned for known in routing._known[layer][x.shape]} == {True, False}
 
 
 def test_gradients_are_planned_for_where_their_operands_begin():
     window = (1, 1), (1, 1, 1, 1), (1, 1), 1, False, (0, 0), "zeros", "none"
     tensors = random((1, 2, 3, 3)), random((1, 2, 3, 3)), random((2, 2, 3, 3))
-    call = calls.like(*tensors[1:], None, window)
+    call = calls.Call.like((*tensors[1:], None), window)
     for firsts in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)):
         moved = [other_places(tensor, first) for tensor, first in zip(tensors, firsts, strict=True)]
         with torch.no_grad():
-            plans = call.gradients(*moved, (True, True))
+            plans = call.gradients(moved, (True, True))
         grad, input, weight = firsts
         assert plans.of_input.problem.aligned == (not grad and not weight)
         assert plans.of_weight.problem.aligned == (not input)
@@ -97,10 +97,10 @@ def test_gradients_are_planned_for_where_their_operands_begin():
 def test_gradients_are_planned_where_they_are_needed():
     window = (1, 1), (1, 1, 1, 1), (1, 1), 1, False, (0, 0), "zeros", "none"
     grad, input, weight = random((1, 2, 3, 3)), random((1, 2, 3, 3)), random((2, 2, 3, 3))
-    call = calls.like(input, weight, None, window)
+    call = calls.Call.like((input, weight, None), window)
     with torch.no_grad():
         for needed in ((True, True), (True, False), (False, True), (True, True)):
-            plans = call.gradients(grad, input, weight, needed)
+            plans = call.gradients((grad, input, weight), needed)
             assert (plans.of_input is not None, plans.of_weight is not None) == needed
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from . import autograd, calls, policy, routing
+from . import calls, calls_deform, policy, routing
 from .arguments import conv_arguments, conv_transpose_arguments, deform_arguments
 from .eager import traced
 from .errors import ArgumentTypeError, TritonConvError
@@ -121,7 +121,7 @@ class accelerate(TorchFunctionMode):
             self.report.add(Row.of(name, "function", choice))
             if not choice.ours:
                 return func(*args, **kwargs)
-            output = (calls.conv if kind == "conv" else autograd.deform_conv)(*arguments)
+            output = (calls.conv if kind == "conv" else calls_deform.deform_conv)(*arguments)
         # Without a batch the arguments have one of their own, and so has the output.
         given = args[0] if args else kwargs["input"]
         result: Any = output if output.dim() == given.dim() else output.squeeze(0)

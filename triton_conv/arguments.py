@@ -177,9 +177,7 @@ def deform_arguments(
         raise ArgumentError(f"input: deform_conv{rank}d needs a batched input, got size {list(input.shape)}")
     flat = tuple(p for p in per_dimension("padding", padding, rank) for _ in range(2))
     window = per_dimension("stride", stride, rank), flat, per_dimension("dilation", dilation, rank)
-    offset, mask = autocast.coordinates(input, offset, mask)
-    input, weight, bias = autocast.operands(input, weight, bias)
-    arguments = input, offset, mask, weight, bias, *window
+    arguments = *autocast.deform_operands(input, offset, mask, weight, bias), *window
     return arguments if rank == 2 else _as_image_of_one_row(*arguments)
 
 

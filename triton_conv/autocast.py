@@ -24,6 +24,15 @@ def coordinates(input: Tensor, *tensors: Tensor | None) -> tuple[Any, ...]:
     return _cast(input, tensors, (torch.float32,))
 
 
+def deform_operands(
+    input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None
+) -> tuple[Any, ...]:
+    """Those of a deformable convolution."""
+    offset, mask = coordinates(input, offset, mask)
+    input, weight, bias = operands(input, weight, bias)
+    return input, offset, mask, weight, bias
+
+
 def lower(input: Tensor) -> torch.dtype | None:
     """The dtype that such an input goes to here; None outside autocast."""
     device = input.device.type if torch._C._is_any_autocast_enabled() else ""

@@ -231,31 +231,36 @@ def _deform_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _deform_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    input, offset, mask, weight = ctx.saved_tensors
-    needed = ctx.needs_input_grad[:3]
+    found = deform_gradients(ctx.saved_tensors, ctx.arguments, ctx.needs_input_grad[:5], grad)
+    return *found, *(None,) * len(ctx.arguments)
+
+
+def deform_gradients(
+    tensors: Sequence[Any], window: Window, needed: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Gradients of input, offset, mask, weight and bias, those that are needed; `tensors` are all but the bias."""
+    input, offset, mask, weight = tensors
+    *need_sampled, need_weight, need_bias = needed
     sampled: list[Tensor | None] = [None, None, None]
-    grad_bias = None
 
     def weight_gradient() -> Tensor | None:
-        if not ctx.needs_input_grad[3]:
+        if not need_weight:
             return None
         result: Tensor = deform_conv_weight_gradient(
-            input, offset, mask, grad, weight.shape[2:], *ctx.arguments, input.shape[1] // weight.shape[1]
+            input, offset, mask, grad, weight.shape[2:], *window, input.shape[1] // weight.shape[1]
         )
         return result
 
     first = weight_comes_first(weight, input, grad)
     grad_weight = weight_gradient() if first else None
-    if any(needed):
+    if any(need_sampled):
         results = deform_conv_input_gradient(
-            input, offset, mask, weight, grad, *ctx.arguments, needed, torch.are_deterministic_algorithms_enabled()
+            input, offset, mask, weight, grad, *window, need_sampled, torch.are_deterministic_algorithms_enabled()
         )
-        sampled = [result if need else None for result, need in zip(results, needed, strict=True)]
+        sampled = [result if need else None for result, need in zip(results, need_sampled, strict=True)]
     if not first:
         grad_weight = weight_gradient()
-    if ctx.needs_input_grad[4]:
-        grad_bias = bias_gradient(grad)
-    return *sampled, grad_weight, grad_bias, None, None, None
+    return *sampled, grad_weight, bias_gradient(grad) if need_bias else None
 
 
 # Second derivatives of deformable convolution, and further ones, are rare: they are those of the definition in torch's

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from . import autograd, ops
+from . import autocast, autograd, ops
 from .dispatch import Plan
 from .eager import likeness, on_device, ordinary, plain, undisturbed
 
 # Calls, and gradients of one: beyond them sizes hardly ever repeat.
 _MOST, _MOST_GRADIENTS = 4096, 16
+_calls: dict[tuple[Any, ...], Any] = {}
+ops.on_forgetting.append(_calls.clear)
 
 
 def seen(tensor: Tensor | None) -> tuple[Any, ...] | None:
@@ -29,32 +31,53 @@ def seen(tensor: Tensor | None) -> tuple[Any, ...] | None:
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr() % 16
 
 
-def _details(grad: Tensor, input: Tensor, weight: Tensor) -> tuple[Any, ...]:
-    """All that the plans of their gradients depend on besides the likeness of these."""
-    return grad.data_ptr() % 16, input.data_ptr() % 16, weight.data_ptr() % 16, ops.conv_precision(grad.dtype)
-
-
 class Gradients(NamedTuple):
     """The plans of the gradients of a convolution's input and weight, of those that are needed."""
 
     of_input: Plan | None
     of_weight: Plan | None
     weight_first: bool
-    transposed: bool
+    transposed: bool = False
+
+
+Self = TypeVar("Self", bound="Call")
 
 
 class Call:
     """A convolution of tensors like some that were seen: its plan, and its gradients' once they were asked for."""
 
     __slots__ = ("_gradients", "direct", "plan", "window")
+    planner: Callable[..., Plan] = staticmethod(ops.plan_conv)
+    lowered: Callable[..., tuple[Any, ...]] = staticmethod(autocast.operands)
+    """Its tensors as autocast has them."""
 
     def __init__(self, made: Plan, window: tuple[Any, ...]) -> None:
         self.plan, self.window = made, window
-        _, padding, _, _, transposed, output_padding, padding_mode, _ = window
-        past_padding = transposed and any(map(operator.gt, output_padding, padding[1::2]))
-        self.direct = padding_mode == "zeros" and not past_padding
+        self.direct = self._direct()
         """Whether gradients are what kernels write, of the output's gradient as it comes."""
         self._gradients: list[tuple[Callable[..., bool], Sequence[bool], tuple[Any, ...], Gradients]] = []
+
+    @classmethod
+    def like(cls: type[Self], tensors: Sequence[Tensor | None], window: tuple[Any, ...]) -> Self:
+        """The call of `plain` tensors like these; raises what planning it raises."""
+        key = cls, *map(seen, tensors), window, ops.conv_precision(tensors[0].dtype)  # type: ignore[union-attr]
+        found: Self | None = _calls.get(key)
+        if found is None:
+            made = cls.planner(*tensors, *window)
+            if len(_calls) >= _MOST:
+                _calls.clear()
+            found = _calls[key] = cls(made, window)
+        return found
+
+    @staticmethod
+    def details(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
+        """All that the plan depends on besides its window and the likeness of its tensors."""
+        return input.data_ptr() % 16, weight.data_ptr() % 16, ops.conv_precision(input.dtype)
+
+    @staticmethod
+    def gradient_details(grad: Tensor, input: Tensor, weight: Tensor) -> tuple[Any, ...]:
+        """The same of the gradients' plans."""
+        return grad.data_ptr() % 16, input.data_ptr() % 16, weight.data_ptr() % 16, ops.conv_precision(grad.dtype)
 
     def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution of tensors that are `plain`, and like those."""
@@ -66,28 +89,35 @@ class Call:
         """Gradients of input, weight and bias, where needed; `tensors` as of `autograd.conv_gradients`."""
         input, weight, *_ = tensors
         grad = autograd.activation_gradient(tensors, self.window, grad)
-        if (plans := self.gradients(grad, input, weight, needed[:2])) is None:
+        if (plans := self.gradients((grad, input, weight), needed[:2])) is None:
             return autograd.linear_gradients(input, weight, self.window, needed, grad)
         grad_bias = autograd.bias_gradient(grad) if needed[2] else None
         return *_backward(grad, input, weight, plans), grad_bias
 
-    def gradients(self, grad: Tensor, input: Tensor, weight: Tensor, needed: Sequence[bool]) -> Gradients | None:
-        """What computes the gradients of input and weight, where needed; None where that is left to ops."""
+    def gradients(self, tensors: Sequence[Any], needed: Sequence[bool]) -> Gradients | None:
+        """What computes those gradients that are needed but for the bias's, by the output's and by what else they
+        read; None where that is left to ops."""
         # Gradients that have gradients are made of ops; and hooks may have made anything of what was saved.
         if not self.direct or torch.is_grad_enabled() or not undisturbed():
             return None
         for alike, asked, details, found in self._gradients:
-            if asked == needed and alike(grad, input, weight) and details == _details(grad, input, weight):
+            if asked == needed and alike(*tensors) and details == self.gradient_details(*tensors):
                 return found
-        if not ordinary(grad, input, weight):
+        if not ordinary(*tensors):
             return None
         if len(self._gradients) >= _MOST_GRADIENTS:
             self._gradients.clear()
-        found = self._planned(input, weight, grad, *needed)
-        self._gradients.append((likeness(grad, input, weight), needed, _details(grad, input, weight), found))
+        found = self._planned(tensors, needed)
+        self._gradients.append((likeness(*tensors), needed, self.gradient_details(*tensors), found))
         return found
 
-    def _planned(self, input: Tensor, weight: Tensor, grad: Tensor, need_input: bool, need_weight: bool) -> Gradients:
+    def _direct(self) -> bool:
+        _, padding, _, _, transposed, output_padding, padding_mode, _ = self.window
+        past_padding = transposed and any(map(operator.gt, output_padding, padding[1::2]))
+        return padding_mode == "zeros" and not past_padding
+
+    def _planned(self, tensors: Sequence[Any], needed: Sequence[bool]) -> Gradients:
+        (grad, input, weight), (need_input, need_weight) = tensors, needed
         grad, window = autograd.matched(grad, input, self.window)
         of_input = of_weight = None
         if need_input:
@@ -135,25 +165,11 @@ Convolution.__name__ = Convolution.__qualname__ = ops.conv.name()
 # What `apply` of autograd.Function does before is for transforms, of which there are none here: 1 of 5 us.
 _apply = super(torch.autograd.Function, Convolution).apply
 
-_calls: dict[tuple[Any, ...], Call] = {}
-ops.on_forgetting.append(_calls.clear)
-
-
-def like(input: Tensor, weight: Tensor, bias: Tensor | None, window: tuple[Any, ...]) -> Call:
-    """The call of `plain` tensors like these; raises what planning it raises."""
-    key = seen(input), seen(weight), seen(bias), window, ops.conv_precision(input.dtype)
-    if (found := _calls.get(key)) is None:
-        made = ops.plan_conv(input, weight, bias, *window)
-        if len(_calls) >= _MOST:
-            _calls.clear()
-        found = _calls[key] = Call(made, window)
-    return found
-
 
 def conv(input: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Tensor:
     """The op `conv`, differentiable, wherever it is called."""
     if plain(input, weight, bias):
-        return like(input, weight, bias, window)(input, weight, bias)
+        return Call.like((input, weight, bias), window)(input, weight, bias)
     return autograd.conv(input, weight, bias, *window)  # type: ignore[no-any-return]
 
 
@@ -163,5 +179,5 @@ def conv_gradients(
     """`autograd.conv_gradients`, wherever it is called."""
     input, weight, bias, _ = tensors
     if plain(input, weight, bias):
-        return like(input, weight, bias, window).backward(tensors, needed, grad)
+        return Call.like((input, weight, bias), window).backward(tensors, needed, grad)
     return autograd.conv_gradients(tensors, window, needed, grad)

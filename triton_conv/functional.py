@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import autograd, calls, ops, ops_deform, symbolic, vmaps  # noqa: F401 (registers its rules)
+from . import calls, calls_deform, ops, ops_deform, symbolic, vmaps  # noqa: F401 (registers its rules)
 from .arguments import Padding, Size, conv_arguments, conv_transpose_arguments, deform_arguments
 from .dispatch import Plan
 from .errors import ArgumentTypeError
@@ -40,7 +40,7 @@ def _conv_transpose(rank: int, input: Tensor, *arguments: Any) -> Tensor:
 
 def _deform_conv(rank: int, *arguments: Any) -> Tensor:
     try:
-        output: Tensor = autograd.deform_conv(*deform_arguments(rank, *arguments))
+        output = calls_deform.deform_conv(*deform_arguments(rank, *arguments))
     except ArgumentTypeError:
         return symbolic.recorded(globals()[f"deform_conv{rank}d"], *arguments)  # type: ignore[no-any-return]
     # Signals are images of one row.

@@ -344,7 +344,8 @@ class DeformConv2d(Routed):
             for parameter in self.conv_offset.parameters():
                 nn.init.zeros_(parameter)
 
-    def _arguments(self, input: Tensor, offset: Tensor | None, mask: Tensor | None) -> tuple[Any, ...]:
+    def _sampled(self, input: Tensor, offset: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Offset and mask, given or predicted."""
         # A layer of torchvision's whose class became this one has no predictor.
         predictor = getattr(self, "conv_offset", None)
         if predictor is not None:
@@ -352,9 +353,12 @@ class DeformConv2d(Routed):
                 raise TypeError("DeformConv2d with predict=True takes the input alone: it makes offset and mask itself")
             predicted = predictor(input)
             offset, mask = predicted.split([2 * predicted.shape[1] // 3, predicted.shape[1] // 3], 1)
-            mask = mask.sigmoid()
-        elif offset is None:
+            return offset, mask.sigmoid()
+        if offset is None:
             raise TypeError("DeformConv2d without predict=True takes an offset: forward(input, offset, mask=None)")
+        return offset, mask
+
+    def _arguments(self, input: Tensor, offset: Tensor, mask: Tensor | None) -> tuple[Any, ...]:
         return deform_arguments(
             2, input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask
         )
@@ -362,13 +366,24 @@ class DeformConv2d(Routed):
     def routed_arguments(
         self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[str, tuple[Any, ...]]:
-        return "deform_conv", self._arguments(input, offset, mask)
+        return "deform_conv", self._arguments(input, *self._sampled(input, offset, mask))
+
+    def routed_window(self) -> tuple[Any, ...]:
+        return self.stride, self.padding, self.dilation
 
     def forward(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """`(N, in_channels, H, W)` -> `(N, out_channels, H_out, W_out)`; offset and mask as in `deform_conv2d`."""
         if type(input) is not Tensor and (node := self._node(input, offset, mask)) is not None:
             return node  # type: ignore[no-any-return]
-        return routing.deform_conv(self._arguments(input, offset, mask), self._where())
+        offset, mask = self._sampled(input, offset, mask)
+        where, given = self._where(), (self, input, offset, mask, self.weight, self.bias)
+        known = routing.again(where, *given)
+        if isinstance(known, Tensor):
+            return known
+        arguments = self._arguments(input, offset, mask)
+        if known is routing.TORCHS:
+            return routing.torch_deform_conv(*arguments)
+        return routing.deform_conv(arguments, where, given)
 
     def extra_repr(self) -> str:
         parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]

@@ -230,6 +230,39 @@ def _deform_conv(
     return ops.run(made, input, offset, mask, weight, bias)
 
 
+def run_input_gradient(
+    made: Plan,
+    input: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor | None,
+    weight: torch.Tensor,
+    grad_output: torch.Tensor,
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """Launches the plan of the gradients of input, offset and mask; None for those that are not of it."""
+    problem = made.problem
+    assert isinstance(problem, DeformInputGradientProblem)
+    sums = scale = grad_offset = grad_mask = None
+    dtype = problem.operand("dx_ptr")
+    if dtype is not None:
+        elements = input.numel()
+        sums = torch.zeros(elements, dtype=dtype, device=input.device).as_strided(made.out_shape, made.out_strides)
+        if problem.fixed_point and made.grid and elements:
+            scale = _scale(grad_output, mask, weight, made)
+    if problem.need_offset:
+        grad_offset = ops.allocate(problem.offset_shape, problem.offset_gradient_strides, offset)
+    if problem.need_mask and mask is not None:
+        grad_mask = ops.allocate(problem.mask_shape, problem.mask_gradient_strides, mask)
+    if made.grid:
+        units = None if scale is None else scale.to(problem.accumulator)
+        made.launch(input, offset, mask, weight, grad_output, units, sums, grad_offset, grad_mask)
+    if scale is not None:
+        assert sums is not None
+        sums = sums * torch.where(scale > 0, 1 / scale, float("nan"))
+    if sums is not None and dtype != input.dtype:
+        sums = ops.allocate(made.out_shape, made.out_strides, input).copy_(sums)
+    return sums, grad_offset, grad_mask
+
+
 def _input_gradient(
     input: torch.Tensor,
     offset: torch.Tensor,
@@ -239,39 +272,8 @@ def _input_gradient(
     *arguments: Any,
 ) -> tuple[torch.Tensor, ...]:
     made = plan_deform_conv_input_gradient(input, offset, mask, weight, grad_output, *arguments)
-    problem = made.problem
-    assert isinstance(problem, DeformInputGradientProblem)
-    sums = scale = None
-    dtype = problem.operand("dx_ptr")
-    if dtype is not None:
-        elements = input.numel()
-        sums = torch.zeros(elements, dtype=dtype, device=input.device).as_strided(made.out_shape, made.out_strides)
-        if problem.fixed_point and made.grid and elements:
-            scale = _scale(grad_output, mask, weight, made)
-    results = [
-        ops.allocate(shape, strides, like) if needed and like is not None else None
-        for needed, shape, strides, like in (
-            (problem.need_offset, problem.offset_shape, problem.offset_gradient_strides, offset),
-            (problem.need_mask, problem.mask_shape, problem.mask_gradient_strides, mask),
-        )
-    ]
-    if made.grid:
-        units = None if scale is None else scale.to(problem.accumulator)
-        made.launch(input, offset, mask, weight, grad_output, units, sums, *results)
-    if scale is not None:
-        assert sums is not None
-        sums = sums * torch.where(scale > 0, 1 / scale, float("nan"))
-    return (
-        input.new_empty(0) if sums is None else _stored(sums, made, input),
-        *(input.new_empty(0) if result is None else result for result in results),
-    )
-
-
-def _stored(sums: torch.Tensor, made: Plan, input: torch.Tensor) -> torch.Tensor:
-    """Sums in the input's dtype and the plan's strides."""
-    if sums.dtype == input.dtype and made.problem.operand("dx_ptr") == input.dtype:
-        return sums
-    return ops.allocate(made.out_shape, made.out_strides, input).copy_(sums)
+    results = run_input_gradient(made, input, offset, mask, weight, grad_output)
+    return tuple(input.new_empty(0) if result is None else result for result in results)
 
 
 def _weight_gradient(

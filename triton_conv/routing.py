@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import autocast, autograd, calls, ops, policy, reference
+from . import autocast, calls, calls_deform, ops, policy, reference
 from .eager import likeness, ordinary, plain, traced, undisturbed
 from .ops import TAGS, library, pairs
 
@@ -32,8 +32,8 @@ library.define(
 )
 
 
-Given = tuple["Layer", Tensor, Tensor, Tensor | None]
-"""A call as a layer has it: itself, input, weight and bias."""
+Given = tuple[Any, ...]
+"""A call as a layer has it: itself, and its tensors in the order of the op's."""
 
 
 class Layer(Protocol):
@@ -50,7 +50,7 @@ class _Known(NamedTuple):
     alike: Callable[..., bool]
     backend: str
     graded: bool
-    convolution: calls.Call | None
+    call: calls.Call | None
     lower: torch.dtype | None = None
     details: tuple[Any, ...] = ()
 
@@ -60,18 +60,17 @@ _known: weakref.WeakKeyDictionary[Layer, dict[torch.Size, list[_Known]]] = weakr
 _NOTHING: dict[torch.Size, list[_Known]] = {}
 # Of one layer, and of one size: beyond them calls hardly ever repeat.
 _SIZES, _KINDS = 64, 16
-# In the place of a bias that is not there.
-_ABSENT = torch.empty(0, device="cpu")
 ops.on_forgetting.append(_known.clear)
 
 
-def again(backend: str, layer: Layer, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | object | None:
+def again(backend: str, layer: Layer, *tensors: Any) -> Tensor | object | None:
     """What is known of a layer's call: the output if ours was chosen for one that is the same in all that matters,
     `TORCHS` if torch's kernel was chosen for one like it; else None.
 
     Normalised arguments, a choice and the look-up of a plan take 9 us, this 2 and 1. The choice of torch is all that is
     remembered of it: a layer that was changed computes what it should, if not where it would.
     """
+    input = tensors[0]
     # In a graph sizes are symbols.
     if backend == policy.TORCH or traced() or type(input) is not Tensor:
         return None
@@ -81,36 +80,31 @@ def again(backend: str, layer: Layer, input: Tensor, weight: Tensor, bias: Tenso
     except RuntimeError:
         # A nested tensor has no shape.
         return None
-    for alike, asked, recorded, convolution, lower, details in kinds:
-        if asked == backend and recorded == graded and alike(input, weight, _ABSENT if bias is None else bias):
-            if convolution is None:
+    for alike, asked, recorded, call, lower, details in kinds:
+        if asked == backend and recorded == graded and alike(*tensors):
+            if call is None:
                 return TORCHS
             # Whether autocast is on belongs to the likeness, its dtype does not.
             if lower:
                 if lower != autocast.lower(input):
                     continue
-                input, weight, bias = autocast.operands(input, weight, bias)
-            same = undisturbed() and details == _details(layer, input, weight)
-            return convolution(input, weight, bias) if same else None
+                tensors = call.lowered(*tensors)
+            same = undisturbed() and details == (layer.routed_window(), call.details(*tensors))
+            return call(*tensors) if same else None
     return None
 
 
-def _details(layer: Layer, input: Tensor, weight: Tensor) -> tuple[Any, ...]:
-    """What decides with which arguments a convolution is called, but for the likeness of its tensors."""
-    return layer.routed_window(), input.data_ptr() % 16, weight.data_ptr() % 16, ops.conv_precision(input.dtype)
-
-
-def _remember(backend: str, given: Given, convolution: calls.Call | None, *details: Any) -> None:
-    layer, input, weight, bias = given
-    if ordinary(input, weight, bias):
+def _remember(backend: str, given: Given, call: calls.Call | None, details: tuple[Any, ...] = ()) -> None:
+    layer, *tensors = given
+    if ordinary(*tensors):
+        input = tensors[0]
         sizes = _known.setdefault(layer, {})
         if len(sizes) >= _SIZES:
             sizes.clear()
         kinds = sizes.setdefault(input.shape, [])
         if len(kinds) >= _KINDS:
             kinds.clear()
-        alike = likeness(input, weight, _ABSENT if bias is None else bias)
-        known = _Known(alike, backend, torch.is_grad_enabled(), convolution, autocast.lower(input), details)
+        known = _Known(likeness(*tensors), backend, torch.is_grad_enabled(), call, autocast.lower(input), details)
         # Before one that is like it but for its details: those belong to the layer's past.
         kinds.insert(0, known)
 
@@ -119,36 +113,31 @@ def conv(arguments: tuple[Any, ...], backend: str, given: Given | None = None) -
     """A forward or transposed convolution, by the arguments of the op `conv`; what a layer was given is remembered."""
     if traced():
         return _traced_conv(*arguments, backend)  # type: ignore[no-any-return]
-    return _conv(arguments, backend, given)
+    return _routed("conv", arguments, backend, given)
 
 
-def deform_conv(arguments: tuple[Any, ...], backend: str) -> Tensor:
-    """A deformable convolution, by the arguments of the op `deform_conv`."""
+def deform_conv(arguments: tuple[Any, ...], backend: str, given: Given | None = None) -> Tensor:
+    """A deformable convolution, by the arguments of the op `deform_conv`, likewise."""
     if traced():
         return _traced_deform_conv(*arguments, backend)  # type: ignore[no-any-return]
-    return _deform_conv(arguments, backend)
+    return _routed("deform_conv", arguments, backend, given)
 
 
-def _conv(arguments: tuple[Any, ...], backend: str, given: Given | None = None) -> Tensor:
+def _routed(kind: str, arguments: tuple[Any, ...], backend: str, given: Given | None = None) -> Tensor:
+    count, like, ours, torchs = _CALLS[kind]
     if backend != policy.TORCH:
-        input, weight, bias, *window = arguments
-        choice = policy.choose("conv", backend, arguments[:3], arguments[3:])
+        choice = choose(kind, arguments, backend)
         if choice.ours:
+            tensors, window = arguments[:count], arguments[count:]
             # An input without a batch is another one here.
-            if given is not None and plain(input, weight, bias) and input.dim() == given[1].dim():
-                details = _details(given[0], input, weight)
-                _remember(backend, given, calls.like(input, weight, bias, tuple(window)), *details)
-            return calls.conv(*arguments)
+            if given is not None and plain(*tensors) and tensors[0].dim() == given[1].dim():
+                call = like(tensors, window)
+                _remember(backend, given, call, (given[0].routed_window(), call.details(*tensors)))
+            return ours(*arguments)
         # Not what torch runs for another reason, as while a graph is captured.
         if given is not None and choice.plan is not None:
             _remember(backend, given, None)
-    return torch_conv(*arguments)
-
-
-def _deform_conv(arguments: tuple[Any, ...], backend: str) -> Tensor:
-    if choose("deform_conv", arguments, backend).ours:
-        return autograd.deform_conv(*arguments)  # type: ignore[no-any-return]
-    return torch_deform_conv(*arguments)
+    return torchs(*arguments)
 
 
 def choose(kind: str, arguments: tuple[Any, ...], backend: str) -> policy.Choice:
@@ -156,8 +145,8 @@ def choose(kind: str, arguments: tuple[Any, ...], backend: str) -> policy.Choice
 
     Where torchvision is not installed, the other way to a deformable convolution is plain tensor operations: no match.
     """
-    tensors = 5 if kind == "deform_conv" else 3
-    choice = policy.choose(kind, backend, arguments[:tensors], arguments[tensors:])
+    count = _CALLS[kind][0]
+    choice = policy.choose(kind, backend, arguments[:count], arguments[count:])
     slow = kind == "deform_conv" and backend == policy.AUTO and not choice.ours and _torchvision() is None
     if slow and choice.plan is not None:
         return policy.Choice(policy.OURS, "torchvision is not installed", None, choice.plan)
@@ -220,19 +209,26 @@ def torch_deform_conv(
     return reference.deform_conv2d(input, offset, weight, bias, stride, padding[::2], dilation, mask)
 
 
-def _as_op(function: Callable[[tuple[Any, ...], str], Tensor]) -> Callable[..., Tensor]:
+# How many tensors come first among an op's arguments, what is remembered of a call of ours, and who runs it.
+_CALLS: dict[str, tuple[int, Callable[..., calls.Call], Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "conv": (3, calls.Call.like, calls.conv, torch_conv),
+    "deform_conv": (5, calls_deform.DeformCall.like, calls_deform.deform_conv, torch_deform_conv),
+}
+
+
+def _as_op(kind: str) -> Callable[..., Tensor]:
     """The same by the op's arguments, which hands its integers on as lists; of what is inside, all is traced."""
 
     def routed(*arguments: Any) -> Tensor:
         plain = tuple(tuple(value) if isinstance(value, list) else value for value in arguments[:-1])
-        return function(plain, arguments[-1])
+        return _routed(kind, plain, arguments[-1])
 
     return routed
 
 
 # The second key is that of torch.func: its transforms are for the ops inside, which have rules.
 for _key in ("CompositeImplicitAutograd", "FuncTorchDynamicLayerFrontMode"):
-    library.impl("routed_conv", _as_op(_conv), _key)
-    library.impl("routed_deform_conv", _as_op(_deform_conv), _key)
+    library.impl("routed_conv", _as_op("conv"), _key)
+    library.impl("routed_deform_conv", _as_op("deform_conv"), _key)
 _traced_conv = torch.ops.triton_conv.routed_conv.default
 _traced_deform_conv = torch.ops.triton_conv.routed_deform_conv.default
