@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import marshal
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch.nn.functional as F
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from . import calls, calls_deform, policy, routing
@@ -64,6 +66,16 @@ _CALLS: dict[Any, tuple[str, Callable[..., tuple[Any, ...]]]] = {
 }
 
 
+class _Function:
+    """A function with its options, which are all in what it is looked up by; `routing` remembers its calls."""
+
+    def __init__(self, function: Any, options: bytes) -> None:
+        """Beside it is nothing."""
+
+    def routed_window(self) -> tuple[Any, ...]:
+        return ()
+
+
 class accelerate(TorchFunctionMode):
     """Inside it, `torch.nn.functional.conv1d` to `conv_transpose3d`, and torchvision's `deform_conv2d`, run on our
     kernels where a stored measurement says that those are faster, whoever calls them: unmodified models, libraries,
@@ -86,6 +98,7 @@ class accelerate(TorchFunctionMode):
         if not isinstance(force, bool):
             raise ArgumentTypeError(f"force: expected True or False, got {force!r}; as a decorator: @tc.accelerate()")
         self._force = force
+        self._function = functools.lru_cache(maxsize=4096)(_Function)
         self.report = Report("accelerate(force=True)" if force else "accelerate()")
 
     def __enter__(self) -> Report:  # type: ignore[override]
@@ -95,7 +108,10 @@ class accelerate(TorchFunctionMode):
     def __call__(self, function: Function) -> Function:
         @functools.wraps(function)
         def accelerated(*args: Any, **kwargs: Any) -> Any:
-            with accelerate(self._force):
+            mode = accelerate(self._force)
+            # Of which each call has its own report; what was chosen is the same.
+            mode._function = self._function
+            with mode:
                 return function(*args, **kwargs)
 
         return accelerated  # type: ignore[return-value]
@@ -108,21 +124,37 @@ class accelerate(TorchFunctionMode):
             name, normalise, kind = "deform_conv2d", _torchvisions, "deform_conv"
         else:
             return func(*args, **kwargs)
+        backend = policy.OURS if self._force else policy.current_backend()
+        given = self._given(func, args, kwargs) if kind == "conv" and not traced() else None
+        output = given and routing.again(backend, *given)
+        if isinstance(output, Tensor):
+            return output
+        if output is routing.TORCHS:
+            return func(*args, **kwargs)
         try:
             arguments = normalise(*args, **kwargs)
         except (TritonConvError, TypeError, AttributeError):
             # Not for us to say what is wrong with it, if anything is.
             return func(*args, **kwargs)
-        backend = policy.OURS if self._force else policy.current_backend()
         if traced():
             output = getattr(routing, kind)(arguments, backend)
         else:
             choice = routing.choose(kind, arguments, backend)
             self.report.add(Row.of(name, "function", choice))
+            if given is not None:
+                routing.remember(kind, arguments, backend, given, choice)
             if not choice.ours:
                 return func(*args, **kwargs)
             output = (calls.conv if kind == "conv" else calls_deform.deform_conv)(*arguments)
         # Without a batch the arguments have one of their own, and so has the output.
-        given = args[0] if args else kwargs["input"]
-        result: Any = output if output.dim() == given.dim() else output.squeeze(0)
-        return result
+        input = args[0] if args else kwargs["input"]
+        return output if output.dim() == input.dim() else output.squeeze(0)
+
+    def _given(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> routing.Given | None:
+        """A call as a layer would have it; None where tensors are named, or options are more than numbers and words."""
+        try:
+            # To the type of each: torch takes 1 for a stride, and not 1.0.
+            options = marshal.dumps((args[3:], kwargs), 2)
+        except ValueError:
+            return None
+        return (self._function(func, options), *args, None)[:4] if len(args) > 1 else None

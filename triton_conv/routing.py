@@ -94,7 +94,21 @@ def again(backend: str, layer: Layer, *tensors: Any) -> Tensor | object | None:
     return None
 
 
-def _remember(backend: str, given: Given, call: calls.Call | None, details: tuple[Any, ...] = ()) -> None:
+def remember(kind: str, arguments: tuple[Any, ...], backend: str, given: Given, choice: policy.Choice) -> None:
+    """Keeps what was chosen for what a layer was given, by the arguments that the op `kind` has for it."""
+    count, like, *_ = _CALLS[kind]
+    tensors, window = arguments[:count], arguments[count:]
+    if not choice.ours:
+        # Not what torch runs for another reason, as while a graph is captured.
+        if choice.plan is not None:
+            _add(backend, given, None)
+    # An input without a batch is another one here.
+    elif plain(*tensors) and tensors[0].dim() == given[1].dim():
+        call = like(tensors, window)
+        _add(backend, given, call, (given[0].routed_window(), call.details(*tensors)))
+
+
+def _add(backend: str, given: Given, call: calls.Call | None, details: tuple[Any, ...] = ()) -> None:
     layer, *tensors = given
     if ordinary(*tensors):
         input = tensors[0]
@@ -124,20 +138,13 @@ def deform_conv(arguments: tuple[Any, ...], backend: str, given: Given | None = 
 
 
 def _routed(kind: str, arguments: tuple[Any, ...], backend: str, given: Given | None = None) -> Tensor:
-    count, like, ours, torchs = _CALLS[kind]
-    if backend != policy.TORCH:
-        choice = choose(kind, arguments, backend)
-        if choice.ours:
-            tensors, window = arguments[:count], arguments[count:]
-            # An input without a batch is another one here.
-            if given is not None and plain(*tensors) and tensors[0].dim() == given[1].dim():
-                call = like(tensors, window)
-                _remember(backend, given, call, (given[0].routed_window(), call.details(*tensors)))
-            return ours(*arguments)
-        # Not what torch runs for another reason, as while a graph is captured.
-        if given is not None and choice.plan is not None:
-            _remember(backend, given, None)
-    return torchs(*arguments)
+    *_, ours, torchs = _CALLS[kind]
+    if backend == policy.TORCH:
+        return torchs(*arguments)
+    choice = choose(kind, arguments, backend)
+    if given is not None:
+        remember(kind, arguments, backend, given, choice)
+    return (ours if choice.ours else torchs)(*arguments)
 
 
 def choose(kind: str, arguments: tuple[Any, ...], backend: str) -> policy.Choice:
