@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from . import autograd, calls, ops_fused, ops_local
+from . import autograd, calls, ops, ops_fused, ops_local
+from .dispatch import Plan
 from .eager import differentiated
 from .problem_lectures import is_channels_last
 
@@ -59,6 +60,45 @@ def separable_pair(
     """The op `separable_conv` as two convolutions, with gradients that need no second filtering."""
     first, second = separable_halves(arguments, input.shape[1])
     return calls.conv(calls.conv(input, depthwise, mid_bias, *first), pointwise, bias, *second)
+
+
+class SeparableCall(calls.Call):
+    """A separable convolution of tensors like some that were seen: the plan of the one kernel that it could be, and
+    the two calls that it is made of where those are better."""
+
+    __slots__ = ("_halves",)
+    planner = staticmethod(ops_fused.plan_separable_conv)
+
+    def __init__(self, made: Plan, window: tuple[Any, ...]) -> None:
+        super().__init__(made, window)
+        self._halves: tuple[calls.Call, calls.Call] | None = None
+
+    @staticmethod
+    def details(input: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
+        depthwise, pointwise, *_ = others
+        assert depthwise is not None and pointwise is not None
+        places = input.data_ptr() % 16, depthwise.data_ptr() % 16, pointwise.data_ptr() % 16
+        return *places, ops.conv_precision(input.dtype)
+
+    def __call__(  # type: ignore[override]
+        self, input: Tensor, depthwise: Tensor, pointwise: Tensor, mid_bias: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        if not ops_fused.unfused(self.plan):
+            fused: Tensor = separable_conv(input, depthwise, pointwise, mid_bias, bias, *self.window)
+            return fused
+        if self._halves is None:
+            one, other = separable_halves(self.window, input.shape[1])
+            first = calls.Call.like((input, depthwise, mid_bias), one)
+            mid = first(input, depthwise, mid_bias)
+            self._halves = first, (second := calls.Call.like((mid, pointwise, bias), other))
+        else:
+            first, second = self._halves
+            mid = first(input, depthwise, mid_bias)
+        return second(mid, pointwise, bias)
+
+    def _direct(self) -> bool:
+        # Each half has gradients of its own.
+        return False
 
 
 def _separable_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

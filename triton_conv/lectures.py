@@ -17,7 +17,7 @@ from torch import Tensor
 from . import autocast, autograd_lectures, functional, ops, ops_fused, ops_local, vmaps_lectures  # noqa: F401
 from .arguments import Padding, Size, activation_name, batched, flat_padding, group_count, per_dimension
 from .dispatch import Plan
-from .eager import traced
+from .eager import plain, traced
 from .errors import ArgumentError, ArgumentTypeError
 from .ops_fused import Chain
 from .tensors import TensorMeta, meta
@@ -118,7 +118,7 @@ def _plan_shuffle(*given: Any) -> Plan:
 # --------------------------------------------------------------------------------------------------------- separable
 
 
-def _separable_arguments(
+def separable_arguments(
     rank: int, input: Any, depthwise_weight: Any, pointwise_weight: Any, bias: Any, stride: Any, padding: Any,
     dilation: Any, activation: str | None, mid_activation: str | None, mid_bias: Any,
 ) -> tuple[Any, ...]:  # fmt: skip
@@ -160,13 +160,24 @@ _traced_separable = torch.ops.triton_conv.chosen_separable_conv.default
 
 
 def _separable(rank: int, *given: Any) -> Tensor:
-    arguments = _separable_arguments(rank, *given)
-    chosen = _traced_separable if traced() else _separable_op
-    return _batched(chosen(*arguments), given[0], rank)
+    arguments = separable_arguments(rank, *given)
+    return run_separable(rank, given[0], arguments)
+
+
+def run_separable(rank: int, given: Tensor, arguments: tuple[Any, ...]) -> Tensor:
+    """A separable convolution of what was given as the input, by the arguments of the op."""
+    tensors, window = arguments[:5], arguments[5:]
+    if traced():
+        output = _traced_separable(*arguments)
+    elif plain(*tensors):
+        output = autograd_lectures.SeparableCall.like(tensors, window)(*tensors)
+    else:
+        output = _separable_op(*arguments)
+    return _batched(output, given, rank)
 
 
 def _plan_separable(rank: int, *given: Any) -> Plan | Chain:
-    arguments = _separable_arguments(rank, *given)
+    arguments = separable_arguments(rank, *given)
     made = ops_fused.plan_separable_conv(*arguments)
     reason = ops_fused.unfused(made)
     if reason is None:

@@ -96,15 +96,21 @@ def again(backend: str, layer: Layer, *tensors: Any) -> Tensor | object | None:
 
 def remember(kind: str, arguments: tuple[Any, ...], backend: str, given: Given, choice: policy.Choice) -> None:
     """Keeps what was chosen for what a layer was given, by the arguments that the op `kind` has for it."""
-    count, like, *_ = _CALLS[kind]
-    tensors, window = arguments[:count], arguments[count:]
-    if not choice.ours:
-        # Not what torch runs for another reason, as while a graph is captured.
-        if choice.plan is not None:
-            _add(backend, given, None)
+    count, call, *_ = _CALLS[kind]
+    if choice.ours:
+        remember_ours(call, arguments[:count], arguments[count:], backend, given)
+    # Not what torch runs for another reason, as while a graph is captured.
+    elif choice.plan is not None:
+        _add(backend, given, None)
+
+
+def remember_ours(
+    kind: type[calls.Call], tensors: tuple[Any, ...], window: tuple[Any, ...], backend: str, given: Given
+) -> None:
+    """Keeps that ours runs what a layer was given, which has become these tensors."""
     # An input without a batch is another one here.
-    elif plain(*tensors) and tensors[0].dim() == given[1].dim():
-        call = like(tensors, window)
+    if plain(*tensors) and tensors[0].dim() == given[1].dim():
+        call = kind.like(tensors, window)
         _add(backend, given, call, (given[0].routed_window(), call.details(*tensors)))
 
 
@@ -217,9 +223,9 @@ def torch_deform_conv(
 
 
 # How many tensors come first among an op's arguments, what is remembered of a call of ours, and who runs it.
-_CALLS: dict[str, tuple[int, Callable[..., calls.Call], Callable[..., Tensor], Callable[..., Tensor]]] = {
-    "conv": (3, calls.Call.like, calls.conv, torch_conv),
-    "deform_conv": (5, calls_deform.DeformCall.like, calls_deform.deform_conv, torch_deform_conv),
+_CALLS: dict[str, tuple[int, type[calls.Call], Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "conv": (3, calls.Call, calls.conv, torch_conv),
+    "deform_conv": (5, calls_deform.DeformCall, calls_deform.deform_conv, torch_deform_conv),
 }
 
 
