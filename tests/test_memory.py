@@ -9,7 +9,7 @@ import torch
 from helpers import DEVICE
 
 import triton_conv as tc
-from triton_conv import ops, workloads
+from triton_conv import eager, ops, workloads
 from triton_conv import problem as problems
 from triton_conv.dispatch import forms, plan
 from triton_conv.errors import PlanError
@@ -49,7 +49,7 @@ class Meter:
 
     def __init__(self, monkeypatch):
         self.live = self.peak = 0
-        for owner, name in ((torch, "empty"), (torch, "empty_strided"), (torch.Tensor, "new_empty_strided")):
+        for owner, name in ((torch, "empty"), (torch, "empty_strided"), (eager, f"_empty_{DEVICE}")):
             monkeypatch.setattr(owner, name, self.metered(getattr(owner, name)))
 
     def metered(self, allocate):

@@ -28,7 +28,8 @@ _INTERVENING: int = ~functools.reduce(
 # As names of this module: an attribute of an attribute is looked up for as long as some of these take.
 _keys, _keys_of_thread = _C._dispatch_keys, _C._dispatch_tls_local_include_set
 _function_mode, _profiled = _C._is_torch_function_mode_enabled, _C._autograd._profiler_enabled
-_Guards = _C._dynamo.guards.TensorGuards
+_guards = _C._dynamo.guards
+_Guards, _empty_cpu, _empty_cuda = _guards.TensorGuards, _guards._empty_strided_cpu, _guards._empty_strided_cuda
 
 
 def undisturbed() -> bool:
@@ -78,6 +79,15 @@ def likeness(*tensors: Tensor | None) -> Callable[..., bool]:
 
 def _filled(tensors: Sequence[Tensor | None]) -> list[Tensor]:
     return [absent if tensor is None else tensor for tensor, absent in zip(tensors, _ABSENT)]
+
+
+def allocate(shape: Sequence[int], strides: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory for a result of these sizes, on the device of `like`, which is the current one, and in its dtype.
+
+    It comes as to code that torch.compile generates, past the dispatcher: 0.5 us where `new_empty_strided` takes 1.
+    """
+    empty = _empty_cuda if like.is_cuda else _empty_cpu
+    return empty(shape, strides, dtype or like.dtype)  # type: ignore[no-any-return]
 
 
 def on_device(implementation: Callable[..., Any]) -> Callable[..., Any]:

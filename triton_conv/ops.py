@@ -292,11 +292,8 @@ def _plan_conv_weight_gradient(
     return plan(problem, targets.of_device(input.device))
 
 
-def allocate(
-    shape: Sequence[int], strides: Sequence[int], like: torch.Tensor, dtype: torch.dtype | None = None
-) -> torch.Tensor:
-    """Memory for a result of these sizes, on the device and in the dtype of `like`."""
-    return like.new_empty_strided(shape, strides, dtype=dtype)
+# By this name: tests put a function in its place that writes NaN.
+allocate = eager.allocate
 
 
 def _settled(made: Plan, device: torch.device) -> Plan:
