@@ -162,6 +162,16 @@ def measure(device: torch.device) -> dict[str, Cost]:
         ),
         "triton_conv.nn.Conv2d that stays with torch, with autograd, on one element": cost(lambda: staying(one_here)),
     }
+    unaware = torch.nn.Conv2d(1, 1, 1, device=device)
+    with tc.accelerate():
+        found["torch.nn.Conv2d in triton_conv.accelerate() that stays with torch, likewise"] = cost(
+            lambda: unaware(one_here)
+        )
+    unaware = torch.nn.Conv2d(4, 4, 3, padding=1, groups=4, device=device)
+    with tc.accelerate(force=True):
+        found["torch.nn.Conv2d in triton_conv.accelerate(force=True), with autograd and its launch"] = cost(
+            lambda: unaware(x_grad)
+        )
     for name, other, inputs in _others(device):
         kept = other(*inputs).detach()
         found[f"{name} with autograd and its launches"] = cost(functools.partial(other, *inputs))
