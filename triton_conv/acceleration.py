@@ -66,11 +66,12 @@ _CALLS: dict[Any, tuple[str, Callable[..., tuple[Any, ...]]]] = {
 }
 
 
+# Functions with their options: beyond them they hardly ever repeat.
+_MOST = 4096
+
+
 class _Function:
     """A function with its options, which are all in what it is looked up by; `routing` remembers its calls."""
-
-    def __init__(self, function: Any, options: bytes) -> None:
-        """Beside it is nothing."""
 
     def routed_window(self) -> tuple[Any, ...]:
         return ()
@@ -98,7 +99,8 @@ class accelerate(TorchFunctionMode):
         if not isinstance(force, bool):
             raise ArgumentTypeError(f"force: expected True or False, got {force!r}; as a decorator: @tc.accelerate()")
         self._force = force
-        self._function = functools.lru_cache(maxsize=4096)(_Function)
+        # Dynamo, which may trace this, knows dictionaries, and not functools' caches.
+        self._functions: dict[tuple[Any, bytes], _Function] = {}
         self.report = Report("accelerate(force=True)" if force else "accelerate()")
 
     def __enter__(self) -> Report:  # type: ignore[override]
@@ -110,7 +112,7 @@ class accelerate(TorchFunctionMode):
         def accelerated(*args: Any, **kwargs: Any) -> Any:
             mode = accelerate(self._force)
             # Of which each call has its own report; what was chosen is the same.
-            mode._function = self._function
+            mode._functions = self._functions
             with mode:
                 return function(*args, **kwargs)
 
@@ -154,7 +156,11 @@ class accelerate(TorchFunctionMode):
         """A call as a layer would have it; None where tensors are named, or options are more than numbers and words."""
         try:
             # To the type of each: torch takes 1 for a stride, and not 1.0.
-            options = marshal.dumps((args[3:], kwargs), 2)
+            key = func, marshal.dumps((args[3:], kwargs), 2)
         except ValueError:
             return None
-        return (self._function(func, options), *args, None)[:4] if len(args) > 1 else None
+        if (function := self._functions.get(key)) is None:
+            if len(self._functions) >= _MOST:
+                self._functions.clear()
+            function = self._functions[key] = _Function()
+        return (function, *args, None)[:4] if len(args) > 1 else None
