@@ -17,7 +17,8 @@ from triton_conv.autotune.space import candidates
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
 from triton_conv.kernels import KERNELS
-from triton_conv.kernels.depthwise_rolling_patch import DepthwiseRollingPatchTile, row_pieces
+from triton_conv.kernels.depthwise_rolling_patch import DepthwiseRollingPatchTile
+from triton_conv.kernels.planes import row_pieces
 from triton_conv.reference import reference
 from triton_conv.static_model.trips import trips
 from triton_conv.target import KNOWN

@@ -34,6 +34,7 @@ _DEPTHWISE_WEIGHT_GRADIENTS = (
     "depthwise_fused_weight_gradient",
     "depthwise_patch_weight_gradient",
     "depthwise_rolling_weight_gradient",
+    "depthwise_rolling_patch_weight_gradient",
     "depthwise_weight_gradient",
 )
 _WEIGHT_GRADIENTS = (
@@ -68,8 +69,8 @@ WAITING = (
     "implicit_gemm_rows", "implicit_gemm_persistent", "implicit_gemm_rolling", "strided_boxed", "grouped_slab",
     "weight_gradient_clipped", "weight_gradient_taps", "depthwise_banded_transposed",
     "depthwise_fused_weight_gradient", "depthwise_rolling", "depthwise_rolling_patch",
-    "depthwise_rolling_weight_gradient", "transposed_overlap", "separable_whole",
-    "locally_connected_input_gradient_shifted",
+    "depthwise_rolling_weight_gradient", "depthwise_rolling_patch_weight_gradient", "transposed_overlap",
+    "separable_whole", "locally_connected_input_gradient_shifted",
 )  # fmt: skip
 
 

@@ -15,12 +15,12 @@ from ..kernels.depthwise_banded_transposed import DepthwiseBandedTransposedTile
 from ..kernels.depthwise_banded_weight_gradient import DepthwiseBandedWeightGradientTile
 from ..kernels.depthwise_fused_weight_gradient import DepthwiseFusedWeightGradientTile
 from ..kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradientTile
-from ..kernels.depthwise_rolling_patch import DepthwiseRollingPatchTile, walked
 from ..kernels.grouped_slab import GroupedSlabTile
 from ..kernels.implicit_gemm_persistent import ImplicitGemmPersistentTile, partial_sums
 from ..kernels.implicit_gemm_rolling import ImplicitGemmRollingTile
 from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile, phases
 from ..kernels.kernel import cdiv
+from ..kernels.planes import RollingPatchTile, walked
 from ..kernels.separable_whole import SeparableWholeTile
 from ..kernels.strips import RollingTile
 from ..kernels.transposed_overlap import TransposedOverlapTile, image_columns
@@ -209,6 +209,17 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "num_warps": (2, 4),
         "num_stages": (1,),
     },
+    # Sixteen programs of a warp a multiprocessor are 7 to 33 splits of 64 to 240 channels.
+    "depthwise_rolling_patch_weight_gradient": {
+        "PLANES": (8, 16, 32, 64),
+        "ROWS": (1, 2, 4),
+        "COLS": (2, 4, 8),
+        "BLOCK_P": (32, 64),
+        "STEPS": (1, 2, 4),
+        "SPLITS": (1, 4, 7, 14, 33),
+        "num_warps": (1, 2),
+        "num_stages": (1,),
+    },
     "depthwise_banded_weight_gradient": {
         "BLOCK_M": (32, 64),
         "BLOCK_T": (16, 32),
@@ -325,7 +336,7 @@ def worthwhile(tile: Tile, problem: Problem) -> bool:
         widths["BLOCK_T"] = max(cdiv(g.out_size[2], phases(problem)), 4)
     if "COLS" in sizes:
         widths |= {"ROWS": g.out_size[1], "COLS": g.out_size[2]}
-    if isinstance(tile, DepthwiseRollingPatchTile):
+    if isinstance(tile, RollingPatchTile):
         depth, height = walked(problem)
         widths |= {"PLANES": g.out_size[depth], "ROWS": g.out_size[height]}
         # Threads share nothing: each has a patch.

@@ -8,8 +8,14 @@ from typing import TypeVar
 from ..kernels import depthwise_rolling_patch as patch
 from ..kernels.depthwise_rolling import KERNEL, DepthwiseRollingTile
 from ..kernels.depthwise_rolling_patch import DepthwiseRollingPatchTile
+from ..kernels.depthwise_rolling_patch_weight_gradient import (
+    DepthwiseRollingPatchWeightGradientTile,
+    patch_blocks,
+    steps_down,
+)
 from ..kernels.depthwise_rolling_weight_gradient import DepthwiseRollingWeightGradientTile, steps
 from ..kernels.kernel import cdiv
+from ..kernels.planes import row_pieces, rows_read, walked
 from ..kernels.strips import RollingTile, numbers_read, strip_blocks
 from ..problem import Problem, WeightGradientProblem
 from ..target import Target
@@ -41,7 +47,7 @@ def depthwise_rolling_patch(problem: Problem, target: Target) -> DepthwiseRollin
     Whole images, of which no plane is read twice, unless they are too few: then parts of twice the filter's planes.
     """
     g = problem.geometry
-    depth, height = patch.walked(problem)
+    depth, height = walked(problem)
     tiles = [
         DepthwiseRollingPatchTile(
             PLANES=max(g.out_size[depth], 1),
@@ -57,10 +63,10 @@ def depthwise_rolling_patch(problem: Problem, target: Target) -> DepthwiseRollin
     ]
 
     def slots(tile: DepthwiseRollingPatchTile) -> tuple[bool, int]:
-        read = patch.row_pieces(problem, tile)
+        read = row_pieces(problem, tile)
         rows, columns = cdiv(g.out_size[height], tile.ROWS), cdiv(g.out_size[2], tile.COLS)
-        loads = patch.rows_read(problem, tile) * (sum(read) + 4 * len(read))
-        many = patch.registers_held(problem, tile) > _FEW_REGISTERS
+        loads = rows_read(problem, tile) * (sum(read) + 4 * len(read))
+        many = tile.held(problem) > _FEW_REGISTERS
         return many, rows * columns * (tile.ROWS * tile.COLS * g.taps + loads)
 
     tile = min((tile for tile in tiles if tile.unfit(problem, target) is None), key=slots, default=tiles[0])
@@ -83,6 +89,65 @@ def depthwise_rolling_weight_gradient(
     parts = [part for part in (1, 2, 4, 8) if part == 1 or rows >= part * g.kernel[1]]
     part = min(parts, key=lambda part: cdiv(blocks * part, splits) * (cdiv(rows, part) + 1))
     return replace(tile, ROWS=cdiv(rows, part), SPLITS=splits)
+
+
+def depthwise_rolling_patch_weight_gradient(
+    problem: WeightGradientProblem, target: Target
+) -> DepthwiseRollingPatchWeightGradientTile:
+    """The patch that takes the fewest instructions an output, of those that leave registers for sixteen warps of a
+    multiprocessor or more: products, elements to widen, loads with their masks, gradients that move on to their next
+    age after each trip of the loop, and what else a trip takes.
+
+    As many programs of a warp as registers let be resident, and segments that give each nearly as many steps.
+    """
+    g = problem.geometry
+    depth, height = walked(problem)
+    rows_out, columns_out = g.out_size[height], g.out_size[2]
+    alive = cdiv(g.kernel[depth], g.stride[depth])
+    tiles = [
+        DepthwiseRollingPatchWeightGradientTile(
+            PLANES=max(g.out_size[depth], 1),
+            ROWS=rows,
+            COLS=columns,
+            BLOCK_P=target.warp_size,
+            STEPS=count,
+            num_warps=1,
+            num_stages=1,
+        )
+        for rows in ((1, 2, 4) if rows_out > 1 else (1,))
+        for columns in ((1, 2) if problem.itemsize == 8 else (1, 2, 4, 7, 8, 14, 16))
+        for count in (1, 2, 3, 4)
+    ]
+
+    def slots(tile: DepthwiseRollingPatchWeightGradientTile) -> tuple[bool, float]:
+        read = row_pieces(problem, tile)
+        outputs, vector = tile.ROWS * tile.COLS, problem.y_run(16 // problem.itemsize, tile.COLS)
+        loads = rows_read(problem, tile) * (sum(read) + 4 * len(read)) + outputs * (1 + 4 / vector)
+        moved = max(alive - tile.STEPS, 0) * outputs
+        patches = cdiv(rows_out, tile.ROWS) * cdiv(columns_out, tile.COLS)
+        many = tile.held(problem) > _FEW_REGISTERS
+        return many, patches * (outputs * g.taps + loads + (moved + 16) / tile.STEPS)
+
+    tile = min((tile for tile in tiles if tile.unfit(problem, target) is None), key=slots, default=tiles[0])
+    held = tile.held(problem)
+    registers = 128 if held <= _FEW_REGISTERS else held + 24
+    resident = max(target.registers // (target.warp_size * registers), 1) * target.sms
+    most = max(problem.most_partial_bytes // max(problem.partial_bytes, 1), 1)
+    blocks, count = max(patch_blocks(problem, tile), 1), max(steps_down(problem), 1)
+
+    def split(part: int, turns: int) -> tuple[int, int, int]:
+        """Steps of a program, times waves of programs; splits and planes of a segment."""
+        planes = cdiv(count, part)
+        splits = cdiv(blocks * cdiv(count, planes), turns)
+        # A segment begins with planes of the gradient alone, and a program ends with the sums of its threads: each
+        # takes about as long as a step.
+        each = turns * (cdiv(planes, tile.STEPS) * tile.STEPS + 1) + 1
+        return cdiv(splits * g.c_out, resident) * each, splits, planes
+
+    parts = [part for part in (1, 2, 4, 8) if part == 1 or count >= part * max(g.kernel[depth], tile.STEPS)]
+    least = {part: cdiv(blocks * part, min(most, max(4 * resident // max(g.c_out, 1), 1))) for part in parts}
+    _, splits, planes = min(split(part, least[part] + more) for part in parts for more in range(8))
+    return replace(tile, PLANES=planes, SPLITS=splits)
 
 
 def _strips(tile_type: type[_Rolling], problem: Problem, target: Target) -> _Rolling:

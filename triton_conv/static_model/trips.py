@@ -8,10 +8,11 @@ from typing import Any
 
 from ..kernels import KERNELS, Tile
 from ..kernels.boxes import box
-from ..kernels.depthwise_rolling_patch import walked
+from ..kernels.depthwise_rolling_patch_weight_gradient import patch_blocks, steps_down
 from ..kernels.depthwise_rolling_weight_gradient import steps
 from ..kernels.implicit_gemm_persistent import groups
 from ..kernels.kernel import cdiv
+from ..kernels.planes import walked
 from ..kernels.strips import strip_blocks
 from ..kernels.weight_gradient_clipped import spans
 from ..problem import Problem
@@ -118,6 +119,13 @@ def _rolling_gradient(problem: Problem, tile: Any) -> Counts:
     return (strip_blocks(problem, tile) * segments / tile.SPLITS, steps(problem) / segments)
 
 
+def _rolling_patch_gradient(problem: Problem, tile: Any) -> Counts:
+    count = steps_down(problem)
+    segments = max(cdiv(count, tile.PLANES), 1)
+    trips = sum(cdiv(min(tile.PLANES, count - first), tile.STEPS) for first in range(0, count, tile.PLANES))
+    return (patch_blocks(problem, tile) * segments / tile.SPLITS, trips / segments)
+
+
 def _samples(problem: DeformProblem, tile: Any) -> Counts:
     g = problem.geometry
     return (g.taps, g.c_in_group // problem.segment, max(cdiv(problem.segment, tile.BLOCK_K), 1))
@@ -172,6 +180,7 @@ _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
     "depthwise_rolling": lambda problem, tile: _rolled(problem, 1, tile.ROWS),
     "depthwise_rolling_patch": lambda problem, tile: _rolled(problem, walked(problem)[0], tile.PLANES),
     "depthwise_rolling_weight_gradient": _rolling_gradient,
+    "depthwise_rolling_patch_weight_gradient": _rolling_patch_gradient,
     "deformable": _samples,
     "deformable_input_gradient": _scattered,
     "separable": lambda problem, tile: (
