@@ -46,7 +46,7 @@ class Surrogate:
         across = _likeness(self._places[left], self._places[rows])
         inverse = np.linalg.inv(among + _NOISE**2 * np.eye(len(rows)))
         expected = self._prior[left] + level + across @ (inverse @ (values - level))
-        unknown = np.sqrt(np.maximum(_SPREAD**2 - np.einsum("ij,jk,ik->i", across, inverse, across), 0.0))
+        unknown = np.sqrt(np.maximum(_SPREAD**2 - ((across @ inverse) * across).sum(1), 0.0))
         bounds = expected - _HOPE * unknown
         # A stable order: the same candidates everywhere.
         return [(float(bounds[i]), self._tiles[left[i]]) for i in np.argsort(bounds, kind="stable")]

@@ -91,7 +91,8 @@ class Tile:
         return None
 
     def asdict(self) -> dict[str, int | bool]:
-        return dataclasses.asdict(self)
+        # Numbers and flags alone: nothing to copy deeply, in what every candidate is asked many times.
+        return dict(vars(self))
 
     def sizes(self) -> dict[str, object]:
         """The kernel's own tile arguments: all but those of the launch itself."""
