@@ -38,7 +38,7 @@ from triton_conv.autotune.portfolio import (
     won,
 )
 from triton_conv.autotune.replay import Table, read_trials, tables
-from triton_conv.autotune.search import Candidate, Search, cost_of
+from triton_conv.autotune.search import LIKELIEST, Candidate, Search, cost_of
 from triton_conv.autotune.simulated import Simulation, table
 from triton_conv.autotune.space import candidates
 from triton_conv.autotune.store import environment
@@ -107,13 +107,20 @@ SHIPPED = "as shipped: ours, after the likeliest by the others"
 STRATEGIES: dict[str, Strategy] = {"ours": ours, "random": at_random, "top-k": top_k}
 
 
-def seeded(cases: Sequence[tuple[Problem, Target, Times]]) -> Strategy:
-    """Ours, after the twelve likeliest tiles by all problems but the one that is searched: as a tuning begins."""
+def by_each_other(cases: Sequence[tuple[Problem, Target, Times]]) -> Experience:
+    """What the cases say of each other."""
     tables = {p.describe(): {c: Trial(t, 0.0) for c, t in times.items()} for p, _, times in cases}
-    experience = Experience(tried(tables), {p.describe(): p for p, _, _ in cases}, cases[0][1])
+    return Experience(tried(tables), {p.describe(): p for p, _, _ in cases}, cases[0][1])
+
+
+def seeded(experience: Experience) -> Strategy:
+    """Ours, by what was tried on all problems but the one that is searched: as a tuning begins."""
 
     def strategy(problem: Problem, target: Target, times: Times, seed: int) -> Search:
-        return Search(problem, target, spaces(problem, target, times), experience.likeliest(problem))
+        defaults = set(ours(problem, target, times, seed).defaults)
+        likely = [candidate for candidate in experience.likeliest(problem) if candidate not in defaults]
+        tiles, elsewhere = spaces(problem, target, times), experience.expected(problem)
+        return Search(problem, target, tiles, likely[:LIKELIEST], elsewhere=elsewhere, later=likely[LIKELIEST:])
 
     return strategy
 
@@ -135,12 +142,18 @@ def regrets(search: Any, times: Times, counts: Sequence[int], seed: int) -> list
 
 
 def search_figures(
-    cases: Sequence[tuple[Problem, Target, Times]], counts: Sequence[int], each: bool = False
+    cases: Sequence[tuple[Problem, Target, Times]],
+    counts: Sequence[int],
+    each: bool = False,
+    others: Mapping[str, Experience] | None = None,
 ) -> dict[str, Any]:
-    """Regret of each strategy: geometric mean and 95th percentile over the cases, by trials; of `each` case too."""
+    """Regret of each strategy: geometric mean and 95th percentile over the cases, by trials; of `each` case too. What is
+    shipped goes by what the cases say of each other, or by all that `others` do, by name.
+    """
     figures: dict[str, Any] = {"cases": len(cases)}
     singly: dict[str, Any] = {p.describe(): {"tiles": len(times)} for p, _, times in cases}
-    for name, strategy in (STRATEGIES | {SHIPPED: seeded(cases)}).items():
+    known = {SHIPPED: by_each_other(cases)} if others is None else {f"{SHIPPED}, {n}": e for n, e in others.items()}
+    for name, strategy in (STRATEGIES | {name: seeded(experience) for name, experience in known.items()}).items():
         rows = [regrets(strategy(p, goal, times, i), times, counts, i) for i, (p, goal, times) in enumerate(cases)]
         for (p, _, _), row in zip(cases, rows, strict=True):
             singly[p.describe()][name] = [round(math.expm1(regret), 4) for regret in row]
@@ -154,23 +167,26 @@ def search_figures(
     return figures | ({"trials": list(counts), "each": singly} if each else {})
 
 
-def twelve_regrets(seed: int, cases: Sequence[tuple[Problem, Target, Times]]) -> dict[str, dict[str, float]]:
-    """Each flagship left out of a simulated device's tables: the first of the twelve likeliest tiles, which costs no
-    trial, and the best of them, which costs twelve; beside the default, twelve tiles at random and by count. Others are
-    the flagships alone, or also the layers of `layers.json`. The logarithm of each regret, by problem.
+def experiences(seed: int, cases: Sequence[tuple[Problem, Target, Times]]) -> dict[str, Experience]:
+    """What the flagships of a simulated device say of each other, and what the layers of `layers.json` do besides: by
+    how many others there are of each.
+    """
+    simulation, known = Simulation(seed=seed), {p.describe() for p, _, _ in cases}
+    more = {p.describe(): p for layer in further_layers() for p in (part.problem() for part in layer.parts())}
+    whole = [*cases, *((p, simulation.target, table(p, simulation)) for key, p in more.items() if key not in known)]
+    return {f"{len(found) - 1} problems": by_each_other(found) for found in (cases, whole)}
+
+
+def twelve_regrets(
+    seed: int, cases: Sequence[tuple[Problem, Target, Times]], others: Mapping[str, Experience]
+) -> dict[str, dict[str, float]]:
+    """Each flagship left out of a simulated device's tables: the first of the twelve likeliest tiles by `others`, which
+    costs no trial, and the best of them, which costs twelve; beside the default, twelve tiles at random and by count.
+    The logarithm of each regret, by problem.
 
     A tile that a table lacks is timed too; one that beats the table's best counts as no better.
     """
     simulation = Simulation(seed=seed)
-    more = [p for layer in further_layers() for p in (part.problem() for part in layer.parts())]
-    every = {p.describe(): p for p in [*more, *(p for p, _, _ in cases)]}
-    known = {p.describe(): times for p, _, times in cases}
-    whole = {key: known.get(key) or table(p, simulation) for key, p in every.items()}
-    trials = {key: {c: Trial(t, 0.0) for c, t in times.items()} for key, times in whole.items()}
-    others = {
-        f"{len(known) - 1} problems": Experience(tried({key: trials[key] for key in known}), every, simulation.target),
-        f"{len(every) - 1} problems": Experience(tried(trials), every, simulation.target),
-    }
     found: dict[str, dict[str, float]] = {}
     for number, (problem, target, times) in enumerate(cases):
         first = dispatch.serving(dispatch.forms(problem, target)[0])[0].name
@@ -348,8 +364,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         twelve = []
         for seed in range(1, options.seeds + 1):
             cases = simulated_cases(seed)
-            keep(f"search, simulated tables, seed {seed}", search_figures(cases, _TRIALS_SIMULATED))
-            twelve.append(twelve_regrets(seed, cases))
+            others = experiences(seed, cases)
+            searched = search_figures(cases, _TRIALS_SIMULATED, others=others)
+            keep(f"search, simulated tables, seed {seed}", searched)
+            twelve.append(twelve_regrets(seed, cases, others))
             keep(f"twelve tiles, simulated tables, seed {seed}", twelve_figures(twelve[-1:]))
             whole = {p.describe(): {c: Trial(t, 0.0) for c, t in times.items()} for p, _, times in cases}
             keep(f"portfolio, simulated tables, seed {seed}", portfolio_figures(whole, cases[0][1], 8.0))

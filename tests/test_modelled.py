@@ -125,7 +125,7 @@ def opened(monkeypatch, lab):
 
     monkeypatch.setattr(race, "portfolio_tiles", lambda kernel, target: [])
     lab.open = lambda workload, seconds: Bench()
-    nothing_won = SimpleNamespace(of=lambda problem: [])
+    nothing_won = SimpleNamespace(of=lambda problem: [], expected=lambda problem: {})
     made = race.Race(WORKLOAD, lab, None, Journal(), nothing_won, math.inf)
     assert made.start()
     return made

@@ -85,7 +85,11 @@ def test_twelve_tiles_are_judged_beside_none_tried_and_by_whom_they_were_chosen(
     # Of a layer that nobody measures here the table says one thing: the safe tile.
     safe = Candidate("implicit_gemm", KERNELS["implicit_gemm"].safe_tile)
     monkeypatch.setattr(tuner, "table", lambda problem, simulation: {safe: 1.0})
-    regrets = tuner.twelve_regrets(2, [(p, target, table(p, simulation)) for p, target in cases])
+    known = [(p, target, table(p, simulation)) for p, target in cases]
+    others = tuner.experiences(2, known)
+    searched = tuner.search_figures(known, (4,), others=others)
+    assert {f"{tuner.SHIPPED}, 1 problems", f"{tuner.SHIPPED}, 4 problems"} < set(searched)
+    regrets = tuner.twelve_regrets(2, known, others)
     figures = tuner.twelve_figures([regrets])
     best, first = figures["best of twelve, likeliest by 1 problems"], figures["without a trial, by 1 problems"]
     assert 0 <= best["geomean"] <= first["geomean"] < figures["default"]["geomean"]

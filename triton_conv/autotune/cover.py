@@ -60,14 +60,17 @@ class Cover:
         self._tried: dict[str, Costs] = {}
         self._costs: dict[str, Costs] = {}
         self._problems = known_problems()
+        self._told: Experience | None = None
 
     def of(self, problem: Problem) -> list[Candidate]:
         """What is likeliest to win by what was tried elsewhere, besides the defaults."""
-        self._look()
-        self._problems[problem.describe()] = problem
         defaults = {default_tile(kernel.name, problem, self._target) for kernel in forms(problem, self._target)[0]}
-        found = Experience(self._tried, self._problems, self._target).likeliest(problem)
+        found = self._experience(problem).likeliest(problem)
         return [candidate for candidate in found if candidate.tile not in defaults]
+
+    def expected(self, problem: Problem) -> dict[Candidate, float]:
+        """What tiles that were tried elsewhere should take here, as `Experience.expected` has it."""
+        return self._experience(problem).expected(problem)
 
     def table(self, problem: Problem) -> Table:
         """What became of each candidate of a problem that was ever tried."""
@@ -84,11 +87,18 @@ class Cover:
         found = [c for c in defaults if c not in table and c.tile.unfit(problem, self._target) is None]
         return list(dict.fromkeys([*found, *lacking(self._costs, table, problem, self._target)]))
 
+    def _experience(self, problem: Problem) -> Experience:
+        self._look()
+        if self._told is None or problem.describe() not in self._problems:
+            self._problems[problem.describe()] = problem
+            self._told = Experience(self._tried, self._problems, self._target)
+        return self._told
+
     def _look(self) -> None:
         """Reads what is new."""
         if self._count == self._journal.count:
             return
-        self._count, self._tables = self._journal.count, {}
+        self._count, self._tables, self._told = self._journal.count, {}, None
         for key, table in self._journal.tables().items():
             if _placed(key):
                 self._tables[key] = table

@@ -76,14 +76,13 @@ class Experience:
         those that come nearest, beside them, to the best that each of the others would have here; then what is next of
         either. Trials of the problem itself say nothing.
         """
-        own = place(problem.describe())
-        others = [number for number, key in enumerate(self._keys) if key != problem.describe()]
+        others, weights = self._others(problem)
         forecasts = [self._forecast(kernel.name, problem, others) for kernel in forms(problem, self._target)[0]]
         candidates = [candidate for forecast in forecasts for candidate in forecast.candidates]
         table = np.concatenate([forecast.costs for forecast in forecasts], 1)
         unknown = np.concatenate([forecast.unknown for forecast in forecasts])
-        weights = np.exp([-((place(self._keys[number]).distance(own) / _LENGTH) ** 2) / 2 for number in others])
-        expected = _means(table, np.where(weights < _LEAST_WEIGHT, 0.0, weights), unknown)
+        expected = _means(table, weights)
+        expected = np.where(np.isnan(expected), unknown, expected)
         members = np.concatenate([forecast.members for forecast in forecasts])
         by_mean = [int(number) for number in np.argsort(expected, kind="stable")]
         portfolio = [number for number in by_mean if members[number]]
@@ -91,6 +90,23 @@ class Experience:
         # Where few problems are near, what is good on many and what is expected of all take turns.
         order = [*near, *itertools.chain(*zip(portfolio, by_mean, strict=False)), *by_mean]
         return list(dict.fromkeys(candidates[number] for number in order))[:MOST_TILES]
+
+    def expected(self, problem: Problem) -> dict[Candidate, float]:
+        """Logarithm of what each tile should take that was tried on a problem like this one, up to a constant."""
+        others, weights = self._others(problem)
+        found: dict[Candidate, float] = {}
+        for kernel in forms(problem, self._target)[0]:
+            forecast = self._forecast(kernel.name, problem, others)
+            means = zip(forecast.candidates, _means(forecast.costs, weights), strict=True)
+            found |= {candidate: float(mean) for candidate, mean in means if not math.isnan(mean)}
+        return found
+
+    def _others(self, problem: Problem) -> tuple[list[int], Vector]:
+        """The other problems, and how much each says of this one."""
+        own = place(problem.describe())
+        others = [number for number, key in enumerate(self._keys) if key != problem.describe()]
+        weights = np.exp([-((place(self._keys[number]).distance(own) / _LENGTH) ** 2) / 2 for number in others])
+        return others, np.where(weights < _LEAST_WEIGHT, 0.0, weights)
 
     def _forecast(self, kernel: str, problem: Problem, others: list[int]) -> _Forecast:
         known = self._kernels.get(kernel) or self._trials(kernel, {})
@@ -129,12 +145,12 @@ class Experience:
         return _Trials([None, *tiles], *tables)
 
 
-def _means(table: Matrix, weights: Vector, unknown: Vector) -> Vector:
-    """Weighted means of the columns, of what is known in each; `unknown` where nothing is."""
+def _means(table: Matrix, weights: Vector) -> Vector:
+    """Weighted means of the columns, of what is known in each; NaN where nothing is."""
     weights = np.where(np.isnan(table), 0.0, weights[:, None])
     total = weights.sum(0)
     sums = (weights * np.nan_to_num(table)).sum(0)
-    means: Vector = np.divide(sums, total, out=unknown.copy(), where=total > 0.0)
+    means: Vector = np.divide(sums, total, out=np.full(len(total), math.nan), where=total > 0.0)
     return means
 
 

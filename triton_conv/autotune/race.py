@@ -20,7 +20,7 @@ from .journal import Journal
 from .lab import Bench, Lab, OutOfTimeError, Trial, first_line
 from .measure import DeviceLostError, Timing
 from .modelled import Modelled, ModelledWarmJob, known
-from .search import OPENING, ROUND, Candidate, Search
+from .search import LIKELIEST, OPENING, ROUND, Candidate, Search
 from .seeds import seeds
 from .store import store_entry
 
@@ -101,11 +101,13 @@ class Race:
         names = [kernel.name for kernel in forms(problem, target)[0]]
         # What nobody timed yet is for problems that others' winners were tried on already.
         likely = [Candidate(name, tile) for name in names if earlier for tile in seeds(name, problem, target)]
-        likely += self._cover.of(problem)
+        others = self._cover.of(problem)
+        likely += others[:LIKELIEST]
         likely += [Candidate(name, tile) for name in names for tile in portfolio_tiles(name, target)]
         wider = WIDER if self.modelled else 1
         self._search = Search(
-            problem, target, self._bench.spaces(), likely, wider * self._per_round, wider * OPENING
+            problem, target, self._bench.spaces(), likely, wider * self._per_round, wider * OPENING,
+            self._cover.expected(problem), others[LIKELIEST:],
         )  # fmt: skip
         for candidate, trial in earlier:
             if candidate.tile.unfit(problem, target):

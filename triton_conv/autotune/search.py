@@ -17,6 +17,10 @@ from .surrogate import Surrogate
 # On simulated tables rounds of 3 leave a tenth less regret than rounds of 6 (after 32 trials 3.3% against 3.7), which
 # leave half that of rounds of 32. Of more candidates than 6 the opening is worth no more.
 OPENING, ROUND = 6, 3
+# So many of the likeliest by other problems are tried before anything is known of this one. All twelve at once leave
+# 3.3% after 16 trials and 1.5 after 32, on simulated devices 1, 2, 13 and 14; two, and of every round one of the others
+# or of another form, 2.5 and 1.3; two and then bets alone 2.6 and 1.9.
+LIKELIEST = 2
 # Tiles that won on another problem of the same run, at most so many a round: they are good bets, not certain ones.
 _SUGGESTIONS = 3
 # A tile that failed counts as so many times slower than the slowest that did not: its neighbours are no good bet.
@@ -46,6 +50,8 @@ class Search:
 
     `spaces` are the tiles to choose from, the default first, where not all of a kernel's can be measured; `seeds` what
     won elsewhere, tried right after the defaults. Of `per_round` candidates at a time none knows of the others.
+    `elsewhere` is the logarithm of what tiles should take by trials of other problems, up to a constant: it counts in
+    place of the count of work, and the search's own trials correct it. `later` are good bets too, for later rounds.
     """
 
     def __init__(
@@ -56,7 +62,10 @@ class Search:
         seeds: Sequence[Candidate] = (),
         per_round: int = ROUND,
         opening: int = OPENING,
+        elsewhere: Mapping[Candidate, float] | None = None,
+        later: Sequence[Candidate] = (),
     ) -> None:
+        self._elsewhere = elsewhere or {}
         self._per_round, self._opens_with = per_round, opening
         self._problem, self._target = problem, target
         self._spaces = (
@@ -66,17 +75,20 @@ class Search:
         )
         if not spaces:
             # What won elsewhere may be no value of the space, a rule's own tile for instance.
-            for seed in seeds:
+            for seed in (*seeds, *later):
                 tiles = self._spaces.get(seed.kernel)
                 if tiles and seed.tile not in tiles and seed.tile.unfit(problem, target) is None:
                     self._spaces[seed.kernel] = [*tiles, seed.tile]
-        self._seeds = [seed for seed in seeds if seed.tile in self._spaces.get(seed.kernel, ())]
+        self._seeds, self._later = (
+            [each for each in likely if each.tile in self._spaces.get(each.kernel, ())] for likely in (seeds, later)
+        )
         self.defaults = [Candidate(name, tiles[0]) for name, tiles in self._spaces.items() if tiles]
         self.times: dict[Candidate, float] = {}
         self.hope = math.inf
         """What the best bet of the last round may take, in microseconds, if the trials so far tell."""
         self.opened = 0
         """How many forms the last round opened."""
+        self._turn = 0
         self._given: set[Candidate] = set()
         self._surrogates: dict[str, Surrogate] = {}
         self._expected: dict[Candidate, float] = {}
@@ -136,7 +148,7 @@ class Search:
         # after 16 trials, with an opening besides 4.4 and 5.5.
         names = [default.kernel for default in self.defaults]
         if not self._given:
-            names = names[:1] if len(self._seeds) < self._opens_with else []
+            names = names[:1] if len(self._seeds) < self._opens_with and not self._elsewhere else []
         else:
             # Where trials of the other forms are known, a default alone would have to stand up to what they won. Those
             # forms can wait for the next round.
@@ -168,12 +180,20 @@ class Search:
         return [Candidate(name, tile) for tile in tiles[:: math.ceil(len(tiles) / self._opens_with)]]
 
     def _promising(self, count: int, given: set[Candidate]) -> list[Candidate]:
-        """The best bets among what was not given out, over all forms."""
+        """The best bets among what was not given out, over all forms; in place of the last, by turns, that of another
+        form than the best and what other problems speak for: the bets alone stay where the first trials went well.
+        """
         if not count:
             return []
-        found = self._bets(given, count)[:count]
-        self.hope = math.exp(found[0][0]) if found else math.inf
-        return [candidate for _, candidate in found]
+        bets = self._bets(given, count)
+        self.hope = math.exp(bets[0][0]) if bets else math.inf
+        found = [candidate for _, candidate in bets]
+        self._turn += 1
+        wanted = [candidate for candidate in found if candidate.kernel != found[0].kernel] if self._turn % 2 else []
+        wanted = wanted or [candidate for candidate in self._later if candidate not in given]
+        if wanted and 1 < count <= len(found) and wanted[0] not in found[: count - 1]:
+            found[count - 1] = wanted[0]
+        return found[:count]
 
     def _bets(self, given: set[Candidate], most: int | None = None) -> list[tuple[float, Candidate]]:
         """(optimistic logarithm of the time, candidate) of what was not given out, the best first, `most` of each form;
@@ -201,18 +221,19 @@ class Search:
         if name not in self._surrogates:
             tiles, cost = self._spaces[name], cost_of(name, self._problem, self._target)
             prior = [math.log(cost(tile)) if cost else _FAR * distance(tile, tiles[0]) for tile in tiles]
-            # Two scales: what is expected lies about where the count of the same tiles does.
-            better = {
-                position: math.log(self._expected[candidate])
-                for position, candidate in enumerate(Candidate(name, tile) for tile in tiles)
-                if candidate in self._expected
-            }
-            if better:
-                shift = statistics.median(prior[position] - expected for position, expected in better.items())
-                for position, expected in better.items():
-                    prior[position] = expected + shift
+            own = [Candidate(name, tile) for tile in tiles]
+            _replace(prior, {n: self._elsewhere[each] for n, each in enumerate(own) if each in self._elsewhere})
+            _replace(prior, {n: math.log(self._expected[each]) for n, each in enumerate(own) if each in self._expected})
             self._surrogates[name] = Surrogate(tiles, prior)
         return self._surrogates[name]
+
+
+def _replace(prior: list[float], better: Mapping[int, float]) -> None:
+    """Puts what is better known in its places. Two scales: it lies about where what it replaces did."""
+    if better:
+        shift = statistics.median(prior[position] - expected for position, expected in better.items())
+        for position, expected in better.items():
+            prior[position] = expected + shift
 
 
 def cost_of(name: str, problem: Problem, target: Target) -> Callable[[Tile], float] | None:
