@@ -147,8 +147,8 @@ def search_figures(
     each: bool = False,
     others: Mapping[str, Experience] | None = None,
 ) -> dict[str, Any]:
-    """Regret of each strategy: geometric mean and 95th percentile over the cases, by trials; of `each` case too. What is
-    shipped goes by what the cases say of each other, or by all that `others` do, by name.
+    """Regret of each strategy: geometric mean and 95th percentile over the cases, by trials; of `each` case too. What
+    is shipped goes by what the cases say of each other, or by each of `others`.
     """
     figures: dict[str, Any] = {"cases": len(cases)}
     singly: dict[str, Any] = {p.describe(): {"tiles": len(times)} for p, _, times in cases}

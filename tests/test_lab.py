@@ -13,7 +13,7 @@ from triton_conv.autotune import worker
 from triton_conv.autotune.lab import DeviceBench, OutOfTimeError, Trial, screen
 from triton_conv.autotune.measure import DeviceLostError, RehearsalTimer, Timing
 from triton_conv.autotune.replay import ReplayLab, candidate_of, read_trials, tables
-from triton_conv.autotune.search import Candidate, Search
+from triton_conv.autotune.search import ROUND, Candidate, Search
 from triton_conv.autotune.simulated import FAULTS, SimulatedLab, Simulation, table
 from triton_conv.autotune.surrogate import Surrogate
 from triton_conv.autotune.worker import WorkerLab, open_lab
@@ -222,6 +222,25 @@ def test_what_won_elsewhere_comes_right_after_the_defaults(every):
     seeds = list(every)[40:42]
     search = Search(WORKLOAD.problem(), SIMULATION.target, seeds=[*seeds, Candidate("gone", seeds[0].tile)])
     assert search.round()[len(search.defaults) :][:2] == seeds
+
+
+def test_what_other_problems_let_expect_goes_on_where_the_first_trials_end(every):
+    def begun(**told):
+        search = Search(WORKLOAD.problem(), SIMULATION.target, **told)
+        first = search.round()
+        # Whatever was tried took as long as expected.
+        search.times |= {candidate: 100.0 * math.exp(elsewhere[candidate]) for candidate in first}
+        return search, first
+
+    slab, packed = ([c for c in every if c.kernel == name] for name in ("grouped_slab", "grouped_packed"))
+    elsewhere = dict.fromkeys(every, 1.0) | {slab[-1]: 0.0, slab[-3]: 0.1}
+    search, first = begun(elsewhere=elsewhere, seeds=[slab[-5]], later=[packed[5], packed[9]])
+    assert first == [*search.defaults, slab[-5]] and len(first) == ROUND
+    second, third = search.round(), search.round()
+    assert second[:2] == [slab[-1], slab[-3]]
+    assert second[2].kernel == "grouped_packed", "another form than the one that leads"
+    assert third[2] == packed[5], "what other problems speak for"
+    assert len({*first, *second, *third}) == 3 * ROUND
 
 
 # ------------------------------------------------------------------------------------------------- processes that die

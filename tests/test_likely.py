@@ -57,6 +57,14 @@ def test_counting_tells_what_the_size_does(monkeypatch):
         likely._level.cache_clear()
 
 
+def test_what_is_expected_is_what_like_problems_took_and_nothing_of_what_none_tried(monkeypatch):
+    monkeypatch.setattr(likely, "counted", lambda *what: 0.0)
+    costs = {key(256): {A: 0.0, B: 0.3}, key(1024): {A: 0.2}, PROBLEM.describe(): {A: 0.9, C: 0.0}}
+    found = likely.Experience({KERNEL: costs}, {}, TARGET).expected(PROBLEM)
+    # Both are as far away: each says as much.
+    assert found == {Candidate(KERNEL, A): pytest.approx(0.1), Candidate(KERNEL, B): pytest.approx(0.3)}
+
+
 def test_there_are_at_most_twelve_and_defaults_are_among_them():
     grown = [replace(A, BLOCK_M=m, BLOCK_N=n) for m in (16, 32, 64, 128) for n in (16, 32, 64, 128)]
     costs = {key(16 * (i + 1)): {tile: 0.0} for i, tile in enumerate(grown)}

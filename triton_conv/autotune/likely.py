@@ -50,12 +50,12 @@ class _Trials:
 
 @dataclass(frozen=True)
 class _Forecast:
-    """What trials say of one form on a problem, by candidate: whether it is the default or of a portfolio, its cost if
-    the problem were like each of the others, and where nothing is known.
+    """What trials say of one form on a problem, by candidate: its number among the trials, its cost if the problem were
+    like each of the others, and where nothing is known.
     """
 
     candidates: list[Candidate]
-    members: NDArray[np.bool_]
+    numbers: list[int]
     costs: Matrix
     unknown: Vector
 
@@ -83,7 +83,7 @@ class Experience:
         unknown = np.concatenate([forecast.unknown for forecast in forecasts])
         expected = _means(table, weights)
         expected = np.where(np.isnan(expected), unknown, expected)
-        members = np.concatenate([forecast.members for forecast in forecasts])
+        members = np.concatenate([self._members(forecast, others) for forecast in forecasts])
         by_mean = [int(number) for number in np.argsort(expected, kind="stable")]
         portfolio = [number for number in by_mean if members[number]]
         near = together(table, weights / max(weights.max(initial=0.0), _LEAST_WEIGHT), portfolio[:_MEMBERS])
@@ -124,10 +124,16 @@ class Experience:
         here = np.array([counted(kernel, tile, problem, self._target) - level for tile in tiles])
         return _Forecast(
             [Candidate(kernel, tile) for tile in tiles],
-            np.isin(suited, [0, *together(costs, np.ones(len(others)))]),
+            suited,
             costs[:, suited] + np.nan_to_num(here - counts[:, suited]),
             here + _UNKNOWN,
         )
+
+    def _members(self, forecast: _Forecast, others: list[int]) -> NDArray[np.bool_]:
+        """Which of a form's candidates are the default or of a portfolio."""
+        known = self._kernels.get(forecast.candidates[0].kernel)
+        chosen = together(known.costs[others], np.ones(len(others))) if known else []
+        return np.isin(forecast.numbers, [0, *chosen])
 
     def _trials(self, kernel: str, costs: Costs) -> _Trials:
         tiles = sorted({tile for row in costs.values() for tile in row}, key=str)

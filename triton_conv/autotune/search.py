@@ -188,11 +188,12 @@ class Search:
         bets = self._bets(given, count)
         self.hope = math.exp(bets[0][0]) if bets else math.inf
         found = [candidate for _, candidate in bets]
-        self._turn += 1
-        wanted = [candidate for candidate in found if candidate.kernel != found[0].kernel] if self._turn % 2 else []
-        wanted = wanted or [candidate for candidate in self._later if candidate not in given]
-        if wanted and 1 < count <= len(found) and wanted[0] not in found[: count - 1]:
-            found[count - 1] = wanted[0]
+        if 1 < count <= len(found):
+            self._turn += 1
+            wanted = [candidate for candidate in found if candidate.kernel != found[0].kernel] if self._turn % 2 else []
+            wanted = wanted or [candidate for candidate in self._later if candidate not in given]
+            if wanted and wanted[0] not in found[: count - 1]:
+                found[count - 1] = wanted[0]
         return found[:count]
 
     def _bets(self, given: set[Candidate], most: int | None = None) -> list[tuple[float, Candidate]]:
