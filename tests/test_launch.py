@@ -29,7 +29,8 @@ class Compiled:
         self.compiled, self.reused = [], []
 
     def __getitem__(self, grid):
-        def first(*tensors, num_warps, num_stages, **values):
+        def first(*tensors, num_warps, num_stages, enable_fp_fusion, **values):
+            assert enable_fp_fusion is True
             self.compiled.append((grid, tensors, values, num_warps, num_stages))
             return Reused(self.reused)
 
@@ -131,6 +132,17 @@ def test_what_has_no_memory_is_judged_by_its_offset():
     torch.vmap(look)(torch.empty(2, 8))
     torch.func.functionalize(look)(torch.empty(8))
     assert found == [[True, False, True]] * 4
+
+
+@pytest.mark.parametrize("given", [None, "0", "1"])
+def test_a_product_is_added_in_one_instruction(given, monkeypatch):
+    """Asked for at every compilation, or Triton 3.9 warns of it; an environment that says what it wants is obeyed."""
+    monkeypatch.delenv("TRITON_DEFAULT_FP_FUSION", raising=False)
+    if given is not None:
+        monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", given)
+    asked = {"enable_fp_fusion": True} if given is None else {}
+    assert launching.compiler_options() == asked
+    assert launching.compiler_options(4, 2) == {"num_warps": 4, "num_stages": 2} | asked
 
 
 @pytest.mark.parametrize("told", ["nobody", "a hook", "another hook", "an unknown Triton"])

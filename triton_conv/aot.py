@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from .kernels import KERNELS, Kernel, Tile
+from .kernels import KERNELS, Kernel, Tile, compiler_options
 from .problem import Problem
 from .target import Target
 
@@ -75,7 +75,7 @@ class WarmJob(Job):
             kernel.function.warmup(
                 *kernel.operands(self.problem, self.tile), grid=(1,),
                 **kernel.values(self.problem, self.tile, self.target),
-                num_warps=self.tile.num_warps, num_stages=self.tile.num_stages,
+                **compiler_options(self.tile.num_warps, self.tile.num_stages),
             )  # fmt: skip
         except Exception as error:  # the compiler raises its own, and LLVM's, kinds of exception
             return _replace(self.blank(), error=_reason(error))
@@ -184,7 +184,7 @@ def _compile(kernel: Kernel, job: Job) -> Any:
     return triton.compile(
         ASTSource(kernel.function, *signature(job)),
         target=_device(job.target.vendor, job.target.arch, job.target.warp_size),
-        options={"num_warps": job.tile.num_warps, "num_stages": job.tile.num_stages},
+        options=compiler_options(job.tile.num_warps, job.tile.num_stages),
     )
 
 

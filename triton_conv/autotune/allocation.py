@@ -10,7 +10,7 @@ import io
 from typing import Any
 
 from ..aot import Compiled, Job, signature
-from ..kernels import KERNELS
+from ..kernels import KERNELS, compiler_options
 
 
 class AllocationJob(Job):
@@ -40,7 +40,7 @@ def _allocated(job: Job) -> int:
     source = ASTSource(KERNELS[job.kernel].function, *signature(job))
     target = GPUTarget("cuda" if nvidia else "hip", arch, job.target.warp_size)
     backend: Any = make_backend(target)
-    options = backend.parse_options({"num_warps": job.tile.num_warps, "num_stages": job.tile.num_stages})
+    options = backend.parse_options(compiler_options(job.tile.num_warps, job.tile.num_stages))
     stages: dict[str, Any] = {}
     backend.add_stages(stages, options, source.language)
     context = ir.context()

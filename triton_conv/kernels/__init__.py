@@ -45,7 +45,7 @@ from . import (
 )
 from .arguments import Arguments
 from .kernel import Kernel, Tile
-from .launching import launch, launches
+from .launching import compiler_options, launch, launches
 
 KERNELS: dict[str, Kernel] = {
     module.KERNEL.name: module.KERNEL
@@ -92,4 +92,4 @@ KERNELS: dict[str, Kernel] = {
     )
 }
 
-__all__ = ["KERNELS", "Arguments", "Kernel", "Tile", "launch", "launches"]
+__all__ = ["KERNELS", "Arguments", "Kernel", "Tile", "compiler_options", "launch", "launches"]

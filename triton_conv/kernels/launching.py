@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import os
 import threading
 from collections import Counter
 from typing import Any
@@ -49,6 +50,17 @@ def memory(numbers: int, device: torch.device) -> torch.Tensor:
     return torch.empty(numbers, dtype=torch.float32, device=device)
 
 
+def compiler_options(*of_a_tile: int | None) -> dict[str, Any]:
+    """What Triton is asked for besides a kernel's arguments: warps and stages, if any are given, and that a product is
+    added in one instruction, unless the environment says otherwise.
+
+    It was the default until Triton 3.9, which warns where nobody asks: in registers a tap takes two instructions
+    otherwise.
+    """
+    options: dict[str, Any] = dict(zip(("num_warps", "num_stages"), of_a_tile, strict=False))
+    return options if "TRITON_DEFAULT_FP_FUSION" in os.environ else options | {"enable_fp_fusion": True}
+
+
 def start_kernel(
     function: Any,
     grid: tuple[int, int, int],
@@ -78,7 +90,7 @@ def start_kernel(
                 kinds.append("unaligned")
     key = tuple(kinds)
     if (found := values.compiled.get(key)) is None:
-        options = {} if num_warps is None else {"num_warps": num_warps, "num_stages": num_stages}
+        options = compiler_options() if num_warps is None else compiler_options(num_warps, num_stages)
         if _knobs.interpret:
             _keep_truths()
             # It compiles nothing, and knows but one kernel at a time.
