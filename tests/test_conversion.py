@@ -170,7 +170,7 @@ def test_what_we_cannot_take_runs_on_torch_and_is_said(model):
     assert "run the model once before" in next(iter(tc.plan(lazy))).choice.reason
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 def test_a_scripted_layer_is_named():
     scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 3, 1)))
     assert tc.convert(scripted, force=True) is scripted

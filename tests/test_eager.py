@@ -89,7 +89,7 @@ LEAVING = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit..* is deprecated")
 @pytest.mark.parametrize("name", LEAVING)
 def test_what_leaves_gives_the_same(name, direct, operands):
     expected = conv(*operands)

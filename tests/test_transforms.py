@@ -11,7 +11,7 @@ import triton_conv as tc
 from triton_conv.reference import deform_conv2d
 
 # Forward mode has torch script its own formulas, at the first use in a process.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 D = torch.float64
 # Which of input, weight and bias are in a batch.
 BATCHES = [(0, 0, 0), (0, None, None), (None, 0, None), (None, 0, 0), (1, 0, None), (0, None, 0)]
