@@ -338,6 +338,8 @@ def op_arguments():
 LONG_CHECKS = ("separable", "local-dx", "local-dw")
 
 
+# Of torch 2.15's own tracing.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG_CHECKS else n for n in op_arguments()]
 )
