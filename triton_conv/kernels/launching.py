@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import functools
 import os
@@ -93,11 +94,11 @@ def start_kernel(
         options = compiler_options() if num_warps is None else compiler_options(num_warps, num_stages)
         if _knobs.interpret:
             _keep_truths()
-            # It compiles nothing, and knows but one kernel at a time.
-            with _interpreting:
-                function[grid](*tensors, **values, **options)
-            return
-        if (compiled := function[grid](*tensors, **values, **options)) is not None:
+        # The interpreter knows but one kernel at a time.
+        with _interpreting if _knobs.interpret else contextlib.nullcontext():
+            compiled = function[grid](*tensors, **values, **options)
+        # It compiles nothing.
+        if compiled is not None:
             run = compiled.run if _KNOWN and isinstance(compiled, CompiledKernel) else None
             values.compiled[key] = compiled, run, tuple(values.values())
         return
