@@ -37,6 +37,9 @@ LAYERS = {
     "groups": (((2, 24, 6, 8), (36, 8, 3, 3), {"padding": 1}), 8, 16),
     "stride-over-kernel": (((2, 16, 13, 16), (16, 16, 2, 2), {"stride": (5, 4)}), 8, 4),
     "dilation-past-the-border": (((1, 16, 5, 8), (16, 16, 3, 3), {"dilation": 6, "padding": 6}), 8, 8),
+    # A row of one vector that serves the outputs of two: the second ones' taps read the vector before.
+    "padding-past-the-border": (((2, 16, 3, 8), (16, 16, 1, 3), {"padding": (0, 5)}), 8, 16),
+    "narrow-padded": (((2, 16, 3, 4), (16, 16, 3, 3), {"padding": 3}), 4, 8),
     "3d": (
         (
             (2, 16, 5, 4, 8), (24, 16, 3, 2, 3),

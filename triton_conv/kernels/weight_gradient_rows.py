@@ -210,7 +210,7 @@ class WeightGradientRowsTile(ProductTile):
     def shifts(self, problem: Problem) -> int:
         """Vectors that the taps of a part of a row read at most for those of one, in rows of more than one."""
         g, width = problem.geometry, vector(problem)
-        if g.in_size[2] == width:
+        if one_vector(problem):
             return 1
         return max(
             len(
@@ -243,6 +243,12 @@ def vector(problem: Problem) -> int:
     return 1
 
 
+def one_vector(problem: Problem) -> bool:
+    """Whether a row of the input is one vector, and one of the output what that serves: nothing lies beside it."""
+    g, width = problem.geometry, vector(problem)
+    return g.in_size[2] == width and g.out_size[2] * g.stride[2] == width
+
+
 def y_vector(problem: Problem) -> int:
     """Pixels of the output's gradient that lie side by side at an aligned place, an image being one run of them."""
     n, c = problem.y_strides[:2]
@@ -266,7 +272,7 @@ def _arguments(problem: Problem, tile: WeightGradientRowsTile) -> dict[str, obje
             c_out_group=g.c_out_group,
             groups=g.groups,
             VECTOR=width,
-            ONE_VECTOR=g.in_size[2] == width,
+            ONE_VECTOR=one_vector(problem),
             Y_VECTOR=y_vector(problem),
         )
     )
