@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -45,6 +46,17 @@ that leave out products with the padding may pass 100%: the limit counts them.
 | layer | part | form | predicted µs | predicted share | goal | runs now | predicted µs | measured µs |
 |---|---|---|---|---|---|---|---|---|
 """
+_AGAINST = """
+## Beside the fastest library, once these forms are decided
+
+Computed, but for two columns of what is measured: the fastest library there, in either memory format, and ours now, the
+benchmark's time or the tuner's of the tile that runs (which leaves out what packs a weight). Predicted is the best of
+the forms that wait and of ours now. Below 0.95, the worst first; {rest}.
+
+| layer | part | library µs | ours µs | ratio | best form | predicted µs | predicted ratio |
+|---|---|---|---|---|---|---|---|
+"""
+_GOAL = 0.95
 _NO_TIME = "–"
 
 
@@ -57,46 +69,81 @@ def write(path: Path, error: list[str], trials: Iterable[Counted], processes: in
 
     found = predictions(layers, tuple(PARTS), "sm_90", processes)
     others = predictions(layers, tuple(PARTS), "sm_90", processes, plans=untried)
-    measured, now = _measured(), {(row.workload, row.part): row for row in found}
+    measured, library = _measured()
+    now = {(row.workload, row.part): row for row in found}
     head = _HEAD.format(version=triton.__version__, results=H100.name, error="\n".join(error))
     rows = [_row(row, measured.get((row.workload, row.part))) for row in found]
     missed = [row for row in found if row.missed]
     summary = f"\n## Goals missed by count: {len(missed)} of {sum(row.goal is not None for row in found)}\n\n"
     beside = [_beside(row, now[row.workload, row.part], measured.get((row.workload, row.part))) for row in others]
-    text = head + "\n".join(rows) + "\n" + _WAITING + "\n".join(beside) + "\n" + summary
+    text = head + "\n".join(rows) + "\n" + _WAITING + "\n".join(beside) + "\n"
+    text += _against(found, others, measured, library) + summary
     write_bytes(path, (text + "\n".join(_reason(row, others) for row in missed) + "\n").encode())
 
 
 def gains(path: Path) -> dict[tuple[str, str], float]:
     """By layer and part, the microseconds that the best of the forms that wait would save, as the page tells.
 
-    The model says by how much a form is faster than the one that runs, whose time is the measured one where there is.
+    The model says by how much a form is faster than the one that runs, whose time is the measured one where there is;
+    or the form is as fast as predicted, and the one that runs is slower than the model knows of.
     """
     found: dict[tuple[str, str], float] = {}
     table = path.read_text().partition(_WAITING)[2]
     for line in itertools.takewhile(lambda line: line.startswith("|"), table.splitlines()):
         layer, part, _, predicted, *_, now, measured = (cell.strip() for cell in line.strip("|").split("|"))
         try:
-            ratio = float(predicted) / float(now)
+            form_us, ratio = float(predicted), float(predicted) / float(now)
         except ValueError:  # an error stands in place of a time
             continue
-        gain = (1 - ratio) * float(now if measured == _NO_TIME else measured)
+        now_us = float(now if measured == _NO_TIME else measured)
+        gain = max((1 - ratio) * now_us, now_us - form_us)
         found[layer, PARTS[part]] = max(gain, found.get((layer, PARTS[part]), 0.0))
     return found
 
 
-def _measured() -> dict[tuple[str, str], float]:
-    """Times of the benchmark on that device, by layer and part."""
+_Times = dict[tuple[str, str], float]
+
+
+def _measured() -> tuple[_Times, _Times]:
+    """Times of the benchmark on that device, by layer and part: ours, and the fastest library's."""
     names = {part: name for name, part in PARTS.items()}
-    devices, _ = load(COMMITTED)
-    return {
-        (record.workload.name, names[record.workload.part]): record.ours_us
-        for device in devices
-        if device.name == H100.name
-        for record in device.records
+    ours, library = _Times(), _Times()
+    for record in (record for device in load(COMMITTED)[0] if device.name == H100.name for record in device.records):
         # A whole step is no launch of its own.
-        if record.ours_us is not None and record.workload.part in names
-    }
+        if record.ours_us is None or record.workload.part not in names:
+            continue
+        key = record.workload.name, names[record.workload.part]
+        ours[key] = record.ours_us
+        if (best := record.best(standard=False)) is not None:
+            library[key] = best[1]
+    return ours, library
+
+
+def _against(found: list[Prediction], others: list[Prediction], measured: _Times, library: _Times) -> str:
+    """What would still be slower than the fastest library, by count."""
+    lines, ratios = [], []
+    for row in found:
+        key = row.workload, row.part
+        if key not in library or key not in measured:
+            continue
+        ours = min(measured[key], row.measured_us or measured[key])
+        forms = [other for other in others if (other.workload, other.part) == key and not other.error]
+        best = min(forms, key=lambda form: form.predicted_us, default=None)
+        name, after = (best.kernel, best.predicted_us) if best and best.predicted_us < ours else (_NO_TIME, ours)
+        ratio = library[key] / after
+        ratios.append(ratio)
+        cells = (
+            f"{library[key]:.1f}",
+            f"{ours:.1f}",
+            f"{library[key] / ours:.2f}",
+            name,
+            f"{after:.1f}",
+            f"{ratio:.2f}",
+        )
+        lines += [(ratio, _line((*key, *cells)))] if ratio < _GOAL else []
+    mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else math.nan
+    rest = f"of {len(ratios)} cases the geometric mean is {mean:.2f}"
+    return _AGAINST.format(rest=rest) + "".join(f"{line}\n" for _, line in sorted(lines))
 
 
 def _goal(row: Prediction) -> str:
