@@ -39,12 +39,14 @@ def cases():
 CASES = cases()
 _ROWS = Workload("rows", "grouped", "conv2d", (1, 16, 4, 4), (16, 16, 3, 3), {"padding": 1}, channels_last=True)
 _BOXES = Workload("boxed", "dilated", "conv2d", (1, 16, 4, 4), (16, 16, 1, 1), channels_last=True)
+_HALVED = {"stride": 2, "padding": 1}
 BOXED = {
     "implicit_gemm_boxed": _BOXES,
     "implicit_gemm_persistent": _BOXES,
     "implicit_gemm_rolling": _ROWS,
     "weight_gradient_taps": replace(_ROWS, part=WEIGHT_GRADIENT),
     "implicit_gemm_rows": Workload("rows", "dilated", "conv2d", (1, 16, 4, 4), (16, 16, 1, 1)),
+    "implicit_gemm_windows": Workload("windows", "dense", "conv2d", (1, 16, 4, 8), (16, 16, 4, 4), _HALVED),
     "strided_boxed": Workload(
         "boxed", "dense", "conv2d", (1, 32, 4, 4), (16, 32, 3, 3), {"stride": 2, "padding": 1}, channels_last=True
     ),

@@ -38,8 +38,8 @@ _DEPTHWISE_WEIGHT_GRADIENTS = (
     "depthwise_weight_gradient",
 )
 _WEIGHT_GRADIENTS = (
-    "weight_gradient_boxed", "weight_gradient_clipped", "weight_gradient_taps", "weight_gradient_rows",
-    "weight_gradient",
+    "weight_gradient_boxed", "weight_gradient_clipped", "weight_gradient_taps", "weight_gradient_windows",
+    "weight_gradient_rows", "weight_gradient",
 )  # fmt: skip
 # Problems with other operands than a plain convolution have kernels of their own: why, and which.
 _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
@@ -66,8 +66,9 @@ _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
 # These serve where a measurement says so, for which they wait: on an H100 rows of pixels won one of seven layers, by
 # 1.34 (dcgan_t2d's dx), and lost others by up to 2.8 that counting had given to them. The others no device has timed.
 WAITING = (
-    "implicit_gemm_rows", "implicit_gemm_persistent", "implicit_gemm_rolling", "strided_boxed", "grouped_slab",
-    "weight_gradient_clipped", "weight_gradient_taps", "depthwise_banded_transposed",
+    "implicit_gemm_rows", "implicit_gemm_windows", "implicit_gemm_persistent", "implicit_gemm_rolling", "strided_boxed",
+    "grouped_slab", "weight_gradient_clipped", "weight_gradient_taps", "weight_gradient_windows",
+    "depthwise_banded_transposed",
     "depthwise_fused_weight_gradient", "depthwise_rolling", "depthwise_rolling_patch",
     "depthwise_rolling_weight_gradient", "depthwise_rolling_patch_weight_gradient", "transposed_overlap",
     "separable_whole", "locally_connected_input_gradient_shifted",
@@ -179,6 +180,7 @@ def family(problem: Problem) -> tuple[tuple[str, ...], str]:
         return _DEPTHWISE_WEIGHT_GRADIENTS if direct else _WEIGHT_GRADIENTS, "it is a sum over pixels"
     # Rows that are not aligned are loaded pixel by pixel: by count nothing is won (modulated_t2d's dx, 33 wide).
     rows = ("implicit_gemm_rows",) if problem.x_run() >= 4 else ()
+    rows = rows if g.transposed else (*rows, "implicit_gemm_windows")
     in_boxes = _BOXED if g.stride == (1, 1, 1) else ("strided_boxed",)
     # Narrow groups share tiles, which boxes and rows of one group cannot.
     boxed = () if narrow else (*in_boxes, *rows)

@@ -34,6 +34,22 @@ SEEDS: Mapping[str, Sequence[Mapping[str, int | bool]]] = {
         for sides, stages in ((_TALL, 3), (_WIDE, 4))
         for splits in (3, 5, 7)
     ],
+    # A program a multiprocessor of dcgan_t2d and vocoder_t1d_s8, or two that take turns at the tensor cores.
+    "implicit_gemm_windows": [
+        {"BLOCK_M": m, "BLOCK_N": 64, "BLOCK_K": k, "num_warps": warps, "num_stages": stages}
+        for m, k, warps, stages in (
+            (128, 128, 4, 3),
+            (128, 128, 8, 3),
+            (128, 64, 4, 4),
+            (64, 128, 4, 3),
+            (32, 128, 4, 4),
+        )
+    ],
+    "weight_gradient_windows": [
+        {"BLOCK_M": m, "BLOCK_N": 8, "BLOCK_K": k, "ROWS": 4, "TAPS": 4, "SPLITS": 1, "num_warps": m // 16}
+        | {"num_stages": stages}
+        for m, k, stages in ((128, 128, 3), (128, 64, 4), (64, 64, 3))
+    ],
     # 165 us of convnext_dw7 predicted, where 207 is the best measured.
     "depthwise_patch_weight_gradient": [
         {"ROWS": 7, "COLS": 14, "LANES": 1, "BLOCK_P": 4, "BLOCK_C": 64, "SPLITS": splits, "num_warps": 4, **_ONE_STAGE}

@@ -25,6 +25,7 @@ from ..kernels.separable_whole import SeparableWholeTile
 from ..kernels.strips import RollingTile
 from ..kernels.transposed_overlap import TransposedOverlapTile, image_columns
 from ..kernels.weight_gradient_rows import WeightGradientRowsTile
+from ..kernels.weight_gradient_windows import WeightGradientWindowsTile
 from ..problem import Problem
 from ..problem_lectures import LocalProblem, LocalWeightGradientProblem, SeparableProblem
 from ..target import Target
@@ -35,6 +36,14 @@ _DOT: dict[str, Sequence[int | bool]] = {
     "BLOCK_K": (16, 32, 64, 128),
     "num_warps": (2, 4, 8),
     "num_stages": (1, 2, 3, 4),
+}
+
+_TAPS: dict[str, Sequence[int | bool]] = {
+    "BLOCK_M": (64, 128),
+    "BLOCK_K": (64, 128),
+    "TAPS": (1, 2, 4, 16),
+    "SPLITS": (1, 4, 8, 16, 32, 64),
+    "num_warps": (4, 8),
 }
 
 _BOXES: dict[str, Sequence[int | bool]] = {
@@ -162,15 +171,10 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "num_stages": (2, 3, 4),
     },
     # BLOCK_N times TAPS columns; what suits a filter row, and a device, see `_fills`.
-    "weight_gradient_rows": {
-        "BLOCK_M": (64, 128),
-        "BLOCK_N": (8, 16, 32, 64, 128, 256),
-        "BLOCK_K": (64, 128),
-        "TAPS": (1, 2, 4, 16),
-        "SPLITS": (1, 4, 8, 16, 32, 64),
-        "num_warps": (4, 8),
-        "num_stages": (1, 3),
-    },
+    "weight_gradient_rows": _TAPS | {"BLOCK_N": (8, 16, 32, 64, 128, 256), "num_stages": (1, 3)},
+    "implicit_gemm_windows": _DOT | {"BLOCK_K": (64, 128), "num_stages": (2, 3, 4)},
+    # BLOCK_N times ROWS times TAPS columns, likewise.
+    "weight_gradient_windows": _TAPS | {"BLOCK_N": (4, 8, 16, 32, 64), "ROWS": (1, 2, 4), "num_stages": (2, 3, 4)},
     # Channels times taps: no fewer rows than wgmma takes, nor more taps than 3 x 3 has.
     "grouped_packed_weight_gradient": {
         "ROWS": (1, 4),
@@ -356,7 +360,7 @@ def worthwhile(tile: Tile, problem: Problem) -> bool:
         return False
     if isinstance(tile, GroupedSlabTile):
         widths = {"ROWS": g.out_size[1], "SLABS": 2 * tile.num_warps}
-    if isinstance(tile, WeightGradientRowsTile):
+    if isinstance(tile, (WeightGradientRowsTile, WeightGradientWindowsTile)):
         widths["BLOCK_N"] = max(g.c_in_group, 16)
         if not _fills(tile, problem):
             return False
@@ -375,12 +379,13 @@ def _columns(tile: Tile, problem: Problem) -> int | None:
     return None
 
 
-def _fills(tile: WeightGradientRowsTile, problem: Problem) -> bool:
+def _fills(tile: WeightGradientRowsTile | WeightGradientWindowsTile, problem: Problem) -> bool:
     """Whether taps are those of a row, threads have 64 to 128 sums each, and programs are enough but not too many."""
     taps = 1 << (problem.geometry.kernel[2] - 1).bit_length()
     if not min(taps, 4) <= tile.TAPS <= taps:
         return False
-    programs = KERNELS["weight_gradient_rows"].grid(problem, tile)
+    kernel = "weight_gradient_rows" if isinstance(tile, WeightGradientRowsTile) else "weight_gradient_windows"
+    programs = KERNELS[kernel].grid(problem, tile)
     filled = programs >= 96 or problem.geometry.M <= 64 * tile.BLOCK_K
     return filled and (tile.SPLITS == 1 or programs <= 288) and tile.accumulator_values() in (
         2048 * tile.num_warps, 4096 * tile.num_warps

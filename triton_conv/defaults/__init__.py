@@ -15,7 +15,7 @@ from ..kernels.kernel import cdiv
 from ..problem import Problem
 from ..problem_lectures import LocalProblem
 from ..target import Target
-from . import depthwise, gradients, lectures, products, rolling
+from . import depthwise, gradients, lectures, products, rolling, windows
 from .common import power_of_two
 
 RULES: dict[str, Callable[[Any, Target], Tile]] = {
@@ -26,6 +26,7 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
         products.implicit_gemm_persistent,
         products.implicit_gemm_rolling,
         products.implicit_gemm_rows,
+        windows.implicit_gemm_windows,
         products.strided_boxed,
         products.grouped_packed,
         products.grouped_slab,
@@ -41,6 +42,7 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
         gradients.weight_gradient_clipped,
         gradients.weight_gradient_rows,
         gradients.weight_gradient_taps,
+        windows.weight_gradient_windows,
         gradients.depthwise_weight_gradient,
         gradients.depthwise_patch_weight_gradient,
         rolling.depthwise_rolling_weight_gradient,
@@ -80,6 +82,7 @@ def default_tile(kernel: str, problem: Problem, target: Target) -> Tile:
             "weight_gradient_boxed": "BLOCK_K",
             "weight_gradient_clipped": "BLOCK_K",
             "weight_gradient_rows": "BLOCK_K",
+            "weight_gradient_windows": "BLOCK_K",
             "deformable_weight_gradient": "BLOCK_K",
             "depthwise_patch": "BLOCK_P",
             "depthwise_patch_weight_gradient": "BLOCK_P",

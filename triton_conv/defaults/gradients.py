@@ -23,7 +23,7 @@ from ..kernels.weight_gradient_taps import WeightGradientTapsTile
 from ..problem import WeightGradientProblem
 from ..problem_deform import DeformInputGradientProblem, DeformWeightGradientProblem
 from ..target import Target
-from .common import THREADS, power_of_two, staged, warps
+from .common import THREADS, power_of_two, splits_of_waves, staged, warps
 
 _Banded = TypeVar("_Banded", DepthwiseBandedWeightGradientTile, DepthwiseFusedWeightGradientTile)
 
@@ -39,25 +39,6 @@ def _most_splits(wanted: int, block: int, problem: WeightGradientProblem, held: 
 def _splits(programs: int, block: int, problem: WeightGradientProblem, target: Target, held: int = 0) -> int:
     """Partial sums, a power of two: enough programs for two to a multiprocessor, if there is work for them."""
     return 1 << _most_splits(cdiv(2 * target.sms, max(programs, 1)), block, problem, held).bit_length() - 1
-
-
-def _splits_of_waves(programs: int, block: int, problem: WeightGradientProblem, target: Target) -> int:
-    """Partial sums of programs that fill a multiprocessor each: for the shortest time, by count, of full and part-full
-    waves of them and of writing and reading the sums, at two thirds of the rates, which is what products reach. On
-    an H100 weight_gradient_boxed is fastest with 5 for dilated_d12, 3 for decoder_t2d and 11 for wide_groups_56, as it
-    says, and with 5 for dilated_d4, where it says 3.
-    """
-    partial = max(problem.partial_bytes, 1)
-    dtype = str(problem.dtype).removeprefix("torch.")
-    rate, bandwidth = target.rate(dtype, problem.precision) or 1e15, target.bandwidth or 3e12
-    whole = problem.flops / (rate * 2 / 3) * target.sms / max(programs, 1)
-
-    def seconds(count: int) -> float:
-        passes = 2 * partial * count / (bandwidth * 2 / 3) if count > 1 else 0.0
-        return cdiv(programs * count, target.sms) / count * whole + passes
-
-    most = max(min(problem.geometry.M // (8 * block), problem.most_partial_bytes // partial, 64), 1)
-    return min(range(1, most + 1), key=lambda count: (seconds(count), count))
 
 
 def weight_gradient(problem: WeightGradientProblem, target: Target) -> WeightGradientTile:
@@ -90,7 +71,7 @@ def weight_gradient(problem: WeightGradientProblem, target: Target) -> WeightGra
         # Of two bytes at a time a wide tile makes twice the products a load, where parts of the pixels fill the device:
         # dilated_1d takes 252 us on an H100, with 64 x 64 x 32 sums 713.
         programs = g.taps * cdiv(g.c_out_group, 128) * cdiv(g.c_in_group, 128) * g.groups
-        splits = 1 << _splits_of_waves(programs, 64, problem, target).bit_length() - 1
+        splits = 1 << splits_of_waves(programs, 64, problem, target).bit_length() - 1
         if splits > 1:
             return WeightGradientTile(
                 BLOCK_M=128, BLOCK_N=128, BLOCK_K=64, SPLITS=splits, num_warps=warps(target, 2 * THREADS), num_stages=2
@@ -119,7 +100,7 @@ def weight_gradient_boxed(problem: WeightGradientProblem, target: Target) -> Wei
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_K=64,
-        SPLITS=_splits_of_waves(programs, 64, problem, target),
+        SPLITS=splits_of_waves(programs, 64, problem, target),
         num_warps=warps(target, THREADS if block_m * block_n <= 64 * 128 else 2 * THREADS),
         num_stages=4,
     )
@@ -151,7 +132,7 @@ def weight_gradient_rows(problem: WeightGradientProblem, target: Target) -> Weig
         BLOCK_N=block_n,
         BLOCK_K=64 if target.arch == "sm_90" else 32,
         TAPS=taps,
-        SPLITS=_splits_of_waves(programs, 64, problem, target),
+        SPLITS=splits_of_waves(programs, 64, problem, target),
         num_warps=warps(target, THREADS if block_m * block_n * taps <= 64 * 128 and not unaligned else 2 * THREADS),
         num_stages=3 if target.arch == "sm_90" else 2,
     )

@@ -26,6 +26,7 @@ from . import (
     implicit_gemm_persistent,
     implicit_gemm_rolling,
     implicit_gemm_rows,
+    implicit_gemm_windows,
     locally_connected,
     locally_connected_input_gradient,
     locally_connected_input_gradient_rolling,
@@ -42,6 +43,7 @@ from . import (
     weight_gradient_clipped,
     weight_gradient_rows,
     weight_gradient_taps,
+    weight_gradient_windows,
 )
 from .arguments import Arguments
 from .kernel import Kernel, Tile
@@ -55,6 +57,7 @@ KERNELS: dict[str, Kernel] = {
         implicit_gemm_persistent,
         implicit_gemm_rolling,
         implicit_gemm_rows,
+        implicit_gemm_windows,
         strided_boxed,
         grouped_packed,
         grouped_slab,
@@ -70,6 +73,7 @@ KERNELS: dict[str, Kernel] = {
         weight_gradient_clipped,
         weight_gradient_rows,
         weight_gradient_taps,
+        weight_gradient_windows,
         depthwise_weight_gradient,
         depthwise_patch_weight_gradient,
         depthwise_rolling_weight_gradient,

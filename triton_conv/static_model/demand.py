@@ -16,6 +16,7 @@ from ..kernels.kernel import cdiv
 from ..kernels.strided_boxed import StridedBoxedTile
 from ..kernels.weight_gradient_rows import WeightGradientRowsTile
 from ..kernels.weight_gradient_taps import WeightGradientTapsTile
+from ..kernels.weight_gradient_windows import WeightGradientWindowsTile
 from ..problem import Problem, WeightGradientProblem
 from ..target import Target
 from .sass import Loop, Slots, disassemble, parse
@@ -139,7 +140,7 @@ def launch(kernel: str, problem: Problem, tile: Tile, target: Target, compiled: 
     """Takes a launch apart; `compiled` must have its loops."""
     assert compiled.loop is not None
     warps, loop = tile.num_warps, compiled.loop
-    if isinstance(tile, WeightGradientRowsTile):
+    if isinstance(tile, (WeightGradientRowsTile, WeightGradientWindowsTile)):
         # A loop for each part of a filter row, of which a program runs one.
         loop = replace(loop, inner=loop.inner[:1])
     programs = KERNELS[kernel].grid(problem, tile)

@@ -152,6 +152,9 @@ _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
     "implicit_gemm_persistent": _turns,
     "implicit_gemm_rolling": lambda problem, tile: (tile.steps(problem),),
     "implicit_gemm_rows": _rows,
+    "implicit_gemm_windows": lambda problem, tile: (
+        max(cdiv(problem.geometry.c_in_group, tile.BLOCK_K // problem.geometry.taps), 1),
+    ),
     "strided_boxed": _strided,
     "shuffle_gemm": lambda problem, tile: (
         max(cdiv(problem.geometry.c_in if tile.WHOLE else problem.geometry.c_in_group, tile.BLOCK_K), 1)
@@ -169,6 +172,7 @@ _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
     "weight_gradient_clipped": _boxes_of_spans,
     "weight_gradient_rows": _pixels("BLOCK_K"),
     "weight_gradient_taps": lambda problem, tile: (tile.steps(problem),),
+    "weight_gradient_windows": _pixels("BLOCK_K"),
     "grouped_packed_weight_gradient": _packed_rows,
     "depthwise": _filter_rows,
     "depthwise_banded": _band_rows,

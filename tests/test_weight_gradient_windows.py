@@ -1,0 +1,197 @@
+"""The weight gradient by windows of rows: vectors of every width, filter rows together, parts, splits, refusals."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import channels_last, name_of, random
+from test_depthwise_patch_weight_gradient import run
+from test_gradient_tiles import flat
+from test_weight_gradient_boxed import plan_of as planned
+
+from triton_conv import dispatch, ops
+from triton_conv.autotune.space import candidates
+from triton_conv.defaults import default_tile
+from triton_conv.errors import PlanError
+from triton_conv.kernels.row_windows import one_vector, vector
+from triton_conv.kernels.weight_gradient_windows import KERNEL, WeightGradientWindowsTile, y_vector
+from triton_conv.target import KNOWN
+from triton_conv.workloads import WEIGHT_GRADIENT, find
+
+NAME = "weight_gradient_windows"
+
+# (input, weight, options), vectors of the input and of the output's gradient
+LAYERS = {
+    "1d": (((2, 16, 24), (20, 16, 3), {"padding": 1}), 8, 8),
+    "1d-dilated": (((2, 8, 48), (8, 8, 11), {"padding": 25, "dilation": 5}), 8, 16),
+    "1d-stride-8": (((2, 9, 64), (10, 9, 16), {"padding": 4, "stride": 8}), 8, 8),
+    "2d": (((1, 12, 3, 24), (20, 12, 3, 3), {"padding": 1}), 8, 8),
+    "2d-stride-2": (((5, 12, 8, 8), (20, 12, 4, 4), {"stride": 2, "padding": 1}), 8, 16),
+    "rows-of-16": (((2, 12, 4, 16), (8, 12, 4, 4), {"stride": 2, "padding": 1}), 16, 16),
+    "rows-of-32": (((1, 12, 2, 32), (20, 12, 3, 3), {"padding": 1}), 32, 16),
+    "2d-stride-4": (((2, 8, 8, 12), (8, 8, 3, 5), {"stride": (1, 4), "padding": (1, 2)}), 4, 8),
+    "rows-of-four": (((3, 16, 5, 4), (16, 16, 3, 2), {"padding": ((1, 1), (0, 1))}), 4, 4),
+    "rows-of-two": (((9, 16, 3, 6), (16, 16, 3, 3), {"padding": 1}), 2, 2),
+    # A row of one vector that serves the outputs of two: the second ones' taps read the vector before.
+    "padding-past-the-border": (((2, 16, 3, 8), (16, 16, 2, 3), {"padding": (0, 5)}), 8, 16),
+    "16-padded-to-32": (((1, 16, 3, 16), (16, 16, 2, 1), {"padding": (0, 8)}), 8, 16),
+    "1x1": (((2, 16, 5, 8), (16, 16, 1, 1), {}), 8, 8),
+    "groups": (((2, 24, 6, 8), (36, 8, 3, 3), {"padding": 1}), 8, 16),
+    "stride-over-kernel": (((2, 16, 13, 16), (16, 16, 2, 2), {"stride": (5, 4)}), 16, 4),
+    "dilation-past-the-border": (((1, 16, 5, 8), (16, 16, 3, 3), {"dilation": 6, "padding": 6}), 8, 8),
+    "3d": (
+        (
+            (2, 16, 5, 4, 8), (24, 16, 3, 2, 3),
+            {"stride": (2, 1, 1), "dilation": (1, 2, 1), "padding": ((2, 0), (1, 1), 1)},
+        ),
+        8, 16,
+    ),
+}  # fmt: skip
+# The most splits are more than there are steps: those without any write zeros.
+TILES = {
+    "small": WeightGradientWindowsTile(BLOCK_M=16, BLOCK_N=8, BLOCK_K=32, ROWS=2, TAPS=4, SPLITS=3),
+    "wide": WeightGradientWindowsTile(BLOCK_M=64, BLOCK_N=16, BLOCK_K=64, ROWS=4, TAPS=2, num_stages=3),
+    "split": WeightGradientWindowsTile(BLOCK_M=32, BLOCK_N=16, BLOCK_K=128, ROWS=1, TAPS=16, SPLITS=5, num_stages=2),
+}
+
+
+@pytest.mark.parametrize(
+    ("layer", "tile"),
+    [
+        pytest.param(
+            layer, tile, marks=(pytest.mark.smoke,) if i == 4 and j == 1 else () if i % 3 == j else (pytest.mark.slow,)
+        )
+        for i, layer in enumerate(LAYERS)
+        for j, tile in enumerate(TILES)
+    ],
+)
+def test_odd_rows(layer, tile):
+    sizes, *widths = LAYERS[layer]
+    run(sizes, torch.bfloat16, lambda made: checked(made, TILES[tile], *widths), dense, dense, NAME)
+
+
+def dense(tensor):
+    return tensor.contiguous()
+
+
+def checked(made, tile, x_width, y_width):
+    assert (vector(made.problem), y_vector(made.problem)) == (x_width, y_width)
+    _, height, width = made.problem.geometry.kernel
+    # At most four parts of a row, and fewer than twice the filter's rows.
+    rows = tile.ROWS
+    while rows >= 2 * height:
+        rows //= 2
+    return replace(tile, ROWS=rows, TAPS=max(tile.TAPS, 4) if width > 8 else tile.TAPS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name_of)
+@pytest.mark.parametrize("tile", ["safe", "sm_90"])
+@pytest.mark.parametrize("layer", ["2d-stride-2", pytest.param("1d-dilated", marks=pytest.mark.slow)])
+def test_chosen_tiles(layer, tile, dtype):
+    def pick(made):
+        return KERNEL.safe_tile if tile == "safe" else default_tile(NAME, made.problem, KNOWN["sm_90"])
+
+    run(LAYERS[layer][0], dtype, pick, dense, dense, NAME)
+
+
+@pytest.mark.slow
+def test_every_candidate():
+    layer = (3, 40, 8, 8), (72, 40, 4, 4), {"stride": 2, "padding": 1}
+    problem = planned(*layer[:2], **layer[2]).problem
+    tiles = {replace(tile, SPLITS=2): None for tile in candidates(NAME, problem, KNOWN["sm_90"])}
+    assert len(tiles) > 10
+    for tile in tiles:
+        run(layer, torch.bfloat16, tile, dense, dense, NAME)
+
+
+def cropped(tensor):
+    """Inside a larger tensor of NaN: rows and channels are apart, and begin at aligned places."""
+    whole = torch.full([size + 8 for size in tensor.shape], float("nan")).to(tensor)
+    return whole[tuple(slice(8, 8 + size) for size in tensor.shape)].copy_(tensor)
+
+
+def apart(tensor):
+    """Images inside longer ones, channels inside more: aligned vectors, but no image follows another."""
+    n, c, *size = tensor.shape
+    whole = torch.full((n, c + 1, size[0] + 8, *size[1:]), float("nan")).to(tensor)
+    return whole[:, :c, : size[0]].copy_(tensor)
+
+
+@pytest.mark.parametrize(("x_layout", "y_layout"), [(cropped, dense), (apart, apart)], ids=name_of)
+@pytest.mark.parametrize("layer", ["2d-stride-2", "rows-of-16"])
+def test_other_layouts(layer, x_layout, y_layout):
+    run(LAYERS[layer][0], torch.bfloat16, TILES["wide"], x_layout, y_layout, NAME)
+
+
+def test_what_lies_beside_an_image_does_not_matter():
+    # Shifted taps at a row's ends, and filter rows past the image, read the padding, not what lies there.
+    x, grad_output = random((2, 8, 6, 8), torch.bfloat16), random((2, 8, 2, 8), torch.bfloat16, "output")
+    x[:, :, :2] = x[:, :, 4:] = float("nan")
+    seen = x[:, :, 2:4]
+    made = ops.plan_conv_weight_gradient(seen, grad_output, *flat({"groups": 1, "padding": 1}, (8, 8, 3, 3)))
+    made = dispatch.plan(made.problem, made.target, NAME, TILES["wide"])
+    assert one_vector(made.problem)
+    assert ops.run_partial(made, seen, grad_output).isfinite().all()
+
+
+def test_a_nan_stays_with_its_channel():
+    x, grad_output = random((2, 16, 4, 8), torch.bfloat16), random((2, 20, 4, 8), torch.bfloat16, "output")
+    x[:, 3] = grad_output[:, 7] = float("nan")
+    made = ops.plan_conv_weight_gradient(x, grad_output, *flat({"groups": 1, "padding": 1}, (20, 16, 3, 3)))
+    found = ops.run_partial(dispatch.plan(made.problem, made.target, NAME, TILES["wide"]), x, grad_output)
+    assert found[7].isnan().all() and found[:, 3].isnan().all()
+    found[7], found[:, 3] = 0, 0
+    assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["dcgan_t2d", "vocoder_t1d_s8", "vocoder_t1d_s2", "dilated_1d"])
+def test_the_flagships_it_is_for(name):
+    problem = replace(find(name)[0], part=WEIGHT_GRADIENT).problem()
+    for arch in ("sm_80", "sm_90", "sm_100", "gfx942"):
+        tile = default_tile(NAME, problem, KNOWN[arch])
+        assert dispatch.plan(problem, KNOWN[arch], NAME, tile).kernel.name == NAME
+    # Nothing is multiplied that is no tap, and all taps of a filter row share what they read, or four of them do.
+    g = problem.geometry
+    assert g.kernel[1] % tile.ROWS == 0
+    assert tile.TAPS >= 4
+    assert 10 <= len(candidates(NAME, problem, KNOWN["sm_90"])) <= 200
+    # Not timed on any device yet: it serves where it is asked for.
+    assert dispatch.plan(problem, KNOWN["sm_90"]).kernel.name == "weight_gradient_rows"
+    assert NAME in [kernel.name for kernel in dispatch.untimed(problem, KNOWN["sm_90"])]
+
+
+def plan_of(*shapes, layout=dense, y_layout=dense, **options):
+    return planned(*shapes, layout=layout, y_layout=y_layout, **options)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: plan_of((1, 16, 5, 8), (16, 16, 3, 3), layout=channels_last), "neighbouring pixels of the input"),
+        (lambda: plan_of((1, 16, 5, 8), (16, 16, 3, 3), padding=1, y_layout=channels_last), "not one run of pixels"),
+        (lambda: plan_of((1, 16, 5, 5), (16, 16, 3, 3), padding=1), "no aligned vectors"),
+        (lambda: plan_of((1, 16, 5, 8), (16, 16, 3, 3), padding=1, padding_mode="reflect"), "border is reflect"),
+        (lambda: plan_of((1, 16, 5, 8), (16, 16, 3, 3), dtype=torch.float32), "only 16-bit numbers"),
+        (lambda: plan_of((1, 16, 64), (16, 16, 17)), "more than 16"),
+        (lambda: plan_of((0, 16, 5, 8), (16, 16, 3, 3)), "no pixel"),
+    ],
+)
+def test_refused_problems(made, message):
+    made = made()
+    with pytest.raises(PlanError, match=message):
+        dispatch.plan(made.problem, made.target, NAME)
+
+
+@pytest.mark.parametrize(
+    ("tile", "message"),
+    [
+        (WeightGradientWindowsTile(TAPS=2), "leave more than 4 parts of a row of 11"),
+        (WeightGradientWindowsTile(BLOCK_K=4), "a vector serves 8 pixels"),
+        (WeightGradientWindowsTile(ROWS=2), "2 filter rows are twice as many as there are"),
+        (WeightGradientWindowsTile(BLOCK_N=2), "a product has no 8 columns"),
+    ],
+)
+def test_refused_tiles(tile, message):
+    made = plan_of((1, 16, 64), (16, 16, 11), padding=5)
+    with pytest.raises(PlanError, match=message):
+        dispatch.plan(made.problem, made.target, NAME, tile)

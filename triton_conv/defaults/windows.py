@@ -1,0 +1,67 @@
+"""Default tiles of the forms that read windows of rows."""
+
+from __future__ import annotations
+
+from ..kernels.implicit_gemm_windows import ImplicitGemmWindowsTile
+from ..kernels.kernel import cdiv
+from ..kernels.row_windows import one_vector
+from ..kernels.weight_gradient_windows import WeightGradientWindowsTile
+from ..problem import Problem, WeightGradientProblem
+from ..target import Target
+from .common import THREADS, power_of_two, splits_of_waves, staged, warps
+
+
+def implicit_gemm_windows(problem: Problem, target: Target) -> ImplicitGemmWindowsTile:
+    """128 pixels by 64 channels, or fewer pixels where that leaves multiprocessors without a program. With few programs
+    the wait for a step's loads binds: steps are long and four of them in flight.
+    """
+    g, hopper = problem.geometry, target.arch == "sm_90"
+
+    def programs(pixels: int) -> int:
+        return cdiv(g.M, pixels) * cdiv(g.c_out_group, 64) * g.groups
+
+    block_m = 128 if hopper else 64
+    while block_m > 32 and programs(block_m) < target.sms * 3 // 4:
+        block_m //= 2
+    few = programs(block_m) <= 2 * target.sms
+    tile = ImplicitGemmWindowsTile(
+        BLOCK_M=block_m,
+        # wgmma takes no fewer than 64 rows.
+        BLOCK_N=64,
+        BLOCK_K=max(g.taps, (128 if few else 64) if hopper else 32),
+        num_warps=warps(target, THREADS),
+        num_stages=(4 if few else 3) if hopper else 2,
+    )
+    return staged(tile, problem, target)
+
+
+def weight_gradient_windows(problem: WeightGradientProblem, target: Target) -> WeightGradientWindowsTile:
+    """All filter rows of filters that have two or four of them, so that nothing is multiplied twice; 128 columns."""
+    g = problem.geometry
+    # Taps a stride apart are elements of one vector.
+    taps = power_of_two(g.kernel[2], 1, min(max(4, 2 * power_of_two(g.stride[2], 1, 8)), 16))
+    rows = g.kernel[1] if g.kernel[1] in (2, 4) else 1
+    hopper = target.arch == "sm_90"
+    columns = 128 if hopper else 64
+    # wgmma takes no fewer than 64 rows. Rows of the result that are not aligned have an address for each element, of
+    # which those of 128 rows spill 576 bytes; and elsewhere those of four warps 36.
+    unaligned = g.c_in_group % 8 > 0
+    block_m = power_of_two(g.c_out_group, 64, 64 if unaligned else columns)
+    block_n = power_of_two(g.c_in_group, max(cdiv(16, rows * taps), 1), max(columns // (rows * taps), 1))
+    programs = cdiv(g.c_in_group, block_n) * g.kernel[0] * cdiv(g.kernel[1], rows) * cdiv(g.kernel[2], taps)
+    programs *= cdiv(g.c_out_group, block_m) * g.groups
+    wide = unaligned or block_m * block_n * rows * taps > 64 * 128
+    # Elsewhere volumes, and rows in parts, spill 24 and 72 bytes of four warps.
+    wide = wide or (not hopper and (g.rank == 3 or g.kernel[2] > taps))
+    tile = WeightGradientWindowsTile(
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        # Of rows that are read once, 218 registers for dcgan_t2d; of others 64 pixels take as many.
+        BLOCK_K=(128 if one_vector(problem) else 64) if hopper else 32,
+        ROWS=rows,
+        TAPS=taps,
+        SPLITS=splits_of_waves(programs, 64, problem, target),
+        num_warps=warps(target, 2 * THREADS if wide else THREADS),
+        num_stages=3 if hopper else 2,
+    )
+    return staged(tile, problem, target)
