@@ -290,7 +290,7 @@ def test_cold_start(tmp_path, monkeypatch):
     drawn = [drawing.title for drawing in figures.draw_device(device, tmp_path / "out", lambda line: None)]
     assert "Cold start" in drawn
     text = (tmp_path / "out" / "cold_start.svg").read_text()
-    assert "empty cache 2 s, filled cache 300 ms, torch 200 ms, warm 1 ms" in text
+    assert "empty cache 2.00 s, filled cache 300 ms, torch 200 ms, warm 1.00 ms" in text
     assert "absent: no torchvision" in text
     with pytest.raises(ResultError, match="rehearsal"):
         cold_start.measure(COMMITTED / DEVICE, PROVENANCE, rehearse=True)

@@ -1,9 +1,14 @@
 """Files of measured tiles: what is good is used, what is not is reported once, passed over, and left as it is."""
 
+import ast
 import importlib.util
 import json
+import threading
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from helpers import DEVICE, random
@@ -319,3 +324,22 @@ def test_the_hash_is_blind_to(name, hash_of):
 @pytest.mark.parametrize("name", OTHER)
 def test_the_hash_sees(name, hash_of):
     assert hash_of(OTHER[name]) != hash_of(CODE)
+
+
+def test_threads_read_code_one_after_another(monkeypatch):
+    """Python 3.11 may fail where two threads make syntax trees: "AST constructor recursion depth mismatch"."""
+    inside, alone = threading.Semaphore(1), []
+
+    def parse(source):
+        alone.append(inside.acquire(blocking=False))
+        time.sleep(0.001)
+        tree = ast.parse(source)
+        inside.release()
+        return tree
+
+    monkeypatch.setattr(configs, "ast", SimpleNamespace(**vars(ast) | {"parse": parse}))
+    with ThreadPoolExecutor(4) as pool:
+        hashes = set(pool.map(lambda _: configs.code_hash(KERNELS["depthwise"].function), range(4)))
+    assert len(hashes) == 1
+    assert len(alone) > 4
+    assert all(alone)

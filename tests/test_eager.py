@@ -360,8 +360,9 @@ def test_host_time(monkeypatch):
     x = random((1, 4, 8, 8)).requires_grad_()
     tensors, dy = [x, *layer.parameters()], random((1, 4, 8, 8), torch.float32, "dy")
     assert len(own_calls(lambda: tc.conv2d(x, layer.weight, padding=1, groups=4))) <= 34
-    assert len(own_calls(lambda: layer(x))) <= 18
+    # One is `forward`: of torch's own there were 18, and 6 below.
+    assert len(own_calls(lambda: layer(x))) <= 19
     assert len(own_calls(lambda: torch.autograd.grad(layer(x), tensors, dy))) <= 37
     # Of a layer that stays with torch.
     layer.backend = None
-    assert len(own_calls(lambda: layer(x))) <= 6
+    assert len(own_calls(lambda: layer(x))) <= 7

@@ -189,9 +189,9 @@ def test_figures_and_table_of_models(results, tmp_path, monkeypatch):
         ("convnext_tiny", "forward"), ("convnext_tiny", "forward"), ("hifi_gan", "forward"),
     ]  # fmt: skip
     cells = dict(zip(model_figures.MARKS, rows[0]["cells"], strict=True))
-    assert cells[CONVERTED] == {"label": "converted", "text": "9 ms", "gain": "1.11×", "loss": False}
+    assert cells[CONVERTED] == {"label": "converted", "text": "9.00 ms", "gain": "1.11×", "loss": False}
     assert cells[FORCED + COMPILED]["loss"]
-    assert cells[PLAIN] == {"label": "PyTorch", "text": "10 ms", "gain": "", "loss": False}
+    assert cells[PLAIN] == {"label": "PyTorch", "text": "10.0 ms", "gain": "", "loss": False}
     assert cells[CONVERTED + COMPILED]["text"] == "absent"
     training = dict(zip(model_figures.MARKS, rows[-1]["cells"], strict=True))
     assert training[PLAIN + GRAPH]["text"] == "–", "not tried"

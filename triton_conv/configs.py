@@ -16,6 +16,7 @@ import inspect
 import json
 import os
 import textwrap
+import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -29,6 +30,9 @@ from .target import Target
 from .writing import write_json
 
 SCHEMA = 1
+
+# Python 3.11 counts how deep the tree that it makes is for all threads together, and fails if they take turns.
+_parsing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,8 @@ def _reached(*functions: Any) -> dict[str, ast.AST]:
         if key in found:
             continue
         # Not ast.dump of it: that form differs between versions of Python.
-        tree = ast.parse(textwrap.dedent(inspect.getsource(plain)))
+        with _parsing:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(plain)))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
             if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
