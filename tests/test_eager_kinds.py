@@ -47,7 +47,7 @@ def kind(request, monkeypatch):
     return function, shapes, found
 
 
-@pytest.mark.filterwarnings("ignore:.*jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit..* is deprecated")
 @pytest.mark.parametrize("name", IN_MODES)
 def test_what_leaves_gives_the_same(name, kind, monkeypatch):
     function, shapes, direct = kind
