@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import case
-from helpers import DEVICE, channels_last, compare, limit, name_of, sliced
+from helpers import DEVICE, channels_last, compare, launches, limit, name_of, sliced
 from test_tiles import run
 
 import triton_conv as tc
@@ -90,6 +90,7 @@ def test_every_candidate(name):
     arguments, tiles = layer.tensors(torch.bfloat16), candidates(NAME, problem_of(layer), KNOWN["sm_90"])
     assert len(tiles) > 10
     for tile in tiles:
+        launches.clear()
         run(layer.function, arguments, NAME, tile)
 
 

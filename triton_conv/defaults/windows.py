@@ -50,7 +50,8 @@ def weight_gradient_windows(problem: WeightGradientProblem, target: Target) -> W
     block_n = power_of_two(g.c_in_group, max(cdiv(16, rows * taps), 1), max(columns // (rows * taps), 1))
     programs = cdiv(g.c_in_group, block_n) * g.kernel[0] * cdiv(g.kernel[1], rows) * cdiv(g.kernel[2], taps)
     programs *= cdiv(g.c_out_group, block_m) * g.groups
-    wide = unaligned or block_m * block_n * rows * taps > 64 * 128
+    # Of rows of three taps, an address for each element too: Triton 3.6 spills 576 bytes of four warps.
+    wide = unaligned or g.kernel[2] < taps or block_m * block_n * rows * taps > 64 * 128
     # Elsewhere volumes, and rows in parts, spill 24 and 72 bytes of four warps.
     wide = wide or (not hopper and (g.rank == 3 or g.kernel[2] > taps))
     tile = WeightGradientWindowsTile(
