@@ -68,11 +68,12 @@ def strides_of_format(shape, *operands):
     return torch.empty(shape, device="meta", memory_format=chosen).stride()
 
 
-def check(function, arguments, *kernels):
+def check(function, arguments, *kernels, beside_torch=True):
     """Runs `triton_conv.<function>(**arguments)` and compares it with torch.
 
     Values with the float64 reference; shape and strides with torch's own result; and the launch counter proves that our
-    kernel, one of `kernels` if given, computed it.
+    kernel, one of `kernels` if given, computed it. Not `beside_torch`, torch's own call is not made: on CPUs it dies of
+    some geometries (torch 2.13: channels_last bfloat16 of width 1, stride 2, padding 1).
     """
     ours = getattr(tc, function)
     made = tc.plan(ours, **arguments)
@@ -90,7 +91,7 @@ def check(function, arguments, *kernels):
     if rank > 1 and result.dim() == rank + 2:
         assert result.stride() == strides_of_format(result.shape, arguments["input"], arguments["weight"])
     # On a CPU ranks 1 and 2 follow that rule; rank 3, and cuDNN, have backends that do not.
-    if torch_has(function, arguments) and rank < 3 and DEVICE == "cpu":
+    if beside_torch and torch_has(function, arguments) and rank < 3 and DEVICE == "cpu":
         plain = {name: value for name, value in arguments.items() if name not in ("activation", "padding_mode")}
         own = getattr(F, function)(**plain)
         assert (result.shape, result.stride()) == (own.shape, own.stride())
