@@ -13,7 +13,8 @@ from triton_conv import dispatch, ops
 from triton_conv.autotune.space import candidates
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
-from triton_conv.kernels.weight_gradient_rows import KERNEL, WeightGradientRowsTile, vector, y_vector
+from triton_conv.kernels.row_vectors import vector, y_vector
+from triton_conv.kernels.weight_gradient_rows import KERNEL, WeightGradientRowsTile
 from triton_conv.target import KNOWN
 from triton_conv.workloads import WEIGHT_GRADIENT, find
 

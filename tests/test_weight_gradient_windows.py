@@ -13,7 +13,8 @@ from triton_conv import dispatch, ops
 from triton_conv.autotune.space import candidates
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
-from triton_conv.kernels.row_windows import one_vector, vector
+from triton_conv.kernels.row_vectors import one_vector
+from triton_conv.kernels.row_windows import vector
 from triton_conv.kernels.weight_gradient_windows import KERNEL, WeightGradientWindowsTile, y_vector
 from triton_conv.target import KNOWN
 from triton_conv.workloads import WEIGHT_GRADIENT, find
@@ -130,7 +131,7 @@ def test_what_lies_beside_an_image_does_not_matter():
     seen = x[:, :, 2:4]
     made = ops.plan_conv_weight_gradient(seen, grad_output, *flat({"groups": 1, "padding": 1}, (8, 8, 3, 3)))
     made = dispatch.plan(made.problem, made.target, NAME, TILES["wide"])
-    assert one_vector(made.problem)
+    assert one_vector(made.problem, vector(made.problem))
     assert ops.run_partial(made, seen, grad_output).isfinite().all()
 
 

@@ -53,6 +53,11 @@ def same_places(shape: Sequence[int], first: Sequence[int], second: Sequence[int
     return all(size <= 1 or a == b for size, a, b in zip(shape, first, second, strict=True))
 
 
+def one_run(size: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether the pixels of an image's channel are one run, by the sizes and strides of (D, H, W)."""
+    return same_places(size, strides, (size[1] * size[2], size[2], 1))
+
+
 def dense_like(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
     """Strides of a dense tensor in the memory format that these strides have."""
     return dense_strides(shape, channels_last_like(shape, strides))

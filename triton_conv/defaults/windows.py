@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ..kernels.implicit_gemm_windows import ImplicitGemmWindowsTile
 from ..kernels.kernel import cdiv
-from ..kernels.row_windows import one_vector
+from ..kernels.row_vectors import one_vector
+from ..kernels.row_windows import vector
 from ..kernels.weight_gradient_windows import WeightGradientWindowsTile
 from ..problem import Problem, WeightGradientProblem
 from ..target import Target
@@ -58,7 +59,7 @@ def weight_gradient_windows(problem: WeightGradientProblem, target: Target) -> W
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         # Of rows that are read once, 218 registers for dcgan_t2d; of others 64 pixels take as many.
-        BLOCK_K=(128 if one_vector(problem) else 64) if hopper else 32,
+        BLOCK_K=(128 if one_vector(problem, vector(problem)) else 64) if hopper else 32,
         ROWS=rows,
         TAPS=taps,
         SPLITS=splits_of_waves(programs, 64, problem, target),

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from ..layout import same_places
+from ..layout import one_run
 from ..problem import VECTOR_LIMIT, Problem, vector_of
 from ..target import Target
 from .arguments import geometry_arguments
 from .common import aligned, decode_pixel, dot, epilogue, narrow, tile_pixels, wide, within
 from .kernel import Kernel, ProductTile, cdiv
-from .row_windows import one_vector, shifts, vector, window_parts, x_vector
+from .row_vectors import one_vector, shifts, y_vector
+from .row_windows import vector, window_parts, x_vector
 from .staging import Operand, staged_bytes, staging_of
 
 
@@ -139,7 +140,9 @@ class ImplicitGemmWindowsTile(ProductTile):
         if not staging_of(target).turns:
             # gfx942 copies no vectors that are taken apart.
             read = self.BLOCK_M * self.BLOCK_K // g.kernel[2] * g.stride[2] * size
-            operands += [Operand(read, x_vector(problem) * size, corner=True)] * shifts(problem, g.kernel[2])
+            operands += [Operand(read, x_vector(problem) * size, corner=True)] * shifts(
+                problem, g.kernel[2], vector(problem)
+            )
         sums = self.BLOCK_M * self.BLOCK_N, size
         return staged_bytes(operands, self.rows(), self.num_warps, self.num_stages, sums, target)
 
@@ -166,10 +169,10 @@ def _arguments(problem: Problem, tile: ImplicitGemmWindowsTile) -> dict[str, obj
             c_in_group=g.c_in_group,
             c_out_group=g.c_out_group,
             VECTOR=vector(problem),
-            ONE_VECTOR=one_vector(problem),
+            ONE_VECTOR=one_vector(problem, vector(problem)),
             X_VECTOR=x_vector(problem),
             W_VECTOR=w_vector(problem),
-            Y_VECTOR=vector_of(*problem.y_strides[:2], g.out_pixels),
+            Y_VECTOR=y_vector(problem),
         )
     )
 
@@ -194,7 +197,7 @@ def _unsuited(problem: Problem) -> str | None:
         return "neighbouring pixels of the input are not contiguous"
     if vector(problem) == 1:
         return "rows of the input are no aligned vectors, each of whole outputs"
-    if not same_places(g.out_size, problem.y_strides[2:], (g.out_size[1] * g.out_size[2], g.out_size[2], 1)):
+    if not one_run(g.out_size, problem.y_strides[2:]):
         return "an image of the output is not one run of pixels"
     return None
 

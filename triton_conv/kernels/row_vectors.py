@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..layout import one_run
+from ..problem import Problem, WeightGradientProblem, vector_of
 from .common import load_pixels, within
 from .windows import elements, side_by_side
 
@@ -112,3 +114,58 @@ def gathered_operand(
             picked = picked + (none,)  # type: ignore[assignment]
     tile = tl.reshape(side_by_side(picked, 0, 1, TAPS), (BLOCK_N, BLOCK_K, TAPS))
     return tl.trans(tl.reshape(tl.permute(tile, (0, 2, 1)), (BLOCK_N * TAPS, BLOCK_K)))
+
+
+# Each part of a filter row is compiled for itself.
+MOST_PARTS = 4
+_MOST_TAPS = 16
+
+
+def vector(problem: Problem) -> int:
+    """Elements of an input row that are loaded at once: those of whole outputs, in rows of whole vectors; or 1."""
+    g = problem.geometry
+    for width in (8, 4, 2):
+        outputs = width // g.stride[2]
+        if width % g.stride[2] == 0 and problem.x_run(width) == width and g.out_size[2] % outputs == 0:
+            return width
+    return 1
+
+
+def one_vector(problem: Problem, width: int) -> bool:
+    """Whether a row of the input is one vector, and one of the output what that serves: nothing lies beside it."""
+    g = problem.geometry
+    return g.in_size[2] == width and g.out_size[2] * g.stride[2] == width
+
+
+def y_vector(problem: Problem) -> int:
+    """Pixels of the output, or of its gradient, that lie side by side at an aligned place, an image being one run."""
+    return vector_of(*problem.y_strides[:2], problem.geometry.out_pixels)
+
+
+def shifts(problem: Problem, taps: int, width: int) -> int:
+    """Vectors that so many taps of a row, or a part of them, read at most for those of one."""
+    if one_vector(problem, width):
+        return 1
+    g = problem.geometry
+    row, fixed = g.kernel[2], (g.stride[2], g.pad_before[2], g.dilation[2], width)
+    return max(len(vectors_read.fn(first, min(taps, row - first), *fixed)) for first in range(0, row, taps))
+
+
+def no_row_gradient(problem: Problem) -> str | None:
+    """Why a problem is no weight gradient of rows of pixels, None if it is."""
+    if not isinstance(problem, WeightGradientProblem):
+        return "it is no weight gradient"
+    g = problem.geometry
+    if not g.M:
+        return "it has no pixel"
+    if problem.itemsize != 2:
+        return "only 16-bit numbers are multiplied with pixels innermost"
+    if g.padding_mode != "zeros":
+        return f"its border is {g.padding_mode}, not zero"
+    if g.kernel[2] > _MOST_TAPS:
+        return f"{g.kernel[2]} taps of a filter row are more than {_MOST_TAPS}"
+    if problem.x_strides[4] != 1:
+        return "neighbouring pixels of the input are not contiguous"
+    if not one_run(g.out_size, problem.y_strides[2:]):
+        return "an image of the output's gradient is not one run of pixels"
+    return None

@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 
 from ..problem import Problem
+from . import row_vectors
 from .common import within
-from .row_vectors import place_read, vector_at, vector_count, vectors_read
+from .row_vectors import place_read, vector_at, vector_count
 from .windows import side_by_side
 
 # A row of more elements is several vectors.
@@ -84,27 +85,9 @@ def vector(problem: Problem) -> int:
     row, stride = g.in_size[2], g.stride[2]
     if 8 < row <= _LONGEST and row & (row - 1) == 0 and row == g.out_size[2] * stride and problem.x_run(8) == 8:
         return row
-    for width in (8, 4, 2):
-        if width % stride == 0 and problem.x_run(width) == width and g.out_size[2] % (width // stride) == 0:
-            return width
-    return 1
+    return row_vectors.vector(problem)
 
 
 def x_vector(problem: Problem) -> int:
     """Elements that are loaded at once: 16 bytes at most."""
     return min(vector(problem), 8)
-
-
-def one_vector(problem: Problem) -> bool:
-    """Whether a row of the input is one vector, and one of the output what that serves: nothing lies beside it."""
-    g, width = problem.geometry, vector(problem)
-    return g.in_size[2] == width and g.out_size[2] * g.stride[2] == width
-
-
-def shifts(problem: Problem, taps: int) -> int:
-    """Vectors that so many taps of a row, or a part of them, read at most."""
-    if one_vector(problem):
-        return 1
-    g, width = problem.geometry, vector(problem)
-    row, fixed = g.kernel[2], (g.stride[2], g.pad_before[2], g.dilation[2], width)
-    return max(len(vectors_read.fn(first, min(taps, row - first), *fixed)) for first in range(0, row, taps))

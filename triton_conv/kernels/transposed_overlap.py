@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from ..layout import same_places, span
+from ..layout import one_run, span
 from ..problem import INT32_LIMIT, VECTOR_LIMIT, Problem, vector_of
 from ..target import Target
 from .arguments import geometry_arguments
@@ -298,7 +298,7 @@ def _unsuited(problem: Problem) -> str | None:
     if g.in_pixels > _MOST_PIXELS and not one_row(problem):
         return f"an image of {g.in_pixels} pixels does not fit in a tile"
     for name, size, strides in (("input", g.in_size, problem.x_strides), ("output", g.out_size, problem.y_strides)):
-        if not same_places(size, strides[2:], (size[1] * size[2], size[2], 1)):
+        if not one_run(size, strides[2:]):
             return f"an image of the {name} is not one run of pixels"
     return None
 

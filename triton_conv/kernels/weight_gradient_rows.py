@@ -8,8 +8,7 @@ from typing import ClassVar
 import triton
 import triton.language as tl
 
-from ..layout import same_places
-from ..problem import Problem, WeightGradientProblem, vector_of
+from ..problem import Problem
 from ..target import Target
 from .arguments import geometry_arguments
 from .common import (
@@ -22,7 +21,16 @@ from .common import (
     within,
 )
 from .kernel import Kernel, ProductTile, cdiv
-from .row_vectors import gathered_operand, row_operand, vectors_read
+from .row_vectors import (
+    MOST_PARTS,
+    gathered_operand,
+    no_row_gradient,
+    one_vector,
+    row_operand,
+    shifts,
+    vector,
+    y_vector,
+)
 from .staging import Operand, partial_bytes, staged_bytes, staging_of
 
 
@@ -185,8 +193,8 @@ class WeightGradientRowsTile(ProductTile):
 
     def mismatch(self, problem: Problem) -> str | None:
         taps = problem.geometry.kernel[2]
-        if cdiv(taps, self.TAPS) > _MOST_PARTS:
-            return f"{self.TAPS} taps at a time leave more than {_MOST_PARTS} parts of a row of {taps}"
+        if cdiv(taps, self.TAPS) > MOST_PARTS:
+            return f"{self.TAPS} taps at a time leave more than {MOST_PARTS} parts of a row of {taps}"
         outputs = vector(problem) // problem.geometry.stride[2]
         if outputs > self.BLOCK_K:
             return f"a vector serves {outputs} pixels"
@@ -203,56 +211,9 @@ class WeightGradientRowsTile(ProductTile):
         if width > 1 and not staging_of(target).turns:
             # gfx942 copies no vectors that are taken apart.
             read = self.BLOCK_N * self.BLOCK_K * problem.geometry.stride[2] * itemsize
-            operands += [Operand(read, width * itemsize, corner=True)] * self.shifts(problem)
+            operands += [Operand(read, width * itemsize, corner=True)] * shifts(problem, self.TAPS, width)
         sums = self.BLOCK_M * columns, partial_bytes(problem, target)
         return staged_bytes(operands, self.BLOCK_M, self.num_warps, self.num_stages, sums, target)
-
-    def shifts(self, problem: Problem) -> int:
-        """Vectors that the taps of a part of a row read at most for those of one, in rows of more than one."""
-        g, width = problem.geometry, vector(problem)
-        if one_vector(problem):
-            return 1
-        return max(
-            len(
-                vectors_read.fn(
-                    first, min(self.TAPS, g.kernel[2] - first), g.stride[2], g.pad_before[2], g.dilation[2], width
-                )
-            )
-            for first in range(0, g.kernel[2], self.TAPS)
-        )
-
-
-def dense_images(problem: Problem) -> bool:
-    """Whether an image's pixels of one channel of the output are one run."""
-    g, strides = problem.geometry, problem.y_strides[2:]
-    return same_places(g.out_size, strides, (g.out_size[1] * g.out_size[2], g.out_size[2], 1))
-
-
-# Each part of a filter row is compiled for itself.
-_MOST_PARTS = 4
-_MOST_TAPS = 16
-
-
-def vector(problem: Problem) -> int:
-    """Elements of an input row that are loaded at once: those of whole outputs, in rows of whole vectors; or 1."""
-    g = problem.geometry
-    for width in (8, 4, 2):
-        outputs = width // g.stride[2]
-        if width % g.stride[2] == 0 and problem.x_run(width) == width and g.out_size[2] % outputs == 0:
-            return width
-    return 1
-
-
-def one_vector(problem: Problem) -> bool:
-    """Whether a row of the input is one vector, and one of the output what that serves: nothing lies beside it."""
-    g, width = problem.geometry, vector(problem)
-    return g.in_size[2] == width and g.out_size[2] * g.stride[2] == width
-
-
-def y_vector(problem: Problem) -> int:
-    """Pixels of the output's gradient that lie side by side at an aligned place, an image being one run of them."""
-    n, c = problem.y_strides[:2]
-    return vector_of(n, c, problem.geometry.out_pixels)
 
 
 def _grid(problem: Problem, tile: WeightGradientRowsTile) -> int:
@@ -272,29 +233,10 @@ def _arguments(problem: Problem, tile: WeightGradientRowsTile) -> dict[str, obje
             c_out_group=g.c_out_group,
             groups=g.groups,
             VECTOR=width,
-            ONE_VECTOR=one_vector(problem),
+            ONE_VECTOR=one_vector(problem, width),
             Y_VECTOR=y_vector(problem),
         )
     )
-
-
-def _unsuited(problem: Problem) -> str | None:
-    if not isinstance(problem, WeightGradientProblem):
-        return "it is no weight gradient"
-    g = problem.geometry
-    if not g.M:
-        return "it has no pixel"
-    if problem.itemsize != 2:
-        return "only 16-bit numbers are multiplied with pixels innermost"
-    if g.padding_mode != "zeros":
-        return f"its border is {g.padding_mode}, not zero"
-    if g.kernel[2] > _MOST_TAPS:
-        return f"{g.kernel[2]} taps of a filter row are more than {_MOST_TAPS}"
-    if problem.x_strides[4] != 1:
-        return "neighbouring pixels of the input are not contiguous"
-    if not dense_images(problem):
-        return "an image of the output's gradient is not one run of pixels"
-    return None
 
 
 KERNEL = Kernel(
@@ -303,7 +245,7 @@ KERNEL = Kernel(
     tile_type=WeightGradientRowsTile,
     grid=_grid,
     arguments=_arguments,
-    unsuited=_unsuited,
+    unsuited=no_row_gradient,
     safe_tile=WeightGradientRowsTile(num_warps=4, num_stages=1, BLOCK_M=64, BLOCK_N=16, BLOCK_K=32, TAPS=4),
     pointers=("x_ptr", "dy_ptr", "dw_ptr"),
 )

@@ -8,13 +8,13 @@ from typing import ClassVar
 import triton
 import triton.language as tl
 
-from ..layout import same_places
-from ..problem import Problem, WeightGradientProblem, vector_of
+from ..problem import Problem
 from ..target import Target
 from .arguments import geometry_arguments
 from .common import aligned, decode_pixel, dot, next_tile, tile_digits, tile_pixels, wide, within
 from .kernel import Kernel, ProductTile, cdiv
-from .row_windows import one_vector, shifts, vector, window_parts, x_vector
+from .row_vectors import MOST_PARTS, no_row_gradient, one_vector, shifts, y_vector
+from .row_windows import vector, window_parts, x_vector
 from .staging import Operand, partial_bytes, staged_bytes, staging_of
 
 
@@ -196,8 +196,8 @@ class WeightGradientWindowsTile(ProductTile):
 
     def mismatch(self, problem: Problem) -> str | None:
         g = problem.geometry
-        if cdiv(g.kernel[2], self.TAPS) > _MOST_PARTS:
-            return f"{self.TAPS} taps at a time leave more than {_MOST_PARTS} parts of a row of {g.kernel[2]}"
+        if cdiv(g.kernel[2], self.TAPS) > MOST_PARTS:
+            return f"{self.TAPS} taps at a time leave more than {MOST_PARTS} parts of a row of {g.kernel[2]}"
         if 2 * g.kernel[1] <= self.ROWS:
             return f"{self.ROWS} filter rows are twice as many as there are"
         if self.columns() < 16:
@@ -216,19 +216,11 @@ class WeightGradientWindowsTile(ProductTile):
         if not staging_of(target).turns:
             # gfx942 copies no vectors that are taken apart.
             read = self.BLOCK_N * self.ROWS * self.BLOCK_K * problem.geometry.stride[2] * itemsize
-            operands += [Operand(read, x_vector(problem) * itemsize, corner=True)] * shifts(problem, self.TAPS)
+            operands += [Operand(read, x_vector(problem) * itemsize, corner=True)] * shifts(
+                problem, self.TAPS, vector(problem)
+            )
         sums = self.BLOCK_M * self.columns(), partial_bytes(problem, target)
         return staged_bytes(operands, self.BLOCK_M, self.num_warps, self.num_stages, sums, target)
-
-
-# Each part of a filter row is compiled for itself.
-_MOST_PARTS = 4
-_MOST_TAPS = 16
-
-
-def y_vector(problem: Problem) -> int:
-    """Pixels of the output's gradient that lie side by side at an aligned place, an image being one run of them."""
-    return vector_of(*problem.y_strides[:2], problem.geometry.out_pixels)
 
 
 def _grid(problem: Problem, tile: WeightGradientWindowsTile) -> int:
@@ -247,7 +239,7 @@ def _arguments(problem: Problem, tile: WeightGradientWindowsTile) -> dict[str, o
             c_out_group=g.c_out_group,
             groups=g.groups,
             VECTOR=vector(problem),
-            ONE_VECTOR=one_vector(problem),
+            ONE_VECTOR=one_vector(problem, vector(problem)),
             X_VECTOR=x_vector(problem),
             Y_VECTOR=y_vector(problem),
         )
@@ -255,23 +247,10 @@ def _arguments(problem: Problem, tile: WeightGradientWindowsTile) -> dict[str, o
 
 
 def _unsuited(problem: Problem) -> str | None:
-    if not isinstance(problem, WeightGradientProblem):
-        return "it is no weight gradient"
-    g, strides = problem.geometry, problem.y_strides[2:]
-    if not g.M:
-        return "it has no pixel"
-    if problem.itemsize != 2:
-        return "only 16-bit numbers are multiplied with pixels innermost"
-    if g.padding_mode != "zeros":
-        return f"its border is {g.padding_mode}, not zero"
-    if g.kernel[2] > _MOST_TAPS:
-        return f"{g.kernel[2]} taps of a filter row are more than {_MOST_TAPS}"
-    if problem.x_strides[4] != 1:
-        return "neighbouring pixels of the input are not contiguous"
+    if reason := no_row_gradient(problem):
+        return reason
     if vector(problem) == 1:
         return "rows of the input are no aligned vectors, each of whole outputs"
-    if not same_places(g.out_size, strides, (g.out_size[1] * g.out_size[2], g.out_size[2], 1)):
-        return "an image of the output's gradient is not one run of pixels"
     return None
 
 
