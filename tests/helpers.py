@@ -5,6 +5,7 @@ import zlib
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch._prims_common import suggest_memory_format
@@ -96,6 +97,13 @@ def check(function, arguments, *kernels, beside_torch=True):
         own = getattr(F, function)(**plain)
         assert (result.shape, result.stride()) == (own.shape, own.stride())
     return result
+
+
+def chosen_tiles(quick):
+    """A kernel's safe tile and the default one for sm_90, in every dtype; but for the `quick` pairs it is slow."""
+    pairs = [(tile, dtype) for tile in ("safe", "sm_90") for dtype in DTYPES]
+    marked = [pytest.param(*pair, marks=() if pair in quick else pytest.mark.slow) for pair in pairs]
+    return pytest.mark.parametrize(("tile", "dtype"), marked, ids=str)
 
 
 def timed(monkeypatch, name, problem, target):

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from cases import case
-from helpers import DTYPES, channels_last, compare, launches, limit, permuted, random, serves_where_timed
+from helpers import channels_last, chosen_tiles, compare, launches, limit, permuted, random, serves_where_timed
 from test_depthwise_patch import framed, plan_of
 from test_depthwise_patch_weight_gradient import plan_of as plan_gradient_of
 from test_depthwise_patch_weight_gradient import run as run_gradient
@@ -85,15 +85,7 @@ def test_weight_gradient(layer, tile):
     run_gradient(LAYERS[layer], torch.float32, rolling, name=GRADIENT)
 
 
-@pytest.mark.parametrize(
-    ("tile", "dtype"),
-    [
-        pytest.param(tile, dtype, marks=() if (tile, dtype) in CHOSEN else pytest.mark.slow)
-        for tile in ("safe", "sm_90")
-        for dtype in DTYPES
-    ],
-    ids=str,
-)
+@chosen_tiles(CHOSEN)
 def test_chosen_tiles(tile, dtype):
     def pick(made, name):
         return KERNELS[name].safe_tile if tile == "safe" else default_tile(name, made.problem, KNOWN["sm_90"])

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import case
-from helpers import DTYPES, compare, launches, limit, permuted, random, serves_where_timed
+from helpers import chosen_tiles, compare, launches, limit, permuted, random, serves_where_timed
 from test_depthwise_patch import plan_of
 from test_large import LIMIT, spread
 from test_tiles import run
@@ -89,15 +89,7 @@ def test_forward(layer, tile):
     run(of(layer), tensors(layer), NAME, TILES[tile])
 
 
-@pytest.mark.parametrize(
-    ("tile", "dtype"),
-    [
-        pytest.param(tile, dtype, marks=() if (tile, dtype) in CHOSEN else pytest.mark.slow)
-        for tile in ("safe", "sm_90")
-        for dtype in DTYPES
-    ],
-    ids=str,
-)
+@chosen_tiles(CHOSEN)
 def test_chosen_tiles(tile, dtype):
     arguments = tensors("vectors", dtype, multiplier=2, activation="silu")
     problem = tc.plan(tc.conv3d, **arguments).problem

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from helpers import DTYPES, channels_last, serves_where_timed
+from helpers import channels_last, chosen_tiles, serves_where_timed
 from test_depthwise_patch import plan_of as plan_forward_of
 from test_depthwise_patch_weight_gradient import plan_of, run
 from test_large import LIMIT, spread
@@ -55,15 +55,7 @@ def test_weight_gradient(layer, tile):
     forced(layer, torch.float32, TILES[tile])
 
 
-@pytest.mark.parametrize(
-    ("tile", "dtype"),
-    [
-        pytest.param(tile, dtype, marks=() if (tile, dtype) in CHOSEN else pytest.mark.slow)
-        for tile in ("safe", "sm_90")
-        for dtype in DTYPES
-    ],
-    ids=str,
-)
+@chosen_tiles(CHOSEN)
 def test_chosen_tiles(tile, dtype):
     def pick(made):
         return KERNELS[NAME].safe_tile if tile == "safe" else default_tile(NAME, made.problem, KNOWN["sm_90"])
