@@ -86,10 +86,10 @@ def _device(target: Target) -> dict[str, object]:
 @functools.cache
 def kernel_hash(name: str) -> str:
     """Hash of the kernel's code and of the device functions that it reaches, blind to comments and docstrings; with the
-    code of the second launch, if it has one.
+    code of the launches before and after it, if it has any.
     """
     kernel = KERNELS[name]
-    return code_hash(kernel.function, *([kernel.join.function] if kernel.join else []))
+    return code_hash(kernel.function, *(other.function for other in (kernel.ahead, kernel.join) if other))
 
 
 def code_hash(*functions: Any) -> str:

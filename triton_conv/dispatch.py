@@ -28,7 +28,10 @@ from .verdicts import Form
 
 # Forms, the preferred one first.
 _BOXED: tuple[str, ...] = ("implicit_gemm_boxed", "implicit_gemm_persistent", "implicit_gemm_rolling")
-_DEPTHWISE = ("depthwise_banded", "depthwise_patch", "depthwise_rolling", "depthwise_rolling_patch", "depthwise")
+_DEPTHWISE = (
+    "depthwise_banded", "depthwise_toeplitz", "depthwise_patch", "depthwise_rolling", "depthwise_rolling_patch",
+    "depthwise",
+)  # fmt: skip
 _DEPTHWISE_WEIGHT_GRADIENTS = (
     "depthwise_banded_weight_gradient",
     "depthwise_fused_weight_gradient",
@@ -69,7 +72,7 @@ WAITING = (
     "implicit_gemm_rows", "implicit_gemm_windows", "implicit_gemm_persistent", "implicit_gemm_rolling", "strided_boxed",
     "grouped_slab", "weight_gradient_clipped", "weight_gradient_taps", "weight_gradient_windows",
     "depthwise_banded_transposed",
-    "depthwise_fused_weight_gradient", "depthwise_rolling", "depthwise_rolling_patch",
+    "depthwise_fused_weight_gradient", "depthwise_rolling", "depthwise_rolling_patch", "depthwise_toeplitz",
     "depthwise_rolling_weight_gradient", "depthwise_rolling_patch_weight_gradient", "transposed_overlap",
     "separable_whole", "locally_connected_input_gradient_shifted",
 )  # fmt: skip
@@ -141,7 +144,8 @@ class Plan:
         return weight.as_strided(sizes, strides, weight.storage_offset() + last)
 
     def launch(self, *tensors: torch.Tensor | None) -> None:
-        """Runs the kernel on tensors in the order of `kernel.pointers`; allocates nothing."""
+        """Runs the kernel on tensors in the order of `kernel.pointers`; allocates nothing but what launches of
+        one kernel hand to each other."""
         for watcher in watchers:
             watcher(self, tensors)
         launch(self.kernel, self.grid, self.tile, self.values, *tensors)

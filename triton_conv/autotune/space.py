@@ -133,6 +133,15 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "num_warps": (2, 4),
         "num_stages": (1,),
     },
+    # Rows of the product are images first; groups of rows fill up what few images leave.
+    "depthwise_toeplitz": {
+        "BLOCK_M": (64, 128, 256),
+        "BLOCK_N": (64, 128, 256),
+        "BLOCK_K": (16, 32, 64, 128),
+        "GROUPS": (1, 2, 4, 8),
+        "num_warps": (4, 8),
+        "num_stages": (2, 3, 4),
+    },
     # 7 columns fit images of 56, 28, 14 and 7, and leave registers for 49 taps.
     "depthwise_rolling": {
         "ROWS": (7, 14, 28, 56),

@@ -34,6 +34,7 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
         depthwise.depthwise_patch,
         rolling.depthwise_rolling,
         rolling.depthwise_rolling_patch,
+        depthwise.depthwise_toeplitz,
         products.transposed_overlap,
         products.transposed_phase,
         products.deformable,

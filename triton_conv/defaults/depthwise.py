@@ -10,10 +10,11 @@ from ..kernels.depthwise import DepthwiseTile
 from ..kernels.depthwise_banded import DepthwiseBandedTile, images_of_tile, tile_count
 from ..kernels.depthwise_banded_transposed import DepthwiseBandedTransposedTile
 from ..kernels.depthwise_patch import DepthwisePatchTile
+from ..kernels.depthwise_toeplitz import DepthwiseToeplitzTile, width_in, width_out
 from ..kernels.kernel import cdiv
 from ..problem import Problem
 from ..target import Target
-from .common import THREADS, power_of_two, warps
+from .common import THREADS, power_of_two, staged, warps
 
 
 def depthwise(problem: Problem, target: Target) -> DepthwiseTile:
@@ -167,3 +168,23 @@ def depthwise_patch(problem: Problem, target: Target) -> DepthwisePatchTile:
         # Rows that patches share come from L1, which pipelined loads bypass.
         num_stages=1,
     )
+
+
+def depthwise_toeplitz(problem: Problem, target: Target) -> DepthwiseToeplitzTile:
+    """128 pairs of images and rows by 256 columns."""
+    g = problem.geometry
+    hopper = target.family in ("sm_90", "sm_100")
+    wide = width_out(problem)
+    block_n = min(power_of_two(g.out_size[1], 1, 256) * wide, 256 if hopper else 128)
+    rows = max(block_n // wide, 1)
+    images = power_of_two(g.batch, 1, 128)
+    groups = power_of_two(cdiv(g.out_size[1], rows), 1, 128 // images)
+    tile = DepthwiseToeplitzTile(
+        BLOCK_M=max(images * groups, 16),
+        BLOCK_N=max(block_n, 16, wide),
+        BLOCK_K=max(width_in(problem), 32),
+        GROUPS=groups,
+        num_warps=warps(target, 2 * THREADS),
+        num_stages=3,
+    )
+    return staged(tile, problem, target)

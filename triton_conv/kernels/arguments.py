@@ -17,15 +17,16 @@ _ACCUMULATOR = {torch.float64: tl.float64}
 
 class Arguments(dict[str, Any]):
     """The arguments of a kernel that are no tensors, by name; and beside them what Triton compiled for these, and the
-    launch that follows, if one does.
+    launches that come before and follow, if any do.
     """
 
-    __slots__ = ("compiled", "second")
+    __slots__ = ("compiled", "first", "second")
 
     def __init__(self, *values: Any) -> None:
         super().__init__(*values)
         self.compiled: dict[tuple[Any, ...], Any] = {}
-        self.second: Second | None = None
+        self.first: Another | None = None
+        self.second: Another | None = None
 
     @classmethod
     def of(cls, function: Any, known: dict[str, object]) -> Arguments:
@@ -36,8 +37,8 @@ class Arguments(dict[str, Any]):
 
 
 @dataclass(frozen=True)
-class Second:
-    """A second launch of one problem and tile, as `Join` explains."""
+class Another:
+    """Another launch of one problem and tile, as `Ahead` and `Join` explain."""
 
     numbers: int
     grid: int

@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from ..layout import dense_strides, same_places
 from ..problem import VECTOR_LIMIT, Problem, WeightGradientProblem
 from ..target import Target
-from .arguments import Arguments, Second
+from .arguments import Another, Arguments
 from .staging import Operand, staged_bytes, staging_of
 
 _POWERS = frozenset(2**i for i in range(13))
@@ -155,6 +155,20 @@ class ProductTile(Tile):
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """A launch before a kernel's own, of `function`, which lays the weight out anew for it.
+
+    `numbers` and `grid` are functions of the problem: numbers of the weight's dtype, in memory that is asked for at the
+    launch, and programs. The function takes `w_ptr`, that memory, and whichever of the kernel's arguments it names; the
+    kernel takes that memory for its `w_ptr`.
+    """
+
+    function: Any
+    numbers: Callable[[Any], int]
+    grid: Callable[[Any], int]
+
+
+@dataclass(frozen=True)
 class Join:
     """A second launch, of `function`, which adds up what a kernel left of some results in `partial_ptr`.
 
@@ -195,6 +209,8 @@ class Kernel:
     """Whether it loads elements into the very registers from which NVIDIA's matrix instructions take them."""
     products: bool = False
     """Whether it has many products at once that nothing is added to: tensor memory has no room for so many."""
+    ahead: Ahead | None = None
+    """The launch that comes before it."""
     join: Join | None = None
     """The launch that follows it; such a kernel takes `partial_ptr` behind its pointers."""
     contiguous_weight: bool = False
@@ -249,6 +265,9 @@ class Kernel:
         if not target.tf32:
             known |= {"PRECISION": "ieee"}
         values = Arguments.of(self.function, known)
+        if self.ahead is not None:
+            own = Arguments.of(self.ahead.function, known)
+            values.first = Another(self.ahead.numbers(problem), self.ahead.grid(problem), own)
         if self.join is not None and (numbers := self.join.numbers(problem, tile)):
-            values.second = Second(numbers, self.join.grid(problem, tile), Arguments.of(self.join.function, known))
+            values.second = Another(numbers, self.join.grid(problem, tile), Arguments.of(self.join.function, known))
         return values

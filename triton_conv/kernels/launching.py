@@ -28,12 +28,18 @@ launches: Counter[str] = Counter()
 
 
 def launch(kernel: Kernel, grid: int, tile: Tile, values: Arguments, *tensors: torch.Tensor | None) -> None:
-    """Launches on the current device, the tensors': allocates nothing but what a `Join` adds up, decides nothing.
-    Tensors in the order of `kernel.pointers`.
+    """Launches on the current device, the tensors': allocates nothing but what an `Ahead` lays out and a `Join` adds
+    up, decides nothing. Tensors in the order of `kernel.pointers`.
     """
     launches[kernel.name] += 1
     start = _start_with_scratch if kernel.descriptors else start_kernel
     programs, options = (grid, 1, 1), (tile.num_warps, tile.num_stages)
+    if kernel.ahead is not None and (first := values.first) is not None:
+        x, weight, *others = tensors
+        assert weight is not None
+        made = memory(first.numbers, weight.device, weight.dtype)
+        start_kernel(kernel.ahead.function, (first.grid, 1, 1), first.values, (weight, made))
+        tensors = (x, made, *others)
     if kernel.join is None:
         start(kernel.function, programs, values, tensors, *options)
     elif (second := values.second) is None:
@@ -46,9 +52,9 @@ def launch(kernel: Kernel, grid: int, tile: Tile, values: Arguments, *tensors: t
         start_kernel(kernel.join.function, (second.grid, 1, 1), second.values, (partial, bias, output), *options)
 
 
-def memory(numbers: int, device: torch.device) -> torch.Tensor:
-    """Where a kernel leaves what a second launch adds up: uninitialised, float32."""
-    return torch.empty(numbers, dtype=torch.float32, device=device)
+def memory(numbers: int, device: torch.device, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Where a kernel leaves what the launch after it reads: uninitialised."""
+    return torch.empty(numbers, dtype=dtype, device=device)
 
 
 def compiler_options(*of_a_tile: int | None) -> dict[str, Any]:

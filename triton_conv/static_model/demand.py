@@ -47,7 +47,7 @@ class Demand:
     (two, and one in two, a clock), `memory` instructions and their `wavefronts` (one a clock), `tensor` products. In
     trips one after the other: `waits` for loads through registers, `fetches` that overlap with those of other stages,
     `barriers`. In bytes: `device_bytes` each operand once, with partial sums; `l2_bytes` asked of L2 at most, as if L1
-    never hit.
+    never hit; `ahead_bytes` what a launch before this one writes, if there is one.
     """
 
     issued: float
@@ -61,6 +61,7 @@ class Demand:
     barriers: float
     device_bytes: float
     l2_bytes: float
+    ahead_bytes: float = 0.0
 
     def astuple(self) -> tuple[float, ...]:
         return tuple(getattr(self, entry.name) for entry in fields(self))
@@ -136,6 +137,12 @@ def _partial_bytes(name: str, problem: Problem, tile: Tile) -> float:
     return float(problem.accumulator_bytes * math.prod(partial[0])) if partial else 0.0
 
 
+def _ahead_bytes(name: str, problem: Problem) -> float:
+    """Bytes that the launch before a kernel's own writes, which the kernel reads."""
+    ahead = KERNELS[name].ahead
+    return float(problem.itemsize * ahead.numbers(problem)) if ahead else 0.0
+
+
 def launch(kernel: str, problem: Problem, tile: Tile, target: Target, compiled: Counted) -> Launch:
     """Takes a launch apart; `compiled` must have its loops."""
     assert compiled.loop is not None
@@ -167,8 +174,9 @@ def launch(kernel: str, problem: Problem, tile: Tile, target: Target, compiled: 
         waits=waves * waits,
         fetches=waves * fetches / max(tile.num_stages - 1, 1),
         barriers=waves * slots.barriers,
-        device_bytes=problem.least_bytes + _partial_bytes(kernel, problem, tile),
+        device_bytes=problem.least_bytes + _partial_bytes(kernel, problem, tile) + _ahead_bytes(kernel, problem),
         l2_bytes=programs * moved,
+        ahead_bytes=_ahead_bytes(kernel, problem),
     )
     # A weight gradient's instructions go by the pixels that it sums over.
     shape = problem.geometry.out_shape if isinstance(problem, WeightGradientProblem) else problem.result_shape

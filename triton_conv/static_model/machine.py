@@ -67,9 +67,11 @@ class Machine:
         }
 
     def predict(self, demand: Demand) -> tuple[float, str]:
-        """Seconds of a launch, and the term that binds it."""
+        """Seconds of a launch, with those of one ahead of it, which writes memory; and the term that binds it."""
         terms = self.seconds(demand)
         whole = math.fsum(term**self.overlap for term in terms.values()) ** (1 / self.overlap)
+        if demand.ahead_bytes:
+            whole += self.launch + demand.ahead_bytes / self.device
         return self.launch + whole, max(terms, key=lambda name: terms[name])
 
     def limits(self, target: Target) -> Target:
