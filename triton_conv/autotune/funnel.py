@@ -17,7 +17,8 @@ from ..problem import Problem
 from ..target import Target
 from .modelled import Modelled, ModelledJob, known
 from .search import Candidate, Search
-from .space import SPACES, worthwhile
+from .space import SPACES
+from .worth import worthwhile
 
 # Candidates compiled at a time: two a core of a small machine, a few for each of a large one.
 _BATCH = 16

@@ -23,7 +23,7 @@ from ..problem import Problem
 from ..target import Target
 from .portfolio import Costs, Matrix, Vector, together
 from .search import MEMORY_RATE, Candidate, cost_of
-from .space import worthwhile
+from .worth import worthwhile
 
 # Doublings over which problems resemble each other, and how many tiles come first from portfolios, good on many. Chosen
 # on simulated devices 4 and 5, with layers of networks left out: 1.5 doublings do as well, 0.7 leave twice the regret;

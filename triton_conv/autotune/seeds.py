@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ..kernels import KERNELS, Tile
 from ..problem import Problem
 from ..target import Target
-from .space import worthwhile
+from .worth import worthwhile
 
 _EIGHT_WARPS = {"BLOCK_K": 64, "num_warps": 8}
 _TALL, _WIDE = ({"BLOCK_M": m, "BLOCK_N": 384 - m, **_EIGHT_WARPS} for m in (256, 128))

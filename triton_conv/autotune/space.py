@@ -8,27 +8,9 @@ from collections.abc import Mapping, Sequence
 
 from ..defaults import default_tile
 from ..kernels import KERNELS, Tile
-from ..kernels import depthwise_banded_transposed as transposed
-from ..kernels.banded_rows import columns_read, row_columns
-from ..kernels.depthwise_banded import DepthwiseBandedTile
-from ..kernels.depthwise_banded_transposed import DepthwiseBandedTransposedTile
-from ..kernels.depthwise_banded_weight_gradient import DepthwiseBandedWeightGradientTile
-from ..kernels.depthwise_fused_weight_gradient import DepthwiseFusedWeightGradientTile
-from ..kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradientTile
-from ..kernels.grouped_slab import GroupedSlabTile
-from ..kernels.implicit_gemm_persistent import ImplicitGemmPersistentTile, partial_sums
-from ..kernels.implicit_gemm_rolling import ImplicitGemmRollingTile
-from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile, phases
-from ..kernels.kernel import cdiv
-from ..kernels.planes import RollingPatchTile, walked
-from ..kernels.separable_whole import SeparableWholeTile
-from ..kernels.strips import RollingTile
-from ..kernels.transposed_overlap import TransposedOverlapTile, image_columns
-from ..kernels.weight_gradient_rows import WeightGradientRowsTile
-from ..kernels.weight_gradient_windows import WeightGradientWindowsTile
 from ..problem import Problem
-from ..problem_lectures import LocalProblem, LocalWeightGradientProblem, SeparableProblem
 from ..target import Target
+from .worth import worthwhile
 
 _DOT: dict[str, Sequence[int | bool]] = {
     "BLOCK_M": (32, 64, 128, 256),
@@ -179,7 +161,7 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "num_warps": (4, 8),
         "num_stages": (2, 3, 4),
     },
-    # BLOCK_N times TAPS columns; what suits a filter row, and a device, see `_fills`.
+    # BLOCK_N times TAPS columns; what suits a filter row, and a device, see `worth._fills`.
     "weight_gradient_rows": _TAPS | {"BLOCK_N": (8, 16, 32, 64, 128, 256), "num_stages": (1, 3)},
     "implicit_gemm_windows": _DOT | {"BLOCK_K": (64, 128), "num_stages": (2, 3, 4)},
     # BLOCK_N times ROWS times TAPS columns, likewise.
@@ -313,92 +295,6 @@ def candidates(kernel: str, problem: Problem, target: Target) -> list[Tile]:
             tiles[tile] = distance(tile, default)
     # Ties in the order of the values: the same list everywhere.
     return sorted(tiles, key=lambda tile: (tiles[tile], tuple(tile.asdict().values())))
-
-
-def worthwhile(tile: Tile, problem: Problem) -> bool:
-    """Whether no block is more than twice as large as the dimension it covers."""
-    g, sizes = problem.geometry, tile.sizes()
-    channels = max(g.c_in, g.c_out)
-    widths = {"BLOCK_M": g.M, "BLOCK_N": max(g.c_out, 64), "BLOCK_K": max(g.K, channels, 16), "BLOCK_C": g.c_out}
-    if (columns := _columns(tile, problem)) is not None:
-        widths = {"BLOCK_T": max(g.out_size[2], 16), "BLOCK_K": max(columns, 16)}
-        widths |= {"ROWS": g.out_size[1], "STEPS": max(g.batch, 1), "BLOCK_M": g.M, "TILES": g.out_pixels}
-    if isinstance(tile, DepthwiseFusedWeightGradientTile):
-        # No more rows than the filter has, nor than a product takes at least.
-        if g.kernel[0] * g.kernel[1] < tile.FILTER_ROWS or (tile.FUSED > 1 and tile.FUSED * tile.BLOCK_K > 64):
-            return False
-    if isinstance(problem, LocalProblem):
-        images, rows = max(g.batch, 16), max(g.c_out_group, 64)
-        gradient = isinstance(problem, LocalWeightGradientProblem)
-        widths |= {"BLOCK_M": rows, "BLOCK_K": images} if gradient else {"BLOCK_M": images}
-    if isinstance(problem, SeparableProblem):
-        widths["BLOCK_N"] = max(problem.c_final, 64)
-    if isinstance(tile, TransposedOverlapTile):
-        widths |= {"BLOCK_M": max(g.batch * image_columns(problem), 64), "BLOCK_N": max(g.c_out_group * g.taps, 64)}
-    if isinstance(tile, SeparableWholeTile):
-        # Vectors of 8 or 16 bytes; many pixels, since each program reads all weights, but not more than wgmma takes.
-        if not 32 <= tile.pixels <= 256 or tile.values(32 * tile.num_warps) not in (4, 8):
-            return False
-    if isinstance(tile, ImplicitGemmPersistentTile) and tile.SPLIT and not partial_sums(problem, tile):
-        return False
-    if isinstance(tile, ImplicitGemmRollingTile):
-        # What a row of the image has no pixels or channels for is multiplied in every step.
-        strips = max(g.batch, 1) * g.out_size[2]
-        widths |= {"BLOCK_M": strips, "BLOCK_N": max(g.c_out_group, 64), "BLOCK_K": max(g.c_in_group, 16)}
-    if isinstance(tile, ImplicitGemmRowsTile):
-        widths["BLOCK_T"] = max(cdiv(g.out_size[2], phases(problem)), 4)
-    if "COLS" in sizes:
-        widths |= {"ROWS": g.out_size[1], "COLS": g.out_size[2]}
-    if isinstance(tile, RollingPatchTile):
-        depth, height = walked(problem)
-        widths |= {"PLANES": g.out_size[depth], "ROWS": g.out_size[height]}
-        # Threads share nothing: each has a patch.
-        if 32 * tile.num_warps != tile.BLOCK_P:
-            return False
-    if isinstance(tile, DepthwisePatchWeightGradientTile):
-        rows, held = g.kernel[0] * g.kernel[1], tile.ROWS * tile.LANES
-        # Few rows past the filter's last; of one lane, rows in several programs would share nothing but L2. A thread
-        # reads no single channel.
-        if 5 * cdiv(rows, held) * held > 6 * rows or (tile.LANES == 1 and rows > tile.ROWS):
-            return False
-        widths["ROWS"] = rows
-        if 64 * tile.num_warps > tile.BLOCK_P * tile.BLOCK_C:
-            return False
-    if isinstance(tile, RollingTile) and 32 * tile.num_warps > tile.BLOCK_P * tile.BLOCK_C:
-        # A thread has a channel of its own.
-        return False
-    if isinstance(tile, GroupedSlabTile):
-        widths = {"ROWS": g.out_size[1], "SLABS": 2 * tile.num_warps}
-    if isinstance(tile, (WeightGradientRowsTile, WeightGradientWindowsTile)):
-        widths["BLOCK_N"] = max(g.c_in_group, 16)
-        if not _fills(tile, problem):
-            return False
-    return all(int(str(sizes[name])) < 2 * width for name, width in widths.items() if name in sizes)
-
-
-def _columns(tile: Tile, problem: Problem) -> int | None:
-    """Input columns that a block of a banded form reads; None for others."""
-    if isinstance(tile, DepthwiseBandedWeightGradientTile):
-        # wgmma takes no fewer than 64 of a weight gradient's input.
-        return max(columns_read(problem, tile.BLOCK_T), 64)
-    if isinstance(tile, DepthwiseBandedTransposedTile):
-        return transposed.columns_read(problem, tile) if tile.mismatch(problem) is None else 0
-    if isinstance(tile, (DepthwiseBandedTile, DepthwiseFusedWeightGradientTile)):
-        return row_columns(problem, tile.BLOCK_T)
-    return None
-
-
-def _fills(tile: WeightGradientRowsTile | WeightGradientWindowsTile, problem: Problem) -> bool:
-    """Whether taps are those of a row, threads have 64 to 128 sums each, and programs are enough but not too many."""
-    taps = 1 << (problem.geometry.kernel[2] - 1).bit_length()
-    if not min(taps, 4) <= tile.TAPS <= taps:
-        return False
-    kernel = "weight_gradient_rows" if isinstance(tile, WeightGradientRowsTile) else "weight_gradient_windows"
-    programs = KERNELS[kernel].grid(problem, tile)
-    filled = programs >= 96 or problem.geometry.M <= 64 * tile.BLOCK_K
-    return filled and (tile.SPLITS == 1 or programs <= 288) and tile.accumulator_values() in (
-        2048 * tile.num_warps, 4096 * tile.num_warps
-    )  # fmt: skip
 
 
 def distance(tile: Tile, other: Tile) -> float:

@@ -66,7 +66,7 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
     )
 }
 # Tiles of images, or of pixels of a row, whose number the rules have seen to; those of a `LocalProblem` are too.
-_SIZED = ("implicit_gemm_rolling", "transposed_overlap", "weight_gradient_taps")
+_SIZED = ("depthwise_toeplitz", "implicit_gemm_rolling", "transposed_overlap", "weight_gradient_taps")
 
 
 def default_tile(kernel: str, problem: Problem, target: Target) -> Tile:

@@ -26,23 +26,24 @@ def depthwise_toeplitz_kernel(
     WIDTH_IN: tl.constexpr, WIDTH_OUT: tl.constexpr, HOP: tl.constexpr, LAG: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """y[m, n] = activation(sum_r sum_j x_r[m, j] block_r[j, n] + b[c]), block_r[j, (a, t)] = w[c, r - a LAG, tap(j, t)].
+    """y[m, n] = activation(sum_r sum_j x_r[m, j] block_r[j, n] + b[c]), block_r[j, n] = w[c, r - a LAG, tap(j, t)].
 
-    One channel c at a time. m runs over (group of output rows, image), n over ROWS output rows of the group, HOP apart,
-    and all their columns t. A step multiplies whole input rows, so that side padding costs nothing, by blocks of the
-    filter that `toeplitz_blocks` laid out before: as wide as a row, the weight of tap(j, t) at (j, t), else zero. r
-    counts filter rows for the first row of each group, BLOCK_K // WIDTH_IN of them a step, and only those for which
-    some group has a row inside the image. Both factors are copied ahead and read from shared memory as they are.
+    One channel c at a time. m runs over (group of output rows, image), n = (a, t) over ROWS output rows of the group,
+    HOP apart, and all their columns. A step multiplies whole input rows, so that side padding costs nothing, by blocks
+    of the filter that `toeplitz_blocks` laid out before: the weight of tap(j, t) at (j, t), else zero. r counts filter
+    rows for the first row of each group, BLOCK_K // WIDTH_IN of them a step, and only those for which some group has a
+    row inside the image. Both factors are copied ahead and read from shared memory as they are.
 
-    A banded product of blocks of columns reads an input row for each filter row, and multiplies as many zeros as weights
-    where the filter is as long as a block is wide; here a step of x serves ROWS output rows, and one of the blocks all
-    images and GROUPS. Bound by L2, where both come from: 571 MB for large_dw2d in bfloat16, of which the input is 50.
+    A banded product of blocks of columns reads an input row for each filter row, and multiplies as many zeros as
+    weights where a filter is as long as a block is wide. Here a step's input rows serve ROWS output rows each, and its
+    blocks serve all images and GROUPS.
 
     Zeros of a block are multiplied: an infinity or NaN in the input makes NaN of whole rows of the outputs that read
     its row.
 
     Grid: one axis of blocks of GROUPS x ROWS output rows x blocks of images x c_out programs, rows fastest, so that the
-    programs that share a channel's blocks run together. Toeplitz products: Ku et al., arXiv:2503.01868, in one dimension.
+    programs that share a channel's blocks run together. Toeplitz products: Ku et al., StripedHyena 2, arXiv:2503.01868,
+    there in one dimension.
     """
     ROWS: tl.constexpr = BLOCK_N // WIDTH_OUT
     IMAGES: tl.constexpr = BLOCK_M // GROUPS
@@ -99,7 +100,9 @@ def depthwise_toeplitz_kernel(
     if HAS_BIAS:
         acc += tl.load(b_ptr + c * wide(stride_b), mask=c < c_out, other=0.0).to(ACC_DTYPE)
     y_base = y_ptr + aligned(c * wide(stride_yc) + first * wide(stride_yn), Y_VECTOR)
-    y_offset = (image * stride_yn + h0 * stride_yh)[:, None] + (offs_a * (HOP * stride_yh) + offs_t * stride_yw)[None, :]
+    y_offset = (image * stride_yn + h0 * stride_yh)[:, None] + (offs_a * (HOP * stride_yh) + offs_t * stride_yw)[
+        None, :
+    ]
     y_offset = tl.max_contiguous(tl.multiple_of(y_offset, (1, Y_VECTOR)), (1, Y_VECTOR))
     y_inside = live[:, None] & (h0[:, None] + (offs_a * HOP)[None, :] < h_out)
     tl.store(
@@ -111,6 +114,8 @@ def depthwise_toeplitz_kernel(
 
 _WIDEST = 64
 """Columns of a row: wider ones, of a filter as wide, are rare, and their blocks outgrow images."""
+_LEAST_BYTES = 4 << 20
+"""Memory that may be taken however small the problem is: with two images, so that a first use can be checked."""
 _FEWEST_TAPS = 8
 """Columns for each tap of a row, at most: beyond, most products are with zeros."""
 
@@ -158,7 +163,7 @@ class DepthwiseToeplitzTile(ProductTile):
 
 def width_in(problem: Problem) -> int:
     """Columns that an input row takes in a step."""
-    return triton.next_power_of_2(problem.geometry.in_size[2])  # type: ignore[no-any-return]
+    return int(triton.next_power_of_2(problem.geometry.in_size[2]))
 
 
 def width_out(problem: Problem) -> int:
@@ -237,8 +242,8 @@ def _unsuited(problem: Problem) -> str | None:
         return f"a row of {widest} columns is wider than {_WIDEST}"
     if g.kernel[2] * _FEWEST_TAPS < g.in_size[2]:
         return f"of {g.in_size[2]} columns of a row a filter reads {g.kernel[2]}"
-    blocks, read = problem.itemsize * block_numbers(problem), problem.itemsize * sum(problem.ends)
-    if 2 * blocks > read:
+    blocks = problem.itemsize * block_numbers(problem)
+    if blocks > max(problem.itemsize * sum(problem.ends) // 2, _LEAST_BYTES):
         return f"the blocks of its filters take {blocks} bytes, more than half of input and output"
     return None
 
@@ -254,7 +259,9 @@ KERNEL = Kernel(
     ahead=Ahead(
         function=toeplitz_blocks_kernel,
         numbers=block_numbers,
-        grid=lambda problem: problem.geometry.c_out
-        * cdiv(problem.geometry.in_size[2] * problem.geometry.kernel[1], _block_rows(problem)),
+        grid=lambda problem: (
+            problem.geometry.c_out
+            * cdiv(problem.geometry.in_size[2] * problem.geometry.kernel[1], _block_rows(problem))
+        ),
     ),
 )
