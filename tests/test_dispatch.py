@@ -21,6 +21,8 @@ def plan_of(function, x, w, layout=None, **options):
 # --------------------------------------------------------------------------------------------------------------- forms
 
 NOT_BANDED = "not depthwise_banded: neighbouring pixels are not contiguous"
+NOT_TOEPLITZ = "not depthwise_toeplitz: neighbouring pixels are not contiguous"
+NOT_HALF = "not depthwise_toeplitz: only 16-bit numbers are multiplied"
 NOT_PATCH = "not depthwise_patch: the channels of its input are not contiguous"
 NOT_ROLLING = "not depthwise_rolling: the channels of its input are not contiguous"
 NOT_ROLLING_PATCH = "not depthwise_rolling_patch: neighbouring pixels are not contiguous"
@@ -32,11 +34,11 @@ NOT_ONE_OUTPUT = tuple(
 @pytest.mark.parametrize(
     ("layout", "multiplier", "options", "names", "notes"),
     [
-        (None, 1, {}, (BANDED, ROLLING_PATCH, DEPTHWISE), (NOT_PATCH, NOT_ROLLING)),
-        (None, 2, {}, (BANDED, ROLLING_PATCH, DEPTHWISE), NOT_ONE_OUTPUT),
-        (channels_last, 1, {}, (PATCH, "depthwise_rolling", DEPTHWISE), (NOT_BANDED, NOT_ROLLING_PATCH)),
-        (channels_last, 2, {}, (DEPTHWISE,), (NOT_BANDED, *NOT_ONE_OUTPUT, NOT_ROLLING_PATCH)),
-        (sliced, 1, {}, (DEPTHWISE,), (NOT_BANDED, NOT_PATCH, NOT_ROLLING, NOT_ROLLING_PATCH)),
+        (None, 1, {}, (BANDED, ROLLING_PATCH, DEPTHWISE), (NOT_HALF, NOT_PATCH, NOT_ROLLING)),
+        (None, 2, {}, (BANDED, ROLLING_PATCH, DEPTHWISE), (NOT_HALF, *NOT_ONE_OUTPUT)),
+        (channels_last, 1, {}, (PATCH, "depthwise_rolling", DEPTHWISE), (NOT_BANDED, NOT_TOEPLITZ, NOT_ROLLING_PATCH)),
+        (channels_last, 2, {}, (DEPTHWISE,), (NOT_BANDED, NOT_TOEPLITZ, *NOT_ONE_OUTPUT, NOT_ROLLING_PATCH)),
+        (sliced, 1, {}, (DEPTHWISE,), (NOT_BANDED, NOT_TOEPLITZ, NOT_PATCH, NOT_ROLLING, NOT_ROLLING_PATCH)),
         (
             channels_last,
             1,
@@ -44,7 +46,7 @@ NOT_ONE_OUTPUT = tuple(
             (DEPTHWISE,),
             tuple(
                 f"not depthwise_{form}: its border is reflect"
-                for form in ("banded", "patch", "rolling", "rolling_patch")
+                for form in ("banded", "toeplitz", "patch", "rolling", "rolling_patch")
             ),
         ),
     ],

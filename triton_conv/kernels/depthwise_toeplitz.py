@@ -228,14 +228,14 @@ def _unsuited(problem: Problem) -> str | None:
         return "it is transposed"
     if g.c_in_group != 1:
         return f"a group has {g.c_in_group} input channels, not 1"
-    if problem.itemsize != 2:
-        return "only 16-bit numbers are multiplied by whole rows"
-    if g.rank == 3:
-        return "it has three dimensions"
     if g.padding_mode != "zeros":
         return f"its border is {g.padding_mode}, not zero"
     if problem.x_strides[4] != 1:
         return "neighbouring pixels are not contiguous"
+    if problem.itemsize != 2:
+        return "only 16-bit numbers are multiplied by whole rows"
+    if g.rank == 3:
+        return "it has three dimensions"
     if not g.M:
         return "it has no pixel"
     if (widest := max(g.in_size[2], g.out_size[2])) > _WIDEST:
