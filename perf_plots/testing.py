@@ -26,7 +26,8 @@ NO_DEVICE = (
 )  # fmt: skip
 # Those in which something has not passed on an H100 yet.
 _FIRST = (
-    "toeplitz", "rolling", "rolling_patch", "rolling_patch_weight_gradient", "transposed_overlap", "strided_boxed",
+    "toeplitz", "toeplitz_weight_gradient",
+    "rolling", "rolling_patch", "rolling_patch_weight_gradient", "transposed_overlap", "strided_boxed",
     "implicit_gemm_persistent", "implicit_gemm_rolling", "implicit_gemm_windows", "weight_gradient_clipped",
     "weight_gradient_taps", "weight_gradient_windows", "banded_transposed", "fused_weight_gradient", "grouped_slab",
     "banded", "implicit_gemm_rows", "weight_gradient_rows", "lecture_forms", "separable_whole", "local_shifted",

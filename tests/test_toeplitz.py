@@ -14,7 +14,7 @@ from triton_conv import configs, dispatch
 from triton_conv.autotune.space import candidates
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
-from triton_conv.kernels import depthwise_toeplitz, launching
+from triton_conv.kernels import launching, toeplitz_blocks
 from triton_conv.kernels.depthwise_toeplitz import KERNEL, DepthwiseToeplitzTile, block_numbers
 from triton_conv.reference import reference
 from triton_conv.static_model.trips import trips
@@ -85,7 +85,7 @@ def problem_of(layer, **more):
 
 def widened(tile, problem):
     """The tile, or one that takes the problem's rows."""
-    wide = depthwise_toeplitz.width_in(problem), depthwise_toeplitz.width_out(problem)
+    wide = toeplitz_blocks.width_in(problem), toeplitz_blocks.width_out(problem)
     return replace(tile, BLOCK_K=max(tile.BLOCK_K, wide[0]), BLOCK_N=max(tile.BLOCK_N, wide[1]))
 
 
@@ -104,14 +104,13 @@ def test_chosen_tiles(tile, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", ["large-filter", "stride-and-dilation", "odd", "signal"])
-def test_every_candidate(layer):
-    arguments = tensors(layer)
-    tiles = candidates(NAME, problem_of(layer), KNOWN["sm_90"])
-    assert len(tiles) > 5
+def test_every_candidate():
+    arguments = case("many", NAME, "conv2d", (70, 2, 16, 15), (2, 1, 9, 9), groups=2, padding=4).tensors(torch.float16)
+    tiles = candidates(NAME, tc.plan(tc.conv2d, **arguments).problem, KNOWN["sm_90"])
+    assert len(tiles) > 20
     for tile in tiles:
         launches.clear()
-        run(of(layer), arguments, NAME, tile)
+        run("conv2d", arguments, NAME, tile)
 
 
 def framed(tensor):
@@ -190,7 +189,7 @@ def test_it_serves_where_it_was_timed(monkeypatch):
 def test_steps_are_those_for_which_a_row_is_in_the_image(layer, tile):
     problem = problem_of(layer)
     g, tile = problem.geometry, widened(TILES[tile], problem)
-    together, hop, lag = tile.BLOCK_K // depthwise_toeplitz.width_in(problem), *depthwise_toeplitz._hops(problem)
+    together, hop, lag = tile.BLOCK_K // toeplitz_blocks.width_in(problem), *toeplitz_blocks.hops(problem)
     rows = tile.output_rows(problem)
     (counted,) = trips(NAME, problem, tile)
     blocks = KERNEL.grid(problem, tile) // (g.c_out * -(-g.batch // (tile.BLOCK_M // tile.GROUPS)))

@@ -35,6 +35,7 @@ _DEPTHWISE = (
 _DEPTHWISE_WEIGHT_GRADIENTS = (
     "depthwise_banded_weight_gradient",
     "depthwise_fused_weight_gradient",
+    "depthwise_toeplitz_weight_gradient",
     "depthwise_patch_weight_gradient",
     "depthwise_rolling_weight_gradient",
     "depthwise_rolling_patch_weight_gradient",
@@ -73,6 +74,7 @@ WAITING = (
     "grouped_slab", "weight_gradient_clipped", "weight_gradient_taps", "weight_gradient_windows",
     "depthwise_banded_transposed",
     "depthwise_fused_weight_gradient", "depthwise_rolling", "depthwise_rolling_patch", "depthwise_toeplitz",
+    "depthwise_toeplitz_weight_gradient",
     "depthwise_rolling_weight_gradient", "depthwise_rolling_patch_weight_gradient", "transposed_overlap",
     "separable_whole", "locally_connected_input_gradient_shifted",
 )  # fmt: skip

@@ -215,6 +215,13 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "num_warps": (1, 2),
         "num_stages": (1,),
     },
+    "depthwise_toeplitz_weight_gradient": {
+        "BLOCK_M": (64, 128, 256),
+        "BLOCK_N": (64, 128, 256),
+        "BLOCK_K": (32, 64, 128),
+        "num_warps": (4, 8),
+        "num_stages": (2, 3, 4),
+    },
     "depthwise_banded_weight_gradient": {
         "BLOCK_M": (32, 64),
         "BLOCK_T": (16, 32),

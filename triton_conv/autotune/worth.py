@@ -10,7 +10,8 @@ from ..kernels.depthwise_banded_transposed import DepthwiseBandedTransposedTile
 from ..kernels.depthwise_banded_weight_gradient import DepthwiseBandedWeightGradientTile
 from ..kernels.depthwise_fused_weight_gradient import DepthwiseFusedWeightGradientTile
 from ..kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradientTile
-from ..kernels.depthwise_toeplitz import DepthwiseToeplitzTile, width_in
+from ..kernels.depthwise_toeplitz import DepthwiseToeplitzTile
+from ..kernels.depthwise_toeplitz_weight_gradient import DepthwiseToeplitzWeightGradientTile
 from ..kernels.grouped_slab import GroupedSlabTile
 from ..kernels.implicit_gemm_persistent import ImplicitGemmPersistentTile, partial_sums
 from ..kernels.implicit_gemm_rolling import ImplicitGemmRollingTile
@@ -19,6 +20,7 @@ from ..kernels.kernel import cdiv
 from ..kernels.planes import RollingPatchTile, walked
 from ..kernels.separable_whole import SeparableWholeTile
 from ..kernels.strips import RollingTile
+from ..kernels.toeplitz_blocks import width_in, width_out
 from ..kernels.transposed_overlap import TransposedOverlapTile, image_columns
 from ..kernels.weight_gradient_rows import WeightGradientRowsTile
 from ..kernels.weight_gradient_windows import WeightGradientWindowsTile
@@ -58,6 +60,11 @@ def worthwhile(tile: Tile, problem: Problem) -> bool:
         widths |= {"BLOCK_M": strips, "BLOCK_N": max(g.c_out_group, 64), "BLOCK_K": max(g.c_in_group, 16)}
     if isinstance(tile, ImplicitGemmRowsTile):
         widths["BLOCK_T"] = max(cdiv(g.out_size[2], phases(problem)), 4)
+    if isinstance(tile, DepthwiseToeplitzWeightGradientTile):
+        columns = tile.BLOCK_M // width_in(problem), tile.BLOCK_N // width_out(problem)
+        if tile.accumulator_values() // tile.num_warps not in (2048, 4096):
+            return False
+        return columns[0] < 2 * g.kernel[1] and columns[1] < 2 * g.out_size[1] and 2 * max(g.batch, 16) > tile.BLOCK_K
     if isinstance(tile, DepthwiseToeplitzTile):
         # 64 or 128 sums a thread; few idle images, rows or columns.
         if tile.accumulator_values() // tile.num_warps not in (2048, 4096):

@@ -48,6 +48,7 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
         gradients.depthwise_patch_weight_gradient,
         rolling.depthwise_rolling_weight_gradient,
         rolling.depthwise_rolling_patch_weight_gradient,
+        depthwise.depthwise_toeplitz_weight_gradient,
         gradients.grouped_packed_weight_gradient,
         depthwise.depthwise_banded,
         depthwise.depthwise_banded_transposed,
@@ -66,7 +67,10 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
     )
 }
 # Tiles of images, or of pixels of a row, whose number the rules have seen to; those of a `LocalProblem` are too.
-_SIZED = ("depthwise_toeplitz", "implicit_gemm_rolling", "transposed_overlap", "weight_gradient_taps")
+_SIZED = (
+    "depthwise_toeplitz", "depthwise_toeplitz_weight_gradient", "implicit_gemm_rolling", "transposed_overlap",
+    "weight_gradient_taps",
+)  # fmt: skip
 
 
 def default_tile(kernel: str, problem: Problem, target: Target) -> Tile:

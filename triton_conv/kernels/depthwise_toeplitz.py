@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import triton
@@ -12,7 +11,7 @@ from ..problem import Problem
 from .arguments import geometry_arguments
 from .common import activate, aligned, dot, narrow, wide, within
 from .kernel import Ahead, Kernel, ProductTile, cdiv
-from .toeplitz_blocks import BLOCK_ELEMENTS, toeplitz_blocks_kernel
+from .toeplitz_blocks import BLOCK_ELEMENTS, hops, toeplitz_blocks_kernel, unsuited_rows, width_in, width_out
 
 
 @triton.jit
@@ -112,12 +111,8 @@ def depthwise_toeplitz_kernel(
     )
 
 
-_WIDEST = 64
-"""Columns of a row: wider ones, of a filter as wide, are rare, and their blocks outgrow images."""
 _LEAST_BYTES = 4 << 20
 """Memory that may be taken however small the problem is: with two images, so that a first use can be checked."""
-_FEWEST_TAPS = 8
-"""Columns for each tap of a row, at most: beyond, most products are with zeros."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +143,7 @@ class DepthwiseToeplitzTile(ProductTile):
 
     def steps(self, problem: Problem) -> float:
         """Steps of a program, the mean over the blocks of output rows."""
-        g, hop, lag = problem.geometry, *_hops(problem)
+        g, hop, lag = problem.geometry, *hops(problem)
         rows = self.output_rows(problem)
         total = 0
         for block in range(count := _row_blocks(problem, self)):
@@ -161,28 +156,9 @@ class DepthwiseToeplitzTile(ProductTile):
         return total / count
 
 
-def width_in(problem: Problem) -> int:
-    """Columns that an input row takes in a step."""
-    return int(triton.next_power_of_2(problem.geometry.in_size[2]))
-
-
-def width_out(problem: Problem) -> int:
-    """Columns that an output row takes, and that the blocks have: whole vectors."""
-    return max(triton.next_power_of_2(problem.geometry.out_size[2]), 8)
-
-
-def _hops(problem: Problem) -> tuple[int, int]:
-    """How far apart the output rows of a block are, so that all read input rows a dilation apart; and by how many rows
-    of the filter what one of them reads of an input row lags behind what the one before reads.
-    """
-    stride, dilation = problem.geometry.stride[1], problem.geometry.dilation[1]
-    common = math.gcd(stride, dilation)
-    return dilation // common, stride // common
-
-
 def _row_blocks(problem: Problem, tile: DepthwiseToeplitzTile) -> int:
     """Blocks of output rows."""
-    hop, _ = _hops(problem)
+    hop, _ = hops(problem)
     return hop * cdiv(cdiv(problem.geometry.out_size[1], hop), tile.GROUPS * tile.output_rows(problem))
 
 
@@ -204,7 +180,7 @@ def _grid(problem: Problem, tile: DepthwiseToeplitzTile) -> int:
 
 def _arguments(problem: Problem, tile: DepthwiseToeplitzTile) -> dict[str, object]:
     g = problem.geometry
-    hop, lag = _hops(problem)
+    hop, lag = hops(problem)
     return (
         geometry_arguments(problem, tile.BLOCK_M // tile.GROUPS * g.out_pixels)
         | tile.sizes()
@@ -232,16 +208,8 @@ def _unsuited(problem: Problem) -> str | None:
         return f"its border is {g.padding_mode}, not zero"
     if problem.x_strides[4] != 1:
         return "neighbouring pixels are not contiguous"
-    if problem.itemsize != 2:
-        return "only 16-bit numbers are multiplied by whole rows"
-    if g.rank == 3:
-        return "it has three dimensions"
-    if not g.M:
-        return "it has no pixel"
-    if (widest := max(g.in_size[2], g.out_size[2])) > _WIDEST:
-        return f"a row of {widest} columns is wider than {_WIDEST}"
-    if g.kernel[2] * _FEWEST_TAPS < g.in_size[2]:
-        return f"of {g.in_size[2]} columns of a row a filter reads {g.kernel[2]}"
+    if reason := unsuited_rows(problem):
+        return reason
     blocks = problem.itemsize * block_numbers(problem)
     if blocks > max(problem.itemsize * sum(problem.ends) // 2, _LEAST_BYTES):
         return f"the blocks of its filters take {blocks} bytes, more than half of input and output"

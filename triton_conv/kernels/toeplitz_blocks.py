@@ -1,12 +1,21 @@
-"""A depthwise filter's rows as Toeplitz blocks, as wide as a row of the image; no kernel of a problem of its own."""
+"""A depthwise filter's rows as Toeplitz blocks, as wide as a row of the image: what the forms that multiply whole rows
+share, and the kernel that lays such blocks out; no kernel of a problem of its own.
+"""
 
 from __future__ import annotations
+
+import math
 
 import triton
 import triton.language as tl
 
+from ..problem import Problem
 from .common import wide, within
 
+_WIDEST = 64
+"""Columns of a row: wider ones, of a filter as wide, are rare, and their blocks outgrow images."""
+_MOST_COLUMNS = 8
+"""Columns for each tap of a filter's row: beyond, most products are with zeros."""
 # Rows of so many columns: 16 elements a thread, two vectors, of rows of 32.
 BLOCK_ELEMENTS = 2048
 
@@ -36,3 +45,40 @@ def toeplitz_blocks_kernel(
     w_offset = (row % KH * stride_wh)[:, None] + tap * stride_ww
     block = tl.load(w_ptr + c * wide(stride_wo) + w_offset, mask=filled, other=0.0)
     tl.store(blocks_ptr + c * (w_in * KH * WIDTH_OUT) + (row[:, None] * WIDTH_OUT + t[None, :]), block, mask=live)
+
+
+def width_in(problem: Problem) -> int:
+    """Columns that an input row takes in a tile."""
+    width: int = triton.next_power_of_2(problem.geometry.in_size[2])
+    return width
+
+
+def width_out(problem: Problem) -> int:
+    """Columns that an output row takes in a tile, and that the blocks have: whole vectors."""
+    width: int = triton.next_power_of_2(problem.geometry.out_size[2])
+    return max(width, 8)
+
+
+def hops(problem: Problem) -> tuple[int, int]:
+    """How far apart the output rows of a tile are, so that all read input rows a dilation apart; and by how many rows
+    of the filter what one of them reads of an input row lags behind what the one before reads.
+    """
+    stride, dilation = problem.geometry.stride[1], problem.geometry.dilation[1]
+    common = math.gcd(stride, dilation)
+    return dilation // common, stride // common
+
+
+def unsuited_rows(problem: Problem) -> str | None:
+    """Why a problem's rows are not multiplied whole, or None."""
+    g = problem.geometry
+    if problem.itemsize != 2:
+        return "only 16-bit numbers are multiplied by whole rows"
+    if g.rank == 3:
+        return "it has three dimensions"
+    if not g.M:
+        return "it has no pixel"
+    if (widest := max(g.in_size[2], g.out_size[2])) > _WIDEST:
+        return f"a row of {widest} columns is wider than {_WIDEST}"
+    if g.kernel[2] * _MOST_COLUMNS < g.in_size[2]:
+        return f"of {g.in_size[2]} columns of a row a filter reads {g.kernel[2]}"
+    return None

@@ -184,6 +184,7 @@ _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
     "depthwise_rolling": lambda problem, tile: _rolled(problem, 1, tile.ROWS),
     "depthwise_rolling_patch": lambda problem, tile: _rolled(problem, walked(problem)[0], tile.PLANES),
     "depthwise_rolling_weight_gradient": _rolling_gradient,
+    "depthwise_toeplitz_weight_gradient": lambda problem, tile: (tile.steps(problem),),
     "depthwise_toeplitz": lambda problem, tile: (tile.steps(problem),),
     "depthwise_rolling_patch_weight_gradient": _rolling_patch_gradient,
     "deformable": _samples,
