@@ -203,15 +203,16 @@ def depthwise_toeplitz_weight_gradient(
 ) -> DepthwiseToeplitzWeightGradientTile:
     """256 input columns by 64 output columns in four warps, two programs a multiprocessor: one sums diagonals while the
     other multiplies. By the model large_dw2d takes 151 us on an H100, 169 with twice the sums in eight warps. Elsewhere
-    than on Hopper operands pass through registers, which leaves 128 columns.
+    than on Hopper operands pass through registers, which leaves 128 columns, as do addresses of one pixel or two.
     """
     g, hopper = problem.geometry, target.family in ("sm_90", "sm_100")
+    most = 256 if hopper and problem.x_run() >= 4 else 128
     columns_in, columns_out = width_in(problem), width_out(problem)
     tile = DepthwiseToeplitzWeightGradientTile(
         # wgmma takes no fewer than 64 rows.
-        BLOCK_M=max(power_of_two(g.kernel[1] * columns_in, 64, 256 if hopper else 128), columns_in),
+        BLOCK_M=max(power_of_two(g.kernel[1] * columns_in, 64, most), columns_in),
         BLOCK_N=max(power_of_two(g.out_size[1] * columns_out, 16, 64), columns_out),
-        BLOCK_K=power_of_two(g.batch, 16, 64 if hopper else 32),
+        BLOCK_K=power_of_two(g.batch, 16, 64 if hopper and problem.x_run() > 1 else 32),
         num_warps=warps(target, THREADS),
         num_stages=2,
     )
