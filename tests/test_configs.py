@@ -104,7 +104,7 @@ def test_a_slower_form_of_the_user_comes_before_a_faster_one_shipped(folders, ta
 def test_an_entry_of_a_form_that_is_unsuited_is_not_looked_at(folders, target):
     plan = depthwise_written(folders["user tuned"], target, {"depthwise": 9.0, "depthwise_patch": 1.0})
     assert plan.kernel.name == "depthwise"
-    assert plan.notes[0] == "not depthwise_patch: the channels of its input are not contiguous"
+    assert "not depthwise_patch: the channels of its input are not contiguous" in plan.notes
 
 
 def test_the_entry_is_what_runs(folders, target):
