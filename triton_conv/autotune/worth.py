@@ -64,7 +64,7 @@ def worthwhile(tile: Tile, problem: Problem) -> bool:
         rows_in, rows_out = tile.BLOCK_M // width_in(problem), tile.BLOCK_N // width_out(problem)
         if tile.accumulator_values() // tile.num_warps not in (2048, 4096):
             return False
-        return rows_in < 2 * g.kernel[1] and rows_out < 2 * g.out_size[1] and tile.BLOCK_K < 2 * max(g.batch, 16)
+        return rows_in < 2 * g.kernel[1] and rows_out < 2 * g.out_size[1] and 2 * max(g.batch, 16) > tile.BLOCK_K
     if isinstance(tile, DepthwiseToeplitzTile):
         # 64 or 128 sums a thread; few idle images, rows or columns.
         if tile.accumulator_values() // tile.num_warps not in (2048, 4096):
