@@ -30,17 +30,22 @@ def warps(target: Target, threads: int) -> int:
 THREADS = 128
 
 
-def wide(problem: Problem, target: Target, rows: int) -> tuple[int, int] | None:
-    """(BLOCK_M, BLOCK_N) for eight warps, where so many `rows` of the product still fill the machine; else None.
+def aligned(problem: Problem, target: Target, tiles: Callable[[int, int], int]) -> tuple[int, int, int, int] | None:
+    """(BLOCK_M, BLOCK_N, BLOCK_K, threads) where half precision is loaded in whole vectors on sm_90, for more channels
+    than 64: the widest of which half of the multiprocessors have one of the `tiles`; else None.
 
-    Half as many bytes a product as 128 x 64. On an H100, bfloat16, 1.3 to 1.5 times as fast as that with four warps:
-    dilated_d4, d12, d36, decoder_t2d and their input gradients.
+    128 x 256 has half as many bytes a product as 128 x 64: on an H100, bfloat16, 1.3 to 1.5 times as fast as that with
+    four warps for dilated_d4, d12, d36, decoder_t2d and their input gradients, and 128 x 128 1.2 times. With few tiles
+    the wait for a step's loads binds: 128 channels are half as many steps.
     """
     g = problem.geometry
     if target.arch != "sm_90" or problem.itemsize != 2 or g.N <= 64 or problem.x_vector(g.c_in_group) < 8:
         return None
-    block_m, block_n = (128, 256) if g.N > 128 else (256, 128)
-    return (block_m, block_n) if cdiv(rows, block_m) * cdiv(g.N, block_n) * g.groups >= target.sms else None
+    for block_m, block_n in ((128, 256) if g.N > 128 else (256, 128), (128, 128), (128, 64), (64, 64)):
+        if tiles(block_m, block_n) >= target.sms // 2:
+            break
+    few = block_n == 64
+    return block_m, block_n, power_of_two(g.c_in_group, 16, 128 if few else 64), THREADS if few else 2 * THREADS
 
 
 def gathered(

@@ -109,7 +109,7 @@ def weight_gradient_boxed(problem: WeightGradientProblem, target: Target) -> Wei
     tile = WeightGradientBoxedTile(
         BLOCK_M=block_m,
         BLOCK_N=block_n,
-        BLOCK_K=128 if few and g.M >= 256 * splits else 64,
+        BLOCK_K=128 if few and 256 * splits <= g.M else 64,
         SPLITS=splits,
         num_warps=warps(target, THREADS if few else 2 * THREADS),
         num_stages=4,

@@ -24,7 +24,7 @@ from ..kernels.transposed_phase import TransposedPhaseTile
 from ..problem import Problem
 from ..problem_deform import DeformProblem
 from ..target import Target
-from .common import THREADS, first_fit, gathered, power_of_two, staged, stages, warps, wide
+from .common import THREADS, aligned, first_fit, gathered, power_of_two, staged, stages, warps
 
 
 def implicit_gemm(problem: Problem, target: Target) -> ImplicitGemmTile:
@@ -38,14 +38,15 @@ def implicit_gemm(problem: Problem, target: Target) -> ImplicitGemmTile:
         return ImplicitGemmTile(
             BLOCK_M=32, BLOCK_N=16, BLOCK_K=16, FLAT_K=flat, num_warps=warps(target, THREADS), num_stages=1
         )
-    if not flat and (shape := wide(problem, target, g.M)):
-        return ImplicitGemmTile(
-            BLOCK_M=shape[0], BLOCK_N=shape[1], BLOCK_K=power_of_two(g.c_in_group, 16, 64), num_warps=8, num_stages=3
-        )
 
     def tiles(m: int, n: int) -> int:
         return cdiv(g.M, m) * cdiv(g.N, n) * g.groups
 
+    if not flat and (blocks := aligned(problem, target, tiles)):
+        block_m, block_n, block_k, threads = blocks
+        return ImplicitGemmTile(
+            BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=warps(target, threads), num_stages=3
+        )
     if not flat and (blocks := gathered(problem, target, problem.w_vector(g.c_in_group), tiles)):
         block_m, block_n, block_k, threads = blocks
         return ImplicitGemmTile(
@@ -94,12 +95,12 @@ def implicit_gemm_boxed(problem: Problem, target: Target) -> ImplicitGemmBoxedTi
         programs = g.groups * cdiv(g.c_out_group, block_n) * cdiv(g.M, block_m)
         if programs >= target.sms // 2:
             break
-    deep = block_m * block_n <= 64 * 128 and programs <= target.sms and g.c_in_group > 64
+    few = block_m * block_n <= 64 * 128
     tile = ImplicitGemmBoxedTile(
         BLOCK_M=block_m,
         BLOCK_N=block_n,
-        BLOCK_K=128 if deep else 64 if g.c_in_group > 32 else 32,
-        num_warps=warps(target, THREADS if block_m * block_n <= 64 * 128 else 2 * THREADS),
+        BLOCK_K=128 if few and g.c_in_group > 64 else 64 if g.c_in_group > 32 else 32,
+        num_warps=warps(target, THREADS if few else 2 * THREADS),
         num_stages=4,
     )
     return staged(tile, problem, target)
@@ -110,16 +111,15 @@ _JOIN_STEPS = 12
 
 
 def implicit_gemm_persistent(problem: Problem, target: Target) -> ImplicitGemmPersistentTile:
-    """256 x 128, of L2's bytes 43 products each; tiles are split where that saves more than the second launch costs."""
-    g = problem.geometry
+    """As `implicit_gemm_boxed`; tiles are split where that saves more than the second launch costs."""
+    like = implicit_gemm_boxed(problem, target)
     tile = ImplicitGemmPersistentTile(
-        BLOCK_M=power_of_two(g.M, 64, 256),
-        # wgmma takes no fewer than 64 rows: output channels.
-        BLOCK_N=power_of_two(g.c_out, 64, 128),
-        BLOCK_K=64 if g.c_in > 32 else 32,
+        BLOCK_M=like.BLOCK_M,
+        BLOCK_N=like.BLOCK_N,
+        BLOCK_K=like.BLOCK_K,
         # Upright boxes and turned ones have programs of their own.
         PROGRAMS=max(target.sms, 2),
-        num_warps=warps(target, 2 * THREADS),
+        num_warps=like.num_warps,
         num_stages=3,
     )
     # Sums that wait beside the operands take 64 KiB of 256 x 128.
@@ -266,14 +266,15 @@ def transposed_phase(problem: Problem, target: Target) -> TransposedPhaseTile:
         return TransposedPhaseTile(BLOCK_M=32, BLOCK_N=16, BLOCK_K=16, num_warps=num_warps, num_stages=1)
     if g.groups > 1 and max(g.c_in_group, g.c_out_group) <= 16:
         return _transposed_narrow(problem, target)
-    if shape := wide(problem, target, g.M):
-        return TransposedPhaseTile(
-            BLOCK_M=shape[0], BLOCK_N=shape[1], BLOCK_K=power_of_two(g.c_in_group, 16, 64), num_warps=8, num_stages=3
-        )
 
     def tiles(m: int, n: int) -> int:
         return cdiv(cdiv(g.M, g.phases), m) * g.phases * cdiv(g.N, n) * g.groups
 
+    if blocks := aligned(problem, target, tiles):
+        block_m, block_n, block_k, threads = blocks
+        return TransposedPhaseTile(
+            BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=warps(target, threads), num_stages=3
+        )
     if blocks := gathered(problem, target, problem.w_vector(g.c_out_group), tiles):
         block_m, block_n, block_k, threads = blocks
         return TransposedPhaseTile(
