@@ -106,10 +106,12 @@ def weight_gradient_boxed(problem: WeightGradientProblem, target: Target) -> Wei
         if programs * splits >= target.sms // 2:
             break
     few = block_m * block_n <= 64 * 128
+    # Elsewhere operands pass through registers: of 128 pixels 8 bytes spill on sm_120.
+    deep = few and target.arch == "sm_90" and 256 * splits <= g.M
     tile = WeightGradientBoxedTile(
         BLOCK_M=block_m,
         BLOCK_N=block_n,
-        BLOCK_K=128 if few and 256 * splits <= g.M else 64,
+        BLOCK_K=128 if deep else 64,
         SPLITS=splits,
         num_warps=warps(target, THREADS if few else 2 * THREADS),
         num_stages=4,
