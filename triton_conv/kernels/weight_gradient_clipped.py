@@ -153,7 +153,8 @@ def spans(problem: Problem, axis: int) -> list[int]:
 def _unsuited(problem: Problem) -> str | None:
     g = problem.geometry
     read = math.prod(sum(spans(problem, axis)) for axis in range(3))
-    if 10 * read > 9 * g.taps * g.out_pixels:
+    # By the model of dilated_d4's 91% an H100 takes 316 us, of all pixels 341.
+    if 20 * read > 19 * g.taps * g.out_pixels:
         return f"its taps read the input for {100 * read // (g.taps * g.out_pixels)}% of the pixels"
     return None
 
