@@ -259,3 +259,16 @@ def test_offsets_are_for_the_deformable_kernel_only(kernel):
     problem = tc.plan(tc.deform_conv2d, **deformable_tensors(2, torch.float32)).problem
     with pytest.raises(PlanError, match=r"offsets|input channels"):
         dispatch.plan(problem, KNOWN["sm_90"], kernel)
+
+
+@pytest.mark.parametrize(("stride", "channels", "least"), [(1, 256, 16), (2, 512, 8)])
+def test_few_pixels_make_small_tiles(stride, channels, least):
+    # 28 us by the model with tiles of 128 x 128, of which there are four; 18 with sixteen.
+    x, w = torch.empty(1, channels, 14, 14, dtype=torch.bfloat16, device="meta"), (channels, channels, 3, 3)
+    weight = torch.empty(w, dtype=torch.bfloat16, device="meta").to(memory_format=torch.channels_last)
+    problem = tc.plan(tc.conv2d, x.to(memory_format=torch.channels_last), weight, stride=stride, padding=1).problem
+    for kernel in [kernel.name for kernel in dispatch.forms(problem, KNOWN["sm_90"])[0]]:
+        if kernel not in ("implicit_gemm_windows", "implicit_gemm_rolling"):
+            tile = default_tile(kernel, problem, KNOWN["sm_90"])
+            assert (tile.BLOCK_M, tile.BLOCK_N, tile.BLOCK_K) == (64, 64, 128)
+            assert KERNELS[kernel].grid(problem, tile) >= least
