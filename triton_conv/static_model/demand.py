@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ..aot import Compiled, Job, compile_binary
+from ..aot import Compiled, Job, compile_binary, signature
 from ..kernels import KERNELS, Tile
 from ..kernels.boxed_sums import BoxedSumsTile
 from ..kernels.implicit_gemm_boxed import ImplicitGemmBoxedTile
@@ -19,6 +19,7 @@ from ..kernels.weight_gradient_taps import WeightGradientTapsTile
 from ..kernels.weight_gradient_windows import WeightGradientWindowsTile
 from ..problem import Problem, WeightGradientProblem
 from ..target import Target
+from .accesses import Cost, Kind, costs
 from .sass import Loop, Slots, disassemble, parse
 from .trips import Counts, trips
 
@@ -35,8 +36,15 @@ class CountedJob(Job):
 
     def run(self) -> Counted:
         row, binary = compile_binary(self)
-        loop = None if binary is None else parse(disassemble(binary.asm["cubin"]))
+        loop = None if binary is None else parse(disassemble(binary.asm["cubin"]), self._asked(binary.asm["ptx"]))
         return Counted(**row.__dict__, loop=loop)
+
+    def _asked(self, ptx: str) -> dict[Kind, list[Cost]]:
+        """What every access costs in a program in the midst of the launch, tensors at addresses that all suit."""
+        kernel = KERNELS[self.kernel]
+        values = kernel.values(self.problem, self.tile, self.target)
+        arguments = [values.get(name, 0) for name, kind in signature(self)[0].items() if kind != "constexpr"]
+        return costs(ptx, arguments, kernel.grid(self.problem, self.tile) // 2)
 
 
 @dataclass(frozen=True)

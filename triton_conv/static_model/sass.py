@@ -12,9 +12,11 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+
+from .accesses import Cost, Kind, free
 
 PIPES: dict[str, tuple[str, ...]] = {
     "fma": ("FFMA", "FMUL", "FADD", "HFMA2", "HADD2", "HMUL2"),
@@ -39,8 +41,10 @@ _LABEL = re.compile(r"\s*(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(@!?U?P[T\d]\s+)?(.*?)\s*;")
 _TARGET = re.compile(r"BRA.*?`\((\.L_x_\d+)\)")
 _BITS = re.compile(r"\.(U8|S8|U16|S16|64|128)(?=\.|$)")
+_MATRICES = re.compile(r"(?:LDSM|STSM)\.(?:.*\.([24])$)?")
 _WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 _SHARED_LOADS, _SHARED_STORES = ("LDS", "LDSM"), ("STS", "STSM")
+_ACCESSES = (*_SHARED_LOADS, *_SHARED_STORES, "LDGSTS", "LDG", "STG")
 _REGISTER, _DESTINATION = re.compile(r"\bR(\d+)\b"), re.compile(r"R\d+\b")
 _LOADS, _STORES, _SPILLS = ("LDG", "LD"), ("STG", "ST", "RED", "REDG", "ATOMG", "ATOM"), ("LDL", "STL")
 
@@ -50,7 +54,8 @@ class Slots:
     """What one warp's instructions occupy, summed over a stretch of code; add and multiply them by trips.
 
     `loaded`, `copied` and `stored` are bytes of a thread: through L1 into registers, past it into shared memory, and
-    out. `wavefronts` counts passes through the 128 bytes a clock of L1 and shared memory. `products` are
+    out, in whole sectors. `wavefronts` counts passes through the 128 bytes a clock of L1 and shared memory, of whose
+    banks lanes may wait for one. `products` are
     multiplications of matrix instructions, `tensor` the clocks that these keep the units of a multiprocessor busy, both
     a warp's share. `boxes` counts bulk copies, of which one thread of a program does each; `chain` the loads through
     registers that come one after the other, because each one's address is made of what the last one brought.
@@ -84,6 +89,9 @@ class Slots:
 
 
 _FIELDS = tuple(entry.name for entry in fields(Slots))
+_NOTHING = Slots()
+Line = tuple[str, Slots]
+"""An instruction, and what it costs beyond what its opcode says."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +134,8 @@ def disassemble(cubin: bytes) -> str:
         return subprocess.run([tool, "-c", file.name], capture_output=True, text=True, check=True, timeout=60).stdout
 
 
-def parse(text: str) -> Loop:
-    """The kernel's loops, from the disassembler's text."""
+def parse(text: str, asked: Mapping[Kind, Sequence[Cost]] | None = None) -> Loop:
+    """The kernel's loops, from the disassembler's text; `asked` is what each access costs, which see `costs`."""
     labels: dict[str, int] = {}
     code: list[str] = []
     end = 0
@@ -143,6 +151,7 @@ def parse(text: str) -> Loop:
                 break
     # Behind the last exit stands what is jumped to when a copy is waited for; it jumps back.
     code = code[: end or None]
+    lines = list(zip(code, _beyond(code, asked or {}), strict=True))
     loops: dict[int, int] = {}
     skips: list[tuple[int, int]] = []
     for index, instruction in enumerate(code):
@@ -153,7 +162,7 @@ def parse(text: str) -> Loop:
             loops[start] = max(loops.get(start, 0), index)
         elif any(skipped.startswith("STG") for skipped in code[index:start]):
             skips.append((index + 1, start))
-    return _nested(code, 0, len(code), sorted(loops.items()), skips)
+    return _nested(lines, 0, len(lines), sorted(loops.items()), skips)
 
 
 def _spins(instruction: str, labels: dict[str, int], index: int) -> bool:
@@ -161,8 +170,35 @@ def _spins(instruction: str, labels: dict[str, int], index: int) -> bool:
     return target is not None and labels.get(target[1]) == index
 
 
+def _beyond(code: list[str], asked: Mapping[Kind, Sequence[Cost]]) -> list[Slots]:
+    """What each instruction costs beyond what its opcode says: the accesses of a kind come in the order of the PTX, in
+    which the assembler may have multiplied them.
+    """
+    kinds = [_kind(instruction) for instruction in code]
+    totals: Counter[Kind | None] = Counter(kinds)
+    seen: Counter[Kind | None] = Counter()
+    found = []
+    for kind in kinds:
+        costs = asked.get(kind, ()) if kind else ()
+        if kind is None or not costs:
+            found.append(_NOTHING)
+            continue
+        cost = costs[seen[kind] * len(costs) // totals[kind]]
+        seen[kind] += 1
+        found.append(Slots(wavefronts=cost.passes - free(kind), stored=cost.stored - kind[1] if cost.stored else 0.0))
+    return found
+
+
+def _kind(instruction: str) -> Kind | None:
+    opcode = instruction.partition(" ")[0]
+    name = opcode.partition(".")[0]
+    if name not in _ACCESSES:
+        return None
+    return name, _width(opcode)
+
+
 def _nested(
-    code: list[str], start: int, end: int, loops: list[tuple[int, int]], skips: list[tuple[int, int]]
+    code: list[Line], start: int, end: int, loops: list[tuple[int, int]], skips: list[tuple[int, int]]
 ) -> Loop:  # fmt: skip
     own, inner, position = Slots(), [], start
     outermost = [
@@ -179,8 +215,9 @@ def _nested(
     return Loop(own + _count(code[position:end]), tuple(inner), _count(code[slice(*storing)]))
 
 
-def _count(code: list[str]) -> Slots:
+def _count(lines: list[Line]) -> Slots:
     kinds: Counter[tuple[str, bool]] = Counter()
+    code = [instruction for instruction, _ in lines]
     for instruction in code:
         opcode, *operands = instruction.split(maxsplit=3)
         # The sum comes first, then the left operand.
@@ -189,7 +226,8 @@ def _count(code: list[str]) -> Slots:
     for (opcode, from_registers), count in kinds.items():
         for name, amount in _occupied(opcode, from_registers):
             total[name] += amount * count  # type: ignore[assignment]
-    return Slots(**total, chain=_chain(code) if total["loaded"] else 0.0)
+    chain = _chain(code) if total["loaded"] else 0.0
+    return sum((more for _, more in lines if more is not _NOTHING), Slots(**total, chain=chain))
 
 
 def _chain(code: list[str]) -> int:
@@ -243,7 +281,7 @@ def _of(opcode: str, from_registers: bool) -> Iterator[tuple[str, float]]:
         yield "barriers", 1
     if pipe != "memory" or name == "SHFL":
         return
-    width = 16 if name in ("LDSM", "STSM") and ".4" in opcode else _width(opcode)
+    width = _width(opcode)
     yield "wavefronts", max(width / 4, 1)
     if name in _LOADS:
         yield "loaded", width
@@ -256,6 +294,9 @@ def _of(opcode: str, from_registers: bool) -> Iterator[tuple[str, float]]:
 
 
 def _width(opcode: str) -> int:
+    """Bytes of a lane; of a matrix it holds one word."""
+    if matrices := _MATRICES.match(opcode):
+        return 4 * int(matrices[1] or 1)
     found = _BITS.search(opcode)
     return _WIDTHS[found[1]] if found else 4
 
