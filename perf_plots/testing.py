@@ -29,11 +29,11 @@ _FIRST = (
     "toeplitz", "toeplitz_weight_gradient",
     "rolling", "rolling_patch", "rolling_patch_weight_gradient", "transposed_overlap", "strided_boxed",
     "implicit_gemm_persistent", "implicit_gemm_rolling", "implicit_gemm_windows", "weight_gradient_clipped",
-    "weight_gradient_taps", "weight_gradient_windows", "banded_transposed", "fused_weight_gradient", "grouped_slab",
-    "banded", "implicit_gemm_rows", "weight_gradient_rows", "lecture_forms", "separable_whole", "local_shifted",
-    "launch", "memory", "first_use", "banded_weight_gradient", "compile", "capture", "policy", "conversion",
-    "lecture_tiles", "lectures", "examples", "nn", "models", "conversion_kinds", "opinfo", "cases", "gpu",
-    "depthwise_patch", "large",
+    "weight_gradient_taps", "weight_gradient_windows", "weight_gradient_columns", "banded_transposed",
+    "fused_weight_gradient", "grouped_slab", "banded", "implicit_gemm_rows", "weight_gradient_rows", "lecture_forms",
+    "separable_whole", "local_shifted", "launch", "memory", "first_use", "banded_weight_gradient", "compile", "capture",
+    "policy", "conversion", "lecture_tiles", "lectures", "examples", "nn", "models", "conversion_kinds", "opinfo",
+    "cases", "gpu", "depthwise_patch", "large",
 )  # fmt: skip
 # What a process of tests may come to hold of the device: its context, and stack for every thread of one kernel.
 _WORKER_BYTES = 6e9

@@ -43,7 +43,7 @@ _DEPTHWISE_WEIGHT_GRADIENTS = (
 )
 _WEIGHT_GRADIENTS = (
     "weight_gradient_boxed", "weight_gradient_clipped", "weight_gradient_taps", "weight_gradient_windows",
-    "weight_gradient_rows", "weight_gradient",
+    "weight_gradient_columns", "weight_gradient_rows", "weight_gradient",
 )  # fmt: skip
 # Problems with other operands than a plain convolution have kernels of their own: why, and which.
 _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
@@ -72,7 +72,7 @@ _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
 WAITING = (
     "implicit_gemm_rows", "implicit_gemm_windows", "implicit_gemm_persistent", "implicit_gemm_rolling", "strided_boxed",
     "grouped_slab", "weight_gradient_clipped", "weight_gradient_taps", "weight_gradient_windows",
-    "depthwise_banded_transposed",
+    "weight_gradient_columns", "depthwise_banded_transposed",
     "depthwise_fused_weight_gradient", "depthwise_rolling", "depthwise_rolling_patch", "depthwise_toeplitz",
     "depthwise_toeplitz_weight_gradient",
     "depthwise_rolling_weight_gradient", "depthwise_rolling_patch_weight_gradient", "transposed_overlap",

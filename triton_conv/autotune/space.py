@@ -152,6 +152,15 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
     | {"BLOCK_M": (16, 32, 64, 128), "FLAT_N": (False, True), "SPLITS": (1, 4, 16, 64), "num_stages": (1, 2, 3)},
     "weight_gradient_boxed": _BOXES_OF_PIXELS,
     "weight_gradient_clipped": _BOXES_OF_PIXELS,
+    # Eight columns a warp at least.
+    "weight_gradient_columns": {
+        "BLOCK_M": (64, 128, 256),
+        "BLOCK_N": (64, 128),
+        "BLOCK_K": (64, 128),
+        "SPLITS": (1, 4, 8, 16, 32, 64),
+        "num_warps": (4, 8),
+        "num_stages": (1, 2, 3),
+    },
     # One program a multiprocessor: SPLITS are what few groups leave of 132.
     "weight_gradient_taps": {
         "BLOCK_M": (64, 128),

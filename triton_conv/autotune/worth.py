@@ -16,12 +16,13 @@ from ..kernels.grouped_slab import GroupedSlabTile
 from ..kernels.implicit_gemm_persistent import ImplicitGemmPersistentTile, partial_sums
 from ..kernels.implicit_gemm_rolling import ImplicitGemmRollingTile
 from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile, phases
-from ..kernels.kernel import cdiv
+from ..kernels.kernel import ProductTile, cdiv
 from ..kernels.planes import RollingPatchTile, walked
 from ..kernels.separable_whole import SeparableWholeTile
 from ..kernels.strips import RollingTile
 from ..kernels.toeplitz_blocks import width_in, width_out
 from ..kernels.transposed_overlap import TransposedOverlapTile, image_columns
+from ..kernels.weight_gradient_columns import WeightGradientColumnsTile
 from ..kernels.weight_gradient_rows import WeightGradientRowsTile
 from ..kernels.weight_gradient_windows import WeightGradientWindowsTile
 from ..problem import Problem
@@ -93,8 +94,10 @@ def worthwhile(tile: Tile, problem: Problem) -> bool:
         return False
     if isinstance(tile, GroupedSlabTile):
         widths = {"ROWS": g.out_size[1], "SLABS": 2 * tile.num_warps}
-    if isinstance(tile, (WeightGradientRowsTile, WeightGradientWindowsTile)):
+    if isinstance(tile, (WeightGradientColumnsTile, WeightGradientRowsTile, WeightGradientWindowsTile)):
         widths["BLOCK_N"] = max(g.c_in_group, 16)
+        if isinstance(tile, WeightGradientColumnsTile):
+            widths |= {"BLOCK_M": max(g.c_out_group, 64), "BLOCK_N": max(g.K, 16)}
         if not _fills(tile, problem):
             return False
     return all(int(str(sizes[name])) < 2 * width for name, width in widths.items() if name in sizes)
@@ -112,14 +115,13 @@ def _columns(tile: Tile, problem: Problem) -> int | None:
     return None
 
 
-def _fills(tile: WeightGradientRowsTile | WeightGradientWindowsTile, problem: Problem) -> bool:
+def _fills(tile: ProductTile, problem: Problem) -> bool:
     """Whether taps are those of a row, threads have 64 to 128 sums each, and programs are enough but not too many."""
     taps = 1 << (problem.geometry.kernel[2] - 1).bit_length()
-    if not min(taps, 4) <= tile.TAPS <= taps:
+    if not min(taps, 4) <= getattr(tile, "TAPS", taps) <= taps:
         return False
-    kernel = "weight_gradient_rows" if isinstance(tile, WeightGradientRowsTile) else "weight_gradient_windows"
-    programs = KERNELS[kernel].grid(problem, tile)
+    programs = next(kernel for kernel in KERNELS.values() if kernel.tile_type is type(tile)).grid(problem, tile)
     filled = programs >= 96 or problem.geometry.M <= 64 * tile.BLOCK_K
-    return filled and (tile.SPLITS == 1 or programs <= 288) and tile.accumulator_values() in (
+    return filled and (tile.parts(problem) == 1 or programs <= 288) and tile.accumulator_values() in (
         2048 * tile.num_warps, 4096 * tile.num_warps
     )  # fmt: skip

@@ -1,11 +1,14 @@
-"""Default tiles of the forms that read windows of rows."""
+"""Default tiles of the forms that read windows of rows, and of the one that gathers columns of them."""
 
 from __future__ import annotations
 
+import math
+
 from ..kernels.implicit_gemm_windows import ImplicitGemmWindowsTile
 from ..kernels.kernel import cdiv
-from ..kernels.row_vectors import one_vector
+from ..kernels.row_vectors import one_vector, y_vector
 from ..kernels.row_windows import vector
+from ..kernels.weight_gradient_columns import WeightGradientColumnsTile
 from ..kernels.weight_gradient_windows import WeightGradientWindowsTile
 from ..problem import Problem, WeightGradientProblem
 from ..target import Target
@@ -64,6 +67,34 @@ def weight_gradient_windows(problem: WeightGradientProblem, target: Target) -> W
         TAPS=taps,
         SPLITS=splits_of_waves(programs, 64, problem, target),
         num_warps=warps(target, 2 * THREADS if wide else THREADS),
+        num_stages=3 if hopper else 2,
+    )
+    return staged(tile, problem, target)
+
+
+def weight_gradient_columns(problem: WeightGradientProblem, target: Target) -> WeightGradientColumnsTile:
+    """256 output channels by 128 columns, which read a column's pixels half as often as 128 x 128; half as many
+    where that leaves multiprocessors without a program.
+    """
+    g, hopper = problem.geometry, target.arch == "sm_90"
+    columns = g.c_in_group * g.taps
+    block_n = power_of_two(columns, 16, 128 if hopper else 64)
+
+    def programs(block_m: int) -> tuple[int, int]:
+        count = cdiv(columns, block_n) * cdiv(g.c_out_group, block_m) * g.groups
+        return count, splits_of_waves(count, 64, problem, target)
+
+    # wgmma takes no fewer than 64 rows; those of an output whose pixels are not aligned pass through registers too.
+    most = (256 if y_vector(problem) > 1 else 128) if hopper else 64
+    block_m = power_of_two(g.c_out_group, 64, most)
+    while block_m > 64 and math.prod(programs(block_m)) < target.sms * 3 // 4:
+        block_m //= 2
+    tile = WeightGradientColumnsTile(
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_K=64 if hopper else 32,
+        SPLITS=programs(block_m)[1],
+        num_warps=warps(target, 2 * THREADS if block_m * block_n > 64 * 64 else THREADS),
         num_stages=3 if hopper else 2,
     )
     return staged(tile, problem, target)

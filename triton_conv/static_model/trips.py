@@ -170,6 +170,7 @@ _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
     "depthwise_weight_gradient": _pixels("BLOCK_M"),
     "weight_gradient_boxed": _boxes_of_pixels,
     "weight_gradient_clipped": _boxes_of_spans,
+    "weight_gradient_columns": _pixels("BLOCK_K"),
     "weight_gradient_rows": _pixels("BLOCK_K"),
     "weight_gradient_taps": lambda problem, tile: (tile.steps(problem),),
     "weight_gradient_windows": _pixels("BLOCK_K"),
