@@ -1,6 +1,7 @@
 """torch.fx's symbolic tracing: calls of functions and of layers of ours are nodes, as those of torch's are."""
 
 import copy
+import operator
 import pickle
 
 import pytest
@@ -59,6 +60,55 @@ def test_a_model():
     launches.clear()
     torch.testing.assert_close(graph(x), expected, atol=1e-4, rtol=1e-4)
     assert sum(launches.values()) == sum(ran.values()) - 3
+
+
+class Lectures(nn.Module):
+    """What torch has no layer of, as layers and as functions."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(
+            tc.nn.SeparableConv2d(4, 4, 2, mid_activation="relu"),
+            tc.nn.ShuffleConv2d(4, 4, 1, groups=2, activation="silu"),
+            tc.nn.LocallyConnected2d(4, 4, (3, 4), 2),
+            tc.nn.ChannelShuffle(2),
+        )
+        self.depthwise, self.pointwise = nn.Parameter(torch.randn(4, 1, 2)), nn.Parameter(torch.randn(4, 4, 1))
+        self.filters, self.local = nn.Parameter(torch.randn(4, 2, 1, 1)), nn.Parameter(torch.randn(2, 4, 4, 2))
+        self.bias = nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        y = self.layers(x)
+        y = tc.shuffle_conv2d(y, self.filters, groups=2, activation="relu6")[:, :, 0]
+        y = tc.separable_conv1d(y, self.depthwise, self.pointwise, padding=1, mid_bias=self.bias, activation="gelu")
+        return tc.channel_shuffle(tc.locally_connected1d(y[..., :3], self.local), 2)
+
+
+def test_what_torch_has_no_layer_of():
+    model, x = Lectures().to(DEVICE), random((2, 4, 4, 5))
+    expected = model(x)
+    graph = fx.symbolic_trace(model)
+    nodes = [(node.op, node.target) for node in graph.graph.nodes if node.op[:5] == "call_"]
+    calls = [tc.shuffle_conv2d, operator.getitem, tc.separable_conv1d, operator.getitem, tc.locally_connected1d]
+    assert nodes == [
+        *(("call_module", f"layers.{i}") for i in range(4)),
+        *(("call_function", function) for function in (*calls, tc.channel_shuffle)),
+    ]
+    assert torch.equal(graph(x), expected)
+
+
+@pytest.mark.parametrize("kind", [tc.nn.SeparableConv2d, tc.nn.ShuffleConv2d, tc.nn.LocallyConnected2d])
+def test_a_subclass_of_those(kind):
+    class Turned(kind):
+        def forward(self, x):
+            return -super().forward(x)
+
+    size = (4,) if kind is tc.nn.LocallyConnected2d else ()
+    layer, x = nn.Sequential(Turned(2, 2, *size, 1)).to(DEVICE), random((1, 2, 4, 4))
+    graph = fx.symbolic_trace(layer)
+    assert "neg" in [node.name for node in graph.graph.nodes]
+    assert torch.equal(graph(x), layer(x))
 
 
 def test_a_graph_is_pickled():

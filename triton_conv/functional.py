@@ -23,9 +23,7 @@ def _conv(rank: int, input: Tensor, *arguments: Any) -> Tensor:
     try:
         output = calls.conv(*conv_arguments(rank, input, *arguments))
     except ArgumentTypeError:
-        *others, padding_mode, activation = arguments
-        function = globals()[f"conv{rank}d"]
-        return symbolic.recorded(function, input, *others, padding_mode=padding_mode, activation=activation)  # type: ignore[no-any-return]
+        return symbolic.recorded(globals()[f"conv{rank}d"], input, *arguments)  # type: ignore[no-any-return]
     return output if input.dim() == rank + 2 else output.squeeze(0)
 
 
@@ -33,8 +31,7 @@ def _conv_transpose(rank: int, input: Tensor, *arguments: Any) -> Tensor:
     try:
         output = calls.conv(*conv_transpose_arguments(rank, input, *arguments))
     except ArgumentTypeError:
-        *others, activation = arguments
-        return symbolic.recorded(globals()[f"conv_transpose{rank}d"], input, *others, activation=activation)  # type: ignore[no-any-return]
+        return symbolic.recorded(globals()[f"conv_transpose{rank}d"], input, *arguments)  # type: ignore[no-any-return]
     return output if input.dim() == rank + 2 else output.squeeze(0)
 
 
@@ -270,7 +267,7 @@ _KINDS: dict[str, tuple[Callable[..., Plan], Callable[..., tuple[Any, ...]]]] = 
 
 
 planners: dict[Callable[..., Tensor], Callable[..., Any]] = {}
-"""What plans the functions of other modules: a call's arguments in, its plan out."""
+"""What plans the functions of other modules: all arguments of a call in, in the function's order, its plan out."""
 
 
 def plan(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Any:
@@ -281,14 +278,14 @@ def plan(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Any:
 
     >>> print(tc.plan(tc.conv2d, input, weight, padding=1, groups=64))      # kernel, tile, where the tile came from
     """
-    if function in planners:
-        return planners[function](*args, **kwargs)
     name = getattr(function, "__name__", "")
     kind, rank = name[:-2], name[-2:-1]
-    if globals().get(name) is not function or kind not in _KINDS:
+    if function not in planners and (globals().get(name) is not function or kind not in _KINDS):
         given = repr(function) if callable(function) else type(function).__name__
         raise ArgumentTypeError(f"function: expected a convolution of triton_conv such as conv2d, got {given}")
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
+    if function in planners:
+        return planners[function](*bound.arguments.values())
     planner, arguments = _KINDS[kind]
     return planner(*arguments(int(rank), **bound.arguments))

@@ -7,14 +7,12 @@ and errors are as in `functional`.
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import autocast, autograd_lectures, functional, ops, ops_fused, ops_local, vmaps_lectures  # noqa: F401
+from . import autocast, autograd_lectures, functional, ops, ops_fused, ops_local, symbolic, vmaps_lectures  # noqa: F401
 from .arguments import Padding, Size, activation_name, batched, flat_padding, group_count, per_dimension
 from .dispatch import Plan
 from .eager import plain, traced
@@ -39,6 +37,17 @@ def _batched(output: Tensor, input: Tensor, rank: int) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------- shuffled
 
 
+def _shuffle_count(input: Any, groups: Any) -> int:
+    count = group_count(groups)
+    if not isinstance(input, Tensor):
+        raise ArgumentTypeError(f"input: channel_shuffle() expects a Tensor, got {type(input).__name__}")
+    if input.dim() < 3:
+        raise ArgumentError(f"input: channel_shuffle needs (N, C, *size), got size {list(input.shape)}")
+    if count < 1 or input.shape[1] % count:
+        raise ArgumentError(f"groups: {groups} groups do not divide the channels of input {list(input.shape)}")
+    return count
+
+
 def channel_shuffle(input: Tensor, groups: int) -> Tensor:
     """Channel j of group s goes to place j * groups + s: the shuffle between ShuffleNet's grouped convolutions.
 
@@ -55,13 +64,10 @@ def channel_shuffle(input: Tensor, groups: int) -> Tensor:
     Raises:
         ArgumentError: if groups does not divide the channels.
     """
-    count = group_count(groups)
-    if not isinstance(input, Tensor):
-        raise ArgumentTypeError(f"input: channel_shuffle() expects a Tensor, got {type(input).__name__}")
-    if input.dim() < 3:
-        raise ArgumentError(f"input: channel_shuffle needs (N, C, *size), got size {list(input.shape)}")
-    if count < 1 or input.shape[1] % count:
-        raise ArgumentError(f"groups: {groups} groups do not divide the channels of input {list(input.shape)}")
+    try:
+        count = _shuffle_count(input, groups)
+    except ArgumentTypeError:
+        return symbolic.recorded(channel_shuffle, input, groups)  # type: ignore[no-any-return]
     return autograd_lectures.shuffle_channels(input, count)
 
 
@@ -100,7 +106,11 @@ def shuffle_conv2d(
 
     Zhang et al., "ShuffleNet", arXiv:1707.01083.
     """
-    arguments = _shuffle_arguments(input, weight, bias, stride, padding, dilation, groups, activation)
+    given = weight, bias, stride, padding, dilation, groups, activation
+    try:
+        arguments = _shuffle_arguments(input, *given)
+    except ArgumentTypeError:
+        return symbolic.recorded(shuffle_conv2d, input, *given)  # type: ignore[no-any-return]
     if _in_order(weight, arguments[6]):
         return functional.conv2d(input, weight, bias, stride, padding, dilation, groups, activation=activation)
     return _batched(autograd_lectures.shuffle_conv(*arguments), input, 2)
@@ -160,7 +170,10 @@ _traced_separable = torch.ops.triton_conv.chosen_separable_conv.default
 
 
 def _separable(rank: int, *given: Any) -> Tensor:
-    arguments = separable_arguments(rank, *given)
+    try:
+        arguments = separable_arguments(rank, *given)
+    except ArgumentTypeError:
+        return symbolic.recorded(globals()[f"separable_conv{rank}d"], *given)  # type: ignore[no-any-return]
     return run_separable(rank, given[0], arguments)
 
 
@@ -304,7 +317,11 @@ def _local_arguments(
 
 
 def _local(rank: int, *given: Any) -> Tensor:
-    return _batched(autograd_lectures.local_conv(*_local_arguments(rank, *given)), given[0], rank)
+    try:
+        arguments = _local_arguments(rank, *given)
+    except ArgumentTypeError:
+        return symbolic.recorded(globals()[f"locally_connected{rank}d"], *given)  # type: ignore[no-any-return]
+    return _batched(autograd_lectures.local_conv(*arguments), given[0], rank)
 
 
 def _plan_local(rank: int, *given: Any) -> Plan:
@@ -377,21 +394,7 @@ def locally_connected3d(
     return _local(3, input, weight, bias, stride, padding, dilation, groups)
 
 
-def _planned(function: Callable[..., Tensor], planner: Callable[..., Any]) -> None:
-    """Has `triton_conv.plan` know the function; the planner takes its arguments in order."""
-
-    def plan(*args: Any, **kwargs: Any) -> Any:
-        bound = inspect.signature(function).bind(*args, **kwargs)
-        bound.apply_defaults()
-        return planner(*bound.arguments.values())
-
-    functional.planners[function] = plan
-
-
-_planned(shuffle_conv2d, _plan_shuffle)
-_planned(separable_conv1d, functools.partial(_plan_separable, 1))
-_planned(separable_conv2d, functools.partial(_plan_separable, 2))
-_planned(separable_conv3d, functools.partial(_plan_separable, 3))
-_planned(locally_connected1d, functools.partial(_plan_local, 1))
-_planned(locally_connected2d, functools.partial(_plan_local, 2))
-_planned(locally_connected3d, functools.partial(_plan_local, 3))
+functional.planners[shuffle_conv2d] = _plan_shuffle
+for _rank in (1, 2, 3):
+    functional.planners[globals()[f"separable_conv{_rank}d"]] = functools.partial(_plan_separable, _rank)
+    functional.planners[globals()[f"locally_connected{_rank}d"]] = functools.partial(_plan_local, _rank)

@@ -87,12 +87,6 @@ class Routed(nn.Module):
         activation = "" if self.activation is None else f"activation={self.activation}, "
         return f"{super().extra_repr()}, {activation}backend={self._where()}".removeprefix(", ")
 
-    def _node(self, *args: Any) -> Any:
-        """What a call is in torch.fx's symbolic tracing; None elsewhere, and if a subclass has a forward of its own."""
-        methods = [getattr(type(self), name, None) for name in ("forward", "_conv_forward")]
-        ours = all(m is None or m.__module__ in (__name__, nn.modules.conv.__name__) for m in methods)
-        return symbolic.leaf(self, *args) if ours else None
-
     def routed_arguments(self, *args: Any, **kwargs: Any) -> tuple[str, tuple[Any, ...]]:
         """The kind of op that `forward` of these arguments calls, and the op's arguments."""
         raise NotImplementedError
@@ -156,7 +150,7 @@ class _Conv(Routed, nn.modules.conv._ConvNd):
         return self.stride, self.padding, self.dilation, self.groups, self.padding_mode, self.activation
 
     def forward(self, input: Tensor) -> Tensor:
-        if type(input) is not Tensor and (node := self._node(input)) is not None:
+        if type(input) is not Tensor and (node := symbolic.leaf(self, input)) is not None:
             return node  # type: ignore[no-any-return]
         return self._conv_forward(input, self.weight, self.bias)
 
@@ -236,7 +230,7 @@ class _ConvTranspose(Routed, nn.modules.conv._ConvTransposeNd):
         return self.stride, self.padding, self.output_padding, self.dilation, self.groups, self.activation
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if type(input) is not Tensor and (node := self._node(input, output_size)) is not None:
+        if type(input) is not Tensor and (node := symbolic.leaf(self, input, output_size)) is not None:
             return node  # type: ignore[no-any-return]
         where = self._where()
         given = (self, input, self.weight, self.bias) if output_size is None else None
@@ -373,7 +367,7 @@ class DeformConv2d(Routed):
 
     def forward(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """`(N, in_channels, H, W)` -> `(N, out_channels, H_out, W_out)`; offset and mask as in `deform_conv2d`."""
-        if type(input) is not Tensor and (node := self._node(input, offset, mask)) is not None:
+        if type(input) is not Tensor and (node := symbolic.leaf(self, input, offset, mask)) is not None:
             return node  # type: ignore[no-any-return]
         offset, mask = self._sampled(input, offset, mask)
         where, given = self._where(), (self, input, offset, mask, self.weight, self.bias)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import lectures, policy, routing
+from . import lectures, policy, routing, symbolic
 from .arguments import flat_padding, per_dimension
 from .autograd_lectures import SeparableCall
 from .eager import traced
@@ -52,6 +52,8 @@ class ChannelShuffle(nn.Module):
         return f"groups={self.groups}"
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and (node := symbolic.leaf(self, input)) is not None:
+            return node  # type: ignore[no-any-return]
         return lectures.channel_shuffle(input, self.groups)
 
 
@@ -68,6 +70,8 @@ class ShuffleConv2d(nn.Conv2d):
         self.activation = activation
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and (node := symbolic.leaf(self, input)) is not None:
+            return node  # type: ignore[no-any-return]
         padding: Any = self.padding
         return lectures.shuffle_conv2d(
             input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups, activation=self.activation
@@ -165,13 +169,17 @@ class _Separable(nn.Module):
         )
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and (node := symbolic.leaf(self, input)) is not None:
+            return node  # type: ignore[no-any-return]
         depthwise, pointwise, mid_bias, bias = self.depthwise_weight, self.pointwise_weight, self.mid_bias, self.bias
         given = self, input, depthwise, pointwise, mid_bias, bias
         known = routing.again(policy.OURS, *given)
         if isinstance(known, Tensor):
             return known
-        options: tuple[Any, ...] = (*self.routed_window(), mid_bias)
-        arguments = lectures.separable_arguments(self.rank, input, depthwise, pointwise, bias, *options)
+        all_of_it: tuple[Any, ...] = (input, depthwise, pointwise, bias, *self.routed_window(), mid_bias)
+        if not isinstance(input, Tensor):
+            return lectures._separable(self.rank, *all_of_it)
+        arguments = lectures.separable_arguments(self.rank, *all_of_it)
         if not traced():
             routing.remember_ours(SeparableCall, arguments[:5], arguments[5:], policy.OURS, given)
         return lectures.run_separable(self.rank, input, arguments)
@@ -280,6 +288,8 @@ class _Local(nn.Module):
         )
 
     def forward(self, input: Tensor) -> Tensor:
+        if type(input) is not Tensor and (node := symbolic.leaf(self, input)) is not None:
+            return node  # type: ignore[no-any-return]
         return lectures._local(
             self.rank, input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
         )
