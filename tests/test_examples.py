@@ -231,6 +231,31 @@ def test_a_separable_layer_of_two_with_their_norms():
         nn_lectures.SeparableConv2d.of(nn.Conv2d(4, 8, 3), second)
 
 
+@pytest.mark.parametrize(
+    ("name", "layer", "message"),
+    [
+        ("first", tc.nn.Conv2d(4, 8, 3, groups=4, activation="relu"), "without an activation.* give it as activation="),
+        ("first", nn.ConvTranspose2d(4, 4, 3, groups=4), "depthwise: expected a convolution such as torch.nn.Conv2d"),
+        ("first", tc.nn.ShuffleConv2d(4, 8, 3, groups=4), "depthwise: expected a convolution such as torch.nn.Conv2d"),
+        ("second", tc.nn.Conv2d(8, 5, 1, activation="silu"), "pointwise: expected a layer without an activation"),
+        ("second", nn.Conv2d(8, 5, 1, stride=2), "of stride 1 and without padding"),
+        ("second", nn.Conv2d(8, 5, 1, padding=(0, 1)), "of stride 1 and without padding"),
+        ("second", tc.nn.Conv2d(8, 5, 1, padding=((0, 1), (0, 0))), "of stride 1 and without padding"),
+    ],
+    ids=lambda value: value if value in ("first", "second") else "",
+)
+def test_layers_that_do_more_are_not_made_one(name, layer, message):
+    layers = {"first": nn.Conv2d(4, 8, 3, groups=4), "second": nn.Conv2d(8, 5, 1, padding="same"), name: layer}
+    with pytest.raises(ArgumentError, match=message):
+        nn_lectures.SeparableConv2d.of(*layers.values())
+
+
+def test_a_norm_of_each_batch_is_not_folded():
+    layers = nn.Conv2d(4, 8, 3, groups=4), nn.Conv2d(8, 5, 1)
+    with pytest.raises(ArgumentError, match="norm: expected one with running statistics"):
+        nn_lectures.SeparableConv2d.of(*layers, nn.BatchNorm2d(8, track_running_stats=False))
+
+
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_separable_layers(rank):
     layer = getattr(nn_lectures, f"SeparableConv{rank}d")(3, 5, 2, padding=1, depth_multiplier=2, mid_bias=True)

@@ -99,6 +99,22 @@ def test_causal_padding_and_an_activation_of_its_own():
         assert relative_error(result, exact) < tolerance(torch.float32, 4)
 
 
+def test_a_norm_is_folded_in_before_the_activation():
+    """As the module's docstring says: torch's function folds into a layer, whatever it does after its convolution."""
+    norm, x = nn.BatchNorm2d(4, device=DEVICE), random((2, 4, 5, 6))
+    for value in (norm.running_mean, norm.running_var, norm.weight.data, norm.bias.data):
+        value.uniform_(0.5, 1.5)
+    for kind, transposed in (("Conv2d", False), ("ConvTranspose2d", True)):
+        layer = made(kind, 4, 4, 3, backend="triton")
+        plain = nn.Sequential(layer, norm, nn.ReLU()).eval()
+        with torch.no_grad():
+            expected = plain(x)
+            folded = nn.utils.fuse_conv_bn_eval(layer, norm, transpose=transposed)
+            folded(x)
+            folded.activation = "relu"
+            torch.testing.assert_close(folded(x), expected)
+
+
 @pytest.mark.parametrize("padding", [((1, 0), (0, 2)), [(1, 0), (0, 2)]], ids=str)
 def test_uneven_padding_of_a_folded_border(padding):
     layers = [

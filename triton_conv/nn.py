@@ -3,7 +3,9 @@
 Each is a subclass of the layer of that name in `torch.nn`, with its constructor, its parameters and its state_dict, and
 runs on whichever library `set_backend` and the stored measurements say (see `triton_conv.plan`). Besides, they take
 
-* `activation`: None, "relu", "relu6", "gelu" or "silu", fused into our kernel;
+* `activation`: None, "relu", "relu6", "gelu" or "silu", fused into our kernel. It may be set later, and must be where
+  a batch norm is folded in: `layer = torch.nn.utils.fuse_conv_bn_eval(layer, norm)`, then `layer.activation = "relu"`.
+  Of a layer that has one already, that function gives a wrong result without an error: it cannot see it;
 * `padding` as one (before, after) pair a dimension: `Conv1d(8, 8, 4, padding=((3, 0),))` is causal;
 * `backend`: "auto", "triton" or "torch" for this layer; None, the default, follows `set_backend`.
 

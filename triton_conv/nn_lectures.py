@@ -60,7 +60,8 @@ class ChannelShuffle(nn.Module):
 class ShuffleConv2d(nn.Conv2d):
     """`torch.nn.Conv2d` followed by `torch.nn.ChannelShuffle(groups)`, in one kernel; see `shuffle_conv2d`.
 
-    Parameters and state_dict are the convolution's. A batch norm behind it sees shuffled channels.
+    Parameters and state_dict are the convolution's. A batch norm behind it sees shuffled channels: do not fold it into
+    this layer by `torch.nn.utils.fuse_conv_bn_eval`, which takes them for the convolution's and raises nothing.
     """
 
     def __init__(self, *args: Any, activation: str | None = None, **kwargs: Any) -> None:
@@ -135,16 +136,28 @@ class _Separable(nn.Module):
     ) -> Any:  # fmt: skip
         """The same as two convolutions of `torch.nn`, with the batch norm behind each folded in: for inference.
 
-        Raises `ArgumentError` if the layers are not a depthwise convolution and a 1x1 that follows it.
+        Raises `ArgumentError` if the layers are not a depthwise convolution and a 1x1 that follows it, or do more.
         """
+        for name, layer in (("depthwise", depthwise), ("pointwise", pointwise)):
+            if not isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or isinstance(layer, ShuffleConv2d):
+                raise ArgumentError(f"{name}: expected a convolution such as torch.nn.Conv{cls.rank}d, got {layer}")
+            if getattr(layer, "activation", None) is not None:
+                raise ArgumentError(
+                    f"{name}: expected a layer without an activation, which belongs behind its norm: give it as "
+                    f"activation= or mid_activation=; got {layer}"
+                )
         if depthwise.groups != depthwise.in_channels or depthwise.padding_mode != "zeros":
             raise ArgumentError(f"depthwise: expected one channel a group and a border of zeros, got {depthwise}")
         if (
-            math.prod(pointwise.kernel_size) != 1
+            math.prod((*pointwise.kernel_size, *pointwise.stride)) != 1
+            or not (isinstance(pointwise.padding, str) or set(pointwise.padding) <= {0, (0, 0)})
             or pointwise.groups != 1
-            or pointwise.in_channels != (depthwise.out_channels)
+            or pointwise.in_channels != depthwise.out_channels
         ):
-            raise ArgumentError(f"pointwise: expected a 1x1 from {depthwise.out_channels} channels, got {pointwise}")
+            raise ArgumentError(
+                f"pointwise: expected a 1x1 from {depthwise.out_channels} channels, of stride 1 and without padding, "
+                f"got {pointwise}"
+            )
         first, mid_bias = _folded(depthwise, mid_norm)
         second, bias = _folded(pointwise, norm)
         made = cls(
@@ -193,6 +206,8 @@ def _folded(conv: Any, norm: Any) -> tuple[Tensor, Tensor | None]:
     weight, bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
     if norm is None:
         return weight, bias
+    if norm.running_var is None:
+        raise ArgumentError(f"norm: expected one with running statistics, got {norm}")
     scale = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight.detach())
     shift = (0 if bias is None else bias) - norm.running_mean
     shift = shift * scale + (0 if norm.bias is None else norm.bias.detach())
