@@ -90,6 +90,8 @@ def test_valid_and_same():
         assert cost.output_size(h, k, s, "same") == -(-h // s)
     with pytest.raises(ArgumentError, match=r"a kernel of 5 does not fit in 4 \+ 0 \+ 0"):
         cost.output_size(4, 5)
+    with pytest.raises(ArgumentError, match="stride: expected a positive int, got 0"):
+        cost.output_size(4, 3, stride=0)
     with pytest.raises(ArgumentError, match="got 'full'"):
         cost.output_size(4, 3, padding="full")
 

@@ -39,7 +39,8 @@ def plain(function, *shapes, **changes):
 TORCH_REFUSES = {
     "channels": (conv(input=zeros(2, 5, 7, 7)), RuntimeError, r"^input: .*\[4, 6, 3, 3\].*\[2, 5, 7, 7\].*6 channels"),
     "channels-transposed": (
-        transposed(input=zeros(2, 5, 7, 7)), RuntimeError, r"^input: .*\[6, 4, 3, 3\].*\[2, 5, 7, 7\].*6 channels",
+        transposed(input=zeros(2, 5, 7, 7)), RuntimeError,
+        r"^input: .*\[6, 4, 3, 3\].*\[2, 5, 7, 7\].*6 channels.*weight is \(c_in, ",
     ),
     "channels-of-groups": (conv(groups=2), RuntimeError, r"^input: Given groups=2, .*12 channels, but got 6"),
     "groups-do-not-divide": (
@@ -77,7 +78,7 @@ TORCH_REFUSES = {
     ),
     "output-padding-negative": (transposed(output_padding=-1), RuntimeError, r"^output_padding: negative"),
     "no-pixels": (conv(input=zeros(2, 6, 0, 7), padding=3), RuntimeError, r"^input: .*zero batch.*\[2, 6, 0, 7\]"),
-    "dtype-weight": (conv(weight=zeros(*W).double()), RuntimeError, r"^weight: .*float32.*float64.*should be the same"),
+    "dtype-weight": (conv(weight=zeros(*W).double()), RuntimeError, r"^weight: .*float32.*float64.*the same; cast"),
     "dtype-bias": (conv(bias=zeros(*B).half()), RuntimeError, r"^bias: .*float32.*float16.*should be the same"),
     "stride-float": (conv(stride=1.5), TypeError, r"^stride: expected an int or a sequence of 2 ints, got 1.5"),
     "stride-floats": (conv(stride=(1.0, 1.0)), TypeError, r"^stride: expected an int or a sequence"),
@@ -95,6 +96,7 @@ TORCH_REFUSES = {
 WE_REFUSE = {
     "pairs-number": (conv(padding=((1, 0),)), errors.ArgumentError, r"^padding: expected 2 pairs of \(before, after\)"),
     "pairs-length": (conv(padding=((1, 0, 0), (1, 1))), errors.ArgumentError, r"^padding: expected 2 pairs"),
+    "pairs-flat": (conv(padding=(1, 0, 1, 0)), errors.ArgumentError, r"^padding: .*2 pairs of \(before.*got \(1, 0"),
     "pairs-negative": (conv(padding=((1, -1), (0, 0))), errors.ArgumentError, r"^padding: negative padding"),
     "pairs-and-number": (conv(padding=(1, (1, 0))), errors.ArgumentError, r"^padding: expected 2 pairs.*\(1, \(1, 0"),
     "pairs-float": (conv(padding=((1, 0.5), (0, 0))), errors.ArgumentError, r"^padding: expected 2 pairs"),

@@ -92,6 +92,16 @@ X = torch.zeros(1, 6, 5, 5)
             ArgumentError,
             r"bias: expected \[2, 3, 3\] for weight .*got bias \[2\]",
         ),
+        # Layers say so when they are made.
+        (lambda: tc.nn.ChannelShuffle(0), ArgumentError, "^groups: expected a positive int, got 0"),
+        (lambda: tc.nn.ChannelShuffle("2"), ArgumentTypeError, "^groups: expected an int, got '2'"),
+        (lambda: tc.nn.ShuffleConv2d(6, 4, 1, activation="tanh"), ArgumentValueError, "^activation: 'tanh' is not"),
+        (lambda: tc.nn.SeparableConv1d(6, 4, 3, activation="tanh"), ArgumentValueError, "^activation: 'tanh' is not"),
+        (lambda: tc.nn.SeparableConv1d(6, 4, 3, mid_activation="x"), ArgumentValueError, "^mid_activation: 'x' is not"),
+        (lambda: tc.nn.SeparableConv1d(6, 4, 3, padding="full"), ArgumentError, "^padding: .*expected 'same' or"),
+        (lambda: tc.nn.SeparableConv1d(6, 4, 3, depth_multiplier=0), ArgumentError, "^depth_multiplier: .*got 0"),
+        (lambda: tc.nn.LocallyConnected1d(6, 4, 5, 3, groups="2"), ArgumentTypeError, "^groups: expected an int"),
+        (lambda: tc.nn.DeformConv2d(6, 4, 3, groups="2"), ArgumentTypeError, "^groups: expected an int, got '2'"),
     ],
 )
 def test_bad_input(call, error, message):

@@ -68,10 +68,10 @@ def per_dimension(name: str, value: Any, rank: int) -> tuple[int, ...]:
     return ints if len(ints) == rank else ints * rank
 
 
-def group_count(value: Any) -> int:
+def group_count(value: Any, name: str = "groups") -> int:
     groups = _int(value)
     if groups is None:
-        raise ArgumentTypeError(f"groups: expected an int, got {value!r}")
+        raise ArgumentTypeError(f"{name}: expected an int, got {value!r}")
     return groups
 
 
@@ -95,6 +95,11 @@ def flat_padding(value: Any, rank: int, stride: tuple[int, ...], weight: Tensor,
         if len(pairs) != rank or not all(pair is not None and len(pair) == 2 for pair in pairs):
             raise ArgumentError(f"padding: expected {rank} pairs of (before, after), got {value!r}")
         return tuple(p for pair in pairs if pair for p in pair)
+    if isinstance(value, (tuple, list)) and len(value) == 2 * rank:
+        raise ArgumentError(
+            f"padding: expected padding to be a single integer value or a list of {rank} values to match the "
+            f"convolution dimensions, or {rank} pairs of (before, after) such as {((1, 0),) * rank}, but got {value!r}"
+        )
     return tuple(p for p in per_dimension("padding", value, rank) for _ in range(2))
 
 

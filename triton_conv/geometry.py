@@ -379,4 +379,5 @@ def _check_channels(x: list[int], w: list[int], groups: int, transposed: bool) -
         raise ArgumentError(
             f"input: Given groups={groups}, {'transposed=1, ' if transposed else ''}weight of size {w}, "
             f"expected input{x} to have {expected} channels, but got {x[1]} channels instead"
+            f"{'; a transposed weight is (c_in, c_out/groups, *kernel)' if transposed else ''}"
         )

@@ -28,6 +28,7 @@ from .arguments import (
     conv_transpose_arguments,
     deform_arguments,
     flat_padding,
+    group_count,
     per_dimension,
 )
 from .errors import ArgumentError, ArgumentTypeError, ArgumentValueError, TritonConvError
@@ -300,7 +301,7 @@ class DeformConv2d(Routed):
     ) -> None:
         super().__init__()
         for name, count in (("groups", groups), ("offset_groups", offset_groups)):
-            if count <= 0:
+            if group_count(count, name) <= 0:
                 raise ArgumentValueError(f"{name} must be a positive integer, got {count}")
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if channels % groups:

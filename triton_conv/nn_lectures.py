@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import lectures, policy, routing, symbolic
-from .arguments import flat_padding, per_dimension
+from .arguments import activation_name, flat_padding, group_count, per_dimension
 from .autograd_lectures import SeparableCall
 from .eager import traced
 from .errors import ArgumentError
@@ -46,7 +46,9 @@ class ChannelShuffle(nn.Module):
 
     def __init__(self, groups: int) -> None:
         super().__init__()
-        self.groups = groups
+        self.groups = group_count(groups)
+        if self.groups < 1:
+            raise ArgumentError(f"groups: expected a positive int, got {groups}")
 
     def extra_repr(self) -> str:
         return f"groups={self.groups}"
@@ -68,6 +70,7 @@ class ShuffleConv2d(nn.Conv2d):
         super().__init__(*args, **kwargs)
         if self.padding_mode != "zeros":
             raise ArgumentError(f"padding_mode: ShuffleConv2d has a border of zeros alone, got {self.padding_mode!r}")
+        activation_name(activation)
         self.activation = activation
 
     def forward(self, input: Tensor) -> Tensor:
@@ -104,7 +107,11 @@ class _Separable(nn.Module):
     ) -> None:
         super().__init__()
         kernel = per_dimension("kernel_size", kernel_size, self.rank)
+        if group_count(depth_multiplier, "depth_multiplier") < 1:
+            raise ArgumentError(f"depth_multiplier: expected a positive int, got {depth_multiplier}")
         middle = in_channels * depth_multiplier
+        activation_name(activation)
+        activation_name(mid_activation, "mid_activation")
         # What is remembered of calls is compared with these: they are not to change by parts.
         self.stride, self.padding, self.dilation = (
             tuple(given) if isinstance(given, list) else given for given in (stride, padding, dilation)
@@ -118,6 +125,10 @@ class _Separable(nn.Module):
         self.pointwise_weight = parameter(True, out_channels, middle, *(1,) * self.rank)
         self.register_parameter("mid_bias", parameter(mid_bias, middle))
         self.register_parameter("bias", parameter(bias, out_channels))
+        steps = per_dimension("stride", self.stride, self.rank)
+        spread = per_dimension("dilation", self.dilation, self.rank)
+        assert self.depthwise_weight is not None
+        flat_padding(self.padding, self.rank, steps, self.depthwise_weight, spread)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -269,7 +280,7 @@ class _Local(nn.Module):
         rank = self.rank
         size = per_dimension("input_size", input_size, rank)
         kernel = per_dimension("kernel_size", kernel_size, rank)
-        if groups < 1 or in_channels % groups:
+        if group_count(groups) < 1 or in_channels % groups:
             raise ArgumentError(f"groups: {groups} groups do not divide in_channels={in_channels}")
         filters = (out_channels, in_channels // groups, *kernel)
         one = torch.empty(filters, device="meta")

@@ -66,7 +66,10 @@ def check_tensors(
             continue
         wider = name in coordinates and other.dtype == torch.float32 and input.dtype.itemsize == 2
         if other.dtype != input.dtype and not wider:
-            raise DtypeError(f"{name}: Input type ({input.dtype}) and {name} type ({other.dtype}) should be the same")
+            raise DtypeError(
+                f"{name}: Input type ({input.dtype}) and {name} type ({other.dtype}) should be the same; cast one of "
+                "them, or call under torch.autocast"
+            )
         if other.device != input.device:
             raise DeviceError(
                 f"{name}: expected all tensors on one device, but input is on {input.device} and {name} on "

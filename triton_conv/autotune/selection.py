@@ -52,7 +52,10 @@ def of_model(step: Callable[[], Any]) -> list[Workload]:
         counts.setdefault(problem.describe(), problem)
         calls[problem.describe()] += 1
     if not counts:
-        raise WorkloadError("model: it calls no convolution of triton_conv")
+        raise WorkloadError(
+            "model: it calls no convolution of triton_conv; name a function that takes nothing and runs a step, "
+            "such as a forward pass of triton_conv.convert(model, force=True)"
+        )
 
     def cost(description: str) -> float:
         problem = counts[description]

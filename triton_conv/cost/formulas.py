@@ -188,6 +188,8 @@ def output_size(size: int, kernel: int, stride: int = 1, padding: Padding = 0, d
 
     The border's values, zeros or the mirrored image, do not change the size.
     """
+    if stride < 1:
+        raise ArgumentError(f"stride: expected a positive int, got {stride}")
     before, after = pads(size, kernel, stride, padding, dilation)
     out = (size + before + after - dilated_extent(kernel, dilation)) // stride + 1
     if out < 1:
