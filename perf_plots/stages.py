@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 Report = dict[str, Any]
 
-# Seconds: a busy machine takes half of them to set up five workloads.
-_REHEARSAL_TUNING = 12.0
+# A rehearsal tries as many tiles of each workload, however busy the machine: seconds here are a bound and no budget.
+_REHEARSAL_TRIALS, _REHEARSAL_TUNING = 2, 120.0
 # Share of a stage's time in which its kernels are compiled on every core; seconds that one unit of a child may take.
 # A model has a hundred kernels, which one core compiles in a minute.
 _WARMING, _WARMING_MODELS = 0.25, 0.4
@@ -134,9 +134,11 @@ def _tuned(run: Run, seconds: float, workloads: Sequence[Workload], **settings: 
 
     stop, lab = time.monotonic() + seconds, WorkerLab(str(run.device))
     try:
-        # To answer, the process starts: that counts, but in a rehearsal, whose few seconds it would take.
+        # To answer, the process starts: that counts.
         assert lab.target.interpreted == run.rehearse
-        seconds = _REHEARSAL_TUNING if run.rehearse else stop - time.monotonic()
+        seconds = stop - time.monotonic()
+        if run.rehearse:
+            seconds, settings = _REHEARSAL_TUNING, {"most_trials": _REHEARSAL_TRIALS} | settings
         return tune(
             workloads, seconds=seconds, lab=lab, folder=run.out / "autotune_configs", journal=run.out / TRIALS,
             report=run.say, **settings,

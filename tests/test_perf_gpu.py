@@ -77,7 +77,6 @@ def test_a_rehearsal_and_again(tmp_path, monkeypatch, capfd):
     """The stages that run in the program itself."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setenv("TRITON_CONV_HOME", str(tmp_path))
-    monkeypatch.setattr(stages, "_REHEARSAL_TUNING", 6.0)
     out, bundle = tmp_path / "work", tmp_path / "out"
     timed, kinds = ("benchmark", "gradients", "lectures", "steps", "variants"), ("grouped", "deformable", "local")
     names = ("environment", "ceilings", "tests", "tuning", "portfolio", *timed)
