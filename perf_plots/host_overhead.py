@@ -111,7 +111,7 @@ def _others(device: torch.device) -> Iterator[tuple[str, torch.nn.Module, list[t
 def measure(device: torch.device) -> dict[str, Cost]:
     """Costs by what was called."""
     import triton_conv as tc
-    from triton_conv import dispatch, ops, policy
+    from triton_conv import dispatch, ops, ops_conv, policy
 
     x, w = torch.randn(1, 4, 8, 8, device=device), torch.randn(4, 1, 3, 3, device=device)
     b, dy = torch.randn(4, device=device), torch.randn(1, 4, 8, 8, device=device)
@@ -130,7 +130,7 @@ def measure(device: torch.device) -> dict[str, Cost]:
 
     found: dict[str, Cost] = {}
     with torch.no_grad(), mock.patch.object(dispatch, "launch", _nothing):
-        plan = ops.plan_conv(x, w, b, *flat)
+        plan = ops_conv.plan_conv(x, w, b, *flat)
         found |= {
             "triton_conv.conv2d, launch replaced by nothing": cost(conv2d),
             "  of which the allocation of the output": cost(lambda: ops.allocate(plan.out_shape, plan.out_strides, x)),

@@ -14,7 +14,7 @@ from helpers import random as numbers
 from test_forced_forms import reason_of
 from triton.runtime.errors import InterpreterError
 
-from triton_conv import dispatch, ops, ops_deform
+from triton_conv import dispatch, ops, ops_conv, ops_deform
 from triton_conv.autotune.space import SPACES
 from triton_conv.kernels import KERNELS
 from triton_conv.reference import reference, rounding
@@ -79,7 +79,7 @@ def any_plan(problem, target):
 
 @pytest.fixture
 def any_form(monkeypatch):
-    for module in (ops, ops_deform):
+    for module in (ops_conv, ops_deform):
         monkeypatch.setattr(module, "plan", any_plan)
     ops.forget_plans()
     yield
@@ -96,7 +96,7 @@ def weight_gradient(function, arguments):
     (expected,) = torch.autograd.grad(output, exact, grad.double())
     flat = [side for pair in border for side in ((pair, pair) if isinstance(pair, int) else pair)]
     given = x, grad, w.shape[2:], window["stride"], flat, window["dilation"], window["groups"], window["padding_mode"]
-    made = ops.plan_conv_weight_gradient(*given)
+    made = ops_conv.plan_conv_weight_gradient(*given)
     compare(ops.run_partial(made, x, grad), expected, rounding(made.problem))
 
 

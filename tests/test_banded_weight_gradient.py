@@ -9,7 +9,7 @@ from test_banded import CASES, rows_of
 from test_gradient_tiles import flat
 from test_large import LIMIT, spread
 
-from triton_conv import dispatch, ops
+from triton_conv import dispatch, ops_conv
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
 from triton_conv.kernels import KERNELS
@@ -26,7 +26,7 @@ LAYERS = {layer.id: layer for layer in CASES if layer.id != "multiplier"}
 
 def planned(x, grad_output, layer):
     """The plan of the layer's weight gradient; float32 as tf32, which the interpreter multiplies exactly."""
-    made = ops.plan_conv_weight_gradient(x, grad_output, *flat(layer.arguments, layer.weight))
+    made = ops_conv.plan_conv_weight_gradient(x, grad_output, *flat(layer.arguments, layer.weight))
     problem = made.problem
     if problem.dtype == torch.float32:
         problem = replace(problem, precision="tf32")

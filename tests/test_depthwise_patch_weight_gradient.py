@@ -6,7 +6,7 @@ from helpers import DEVICE, DTYPES, channels_last, compare, launches, name_of, r
 from test_depthwise_patch import framed
 from test_gradient_tiles import flat
 
-from triton_conv import dispatch, ops
+from triton_conv import dispatch, ops, ops_conv
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
 from triton_conv.kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradientTile
@@ -56,7 +56,7 @@ def run(layer, dtype, tile, x_layout=channels_last, y_layout=channels_last, name
     grad_output = y_layout(random(output.shape, dtype, "output"))
     (expected,) = torch.autograd.grad(output, w, grad_output.double())
 
-    made = ops.plan_conv_weight_gradient(x, grad_output, *flat(options, w_shape))
+    made = ops_conv.plan_conv_weight_gradient(x, grad_output, *flat(options, w_shape))
     made = dispatch.plan(made.problem, made.target, name, tile(made) if callable(tile) else tile)
     launches.clear()
     found = ops.run_partial(made, x, grad_output)
@@ -98,7 +98,7 @@ def plan_of(x_shape, w_shape, layout=channels_last, **options):
     x = layout(torch.empty(x_shape, device=DEVICE))
     w = torch.empty(w_shape, dtype=torch.float64, device=DEVICE)
     y = reference(f"conv{x.dim() - 2}d", {"input": x, "weight": w, **options})
-    return ops.plan_conv_weight_gradient(x, layout(y.float()), *flat(options, w_shape))
+    return ops_conv.plan_conv_weight_gradient(x, layout(y.float()), *flat(options, w_shape))
 
 
 @pytest.mark.parametrize(
@@ -138,5 +138,5 @@ def test_defaults_fit(kernel, target, dtype):
             options = {"groups": channels, "stride": stride, "padding": kernel[0] // 2}
             size = [(32 + 2 * (k // 2) - k) // stride + 1 for k in kernel]
             y = channels_last(torch.empty(2, channels, *size, device="meta", dtype=x.dtype))
-            problem = ops.plan_conv_weight_gradient(x, y, *flat(options, (channels, 1, *kernel))).problem
+            problem = ops_conv.plan_conv_weight_gradient(x, y, *flat(options, (channels, 1, *kernel))).problem
             assert default_tile(NAME, problem, target).unfit(problem, target) is None

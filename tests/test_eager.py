@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import triton_conv as tc
-from triton_conv import calls, dispatch, ops
+from triton_conv import calls, dispatch, ops, ops_conv
 from triton_conv.eager import plain
 
 pytestmark = pytest.mark.usefixtures("exact_products")
@@ -120,7 +120,7 @@ def test_what_is_not_plain():
 def test_the_op_is_what_modes_and_profiles_see(operands):
     with Dispatch() as mode, torch.no_grad():
         conv(*operands)
-    assert ops.conv in mode.seen
+    assert ops_conv.conv in mode.seen
     with torch.profiler.profile() as profile:
         conv(*operands)
     assert "triton_conv::conv" in {event.name for event in profile.events()}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import DTYPES, INTERPRETED, channels_last, compare, launches, name_of, random
 
-from triton_conv import dispatch, ops
+from triton_conv import dispatch, ops_conv
 from triton_conv.defaults import default_tile
 from triton_conv.kernels.depthwise_weight_gradient import DepthwiseWeightGradientTile
 from triton_conv.kernels.grouped_packed_weight_gradient import GroupedPackedWeightGradientTile
@@ -80,14 +80,14 @@ TILES = {
 def run(name, dtype, layout, pick, monkeypatch):
     """The op with the tile `pick(plan)`, compared with the derivative of the float64 reference."""
     kernel, x_shape, w_shape, options = LAYERS[name]
-    plan = ops.plan_conv_weight_gradient
+    plan = ops_conv.plan_conv_weight_gradient
 
     def forced(*arguments):
         made = plan(*arguments)
         assert kernel in [form.name for form in dispatch.forms(made.problem, made.target)[0]]
         return dispatch.plan(made.problem, made.target, kernel, pick(dispatch.plan(made.problem, made.target, kernel)))
 
-    monkeypatch.setattr(ops, "plan_conv_weight_gradient", forced)
+    monkeypatch.setattr(ops_conv, "plan_conv_weight_gradient", forced)
     x = layout(random(x_shape, dtype, "gradient"))
     w = torch.zeros(w_shape, dtype=torch.float64, device=x.device).requires_grad_()
     function = f"conv{len(w_shape) - 2}d"
@@ -97,7 +97,7 @@ def run(name, dtype, layout, pick, monkeypatch):
 
     made = plan(x, grad_output, *flat(options, w_shape))
     launches.clear()
-    found = ops.conv_weight_gradient(x, grad_output, *flat(options, w_shape))
+    found = ops_conv.conv_weight_gradient(x, grad_output, *flat(options, w_shape))
     assert dict(launches) == {kernel: 1}
     assert found.dtype == dtype
     precision = "ieee" if INTERPRETED else made.problem.precision

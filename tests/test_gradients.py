@@ -10,7 +10,7 @@ from helpers import DEPTHWISE_FORMS, DEVICE, launches, name_of
 from torch_samples import OPS
 
 import triton_conv as tc
-from triton_conv import ops
+from triton_conv import ops_conv
 from triton_conv.errors import ArgumentError, DtypeError
 from triton_conv.reference import tolerance
 
@@ -292,9 +292,11 @@ def test_the_same_backward_twice_is_the_same_bits(groups):
 def test_the_op_passes_torchs_own_check():
     x, y = torch.randn(2, 4, 6, 6, device=DEVICE), torch.randn(2, 6, 5, 5, device=DEVICE)
     arguments = ([2, 2], [1, 1], [0, 0, 0, 0], [1, 1], 2, "zeros")
-    torch.library.opcheck(ops.conv_weight_gradient, (x, y, *arguments), test_utils=("test_schema", "test_faketensor"))
     torch.library.opcheck(
-        ops.conv_weight_gradient, (x.requires_grad_(), y.requires_grad_(), *arguments),
+        ops_conv.conv_weight_gradient, (x, y, *arguments), test_utils=("test_schema", "test_faketensor")
+    )
+    torch.library.opcheck(
+        ops_conv.conv_weight_gradient, (x.requires_grad_(), y.requires_grad_(), *arguments),
         test_utils="test_autograd_registration",
     )  # fmt: skip
 
@@ -305,6 +307,6 @@ def test_errors_name_the_op_and_the_argument():
     with pytest.raises(
         ArgumentError, match=r"grad_output: expected shape \[2, 6, 5, 5\].*got grad_output \[2, 6, 4, 5\]"
     ):
-        ops.conv_weight_gradient(x, y, *arguments)
+        ops_conv.conv_weight_gradient(x, y, *arguments)
     with pytest.raises(DtypeError, match="grad_output"):
-        ops.conv_weight_gradient(x, y.double(), *arguments)
+        ops_conv.conv_weight_gradient(x, y.double(), *arguments)

@@ -18,7 +18,7 @@ from test_deformable import tensors as deformable_tensors
 from test_tiles import run
 
 import triton_conv as tc
-from triton_conv import dispatch, ops
+from triton_conv import dispatch, ops_conv
 from triton_conv.geometry import ConvGeometry
 from triton_conv.kernels import KERNELS, launch
 from triton_conv.kernels.depthwise_patch import DepthwisePatchTile
@@ -236,7 +236,7 @@ def test_a_weight_or_bias_beyond_the_pointers_beside_boxes_is_for_other_forms(na
 @pytest.mark.parametrize("name", ["weight_gradient_boxed", "weight_gradient_clipped"])
 def test_phases_further_apart_than_a_box_steps_are_for_other_forms(name):
     x, dy = (channels_last(random(shape, torch.float16)) for shape in ((1, 16, 5, 6), (1, 16, 3, 3)))
-    near = ops.plan_conv_weight_gradient(x, dy, (3, 3), (2, 2), (3, 3, 3, 3), (3, 3), 1, "zeros").problem
+    near = ops_conv.plan_conv_weight_gradient(x, dy, (3, 3), (2, 2), (3, 3, 3, 3), (3, 3), 1, "zeros").problem
     assert KERNELS[name].unsuited(near) is None
     # Every second column is a step of 2^31 + 32 elements, which is a negative one in 32 bits.
     far = replace(near, x_strides=(*near.x_strides[:4], 2**30 + 16))

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.compiler import CompiledKernel
 
 import triton_conv as tc
-from triton_conv import calls, ops
+from triton_conv import calls, ops_conv
 from triton_conv.kernels import KERNELS, launch, launching
 from triton_conv.kernels.arguments import Arguments
 from triton_conv.reference import tolerance
@@ -185,5 +185,5 @@ def test_the_same_plan_again(dtype, conv_precision):
         x = x.copy_(wide)
         for _ in range(2):
             compare(tc.conv2d(x, w, b, padding=1, groups=4), expected, tolerance(dtype, 9))
-    plan = ops.plan_conv(wide, w, b, *FLAT)
+    plan = ops_conv.plan_conv(wide, w, b, *FLAT)
     assert len(plan.values.compiled) == (0 if plan.target.interpreted else 1)

@@ -9,7 +9,7 @@ import torch
 from helpers import DEVICE
 
 import triton_conv as tc
-from triton_conv import eager, ops, workloads
+from triton_conv import eager, ops, ops_conv, workloads
 from triton_conv import problem as problems
 from triton_conv.dispatch import forms, plan
 from triton_conv.errors import PlanError
@@ -95,7 +95,7 @@ def most_parts(problem, target):
 @pytest.mark.parametrize("name", LAYERS)
 def test_forward_and_backward_take_a_tenth_of_what_is_read_beside_what_goes_in_and_out(name, monkeypatch):
     monkeypatch.setattr(problems, "_POOLED_BYTES", 0)
-    monkeypatch.setattr(ops, "plan", most_parts)
+    monkeypatch.setattr(ops_conv, "plan", most_parts)
     ops.forget_plans()
     plan.cache_clear()
     function, x_shape, w_shape, options = LAYERS[name]

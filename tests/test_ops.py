@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import triton_conv as tc
-from triton_conv import eager, ops, ops_deform
+from triton_conv import eager, ops, ops_conv, ops_deform
 from triton_conv.kernels import launching
 from triton_conv.ops_fused import set_separable_fusion
 
@@ -30,14 +30,17 @@ def op_arguments():
     gradient = random(ops_deform.deform_conv(*tensors, *geometry).shape)
     forward = ((1, 1), pads, (1, 1), 1, False, (0, 0), "zeros", "none")
     return {
-        "conv": (ops.conv, (x, w, b, *forward)),
-        "conv-no-bias": (ops.conv, (x, w, None, *forward[:-2], "reflect", "gelu")),
-        "conv-channels-last": (ops.conv, (x.contiguous(memory_format=torch.channels_last), w, b, *forward)),
-        "transposed": (ops.conv, (x, random((4, 6, 3, 2)), b, (2, 2), pads, (1, 1), 1, True, (1, 0), "zeros", "silu")),
+        "conv": (ops_conv.conv, (x, w, b, *forward)),
+        "conv-no-bias": (ops_conv.conv, (x, w, None, *forward[:-2], "reflect", "gelu")),
+        "conv-channels-last": (ops_conv.conv, (x.contiguous(memory_format=torch.channels_last), w, b, *forward)),
+        "transposed": (
+            ops_conv.conv,
+            (x, random((4, 6, 3, 2)), b, (2, 2), pads, (1, 1), 1, True, (1, 0), "zeros", "silu"),
+        ),
         "deform_conv": (ops_deform.deform_conv, (*tensors, *geometry)),
         "deform_conv-v1": (ops_deform.deform_conv, (tensors[0], tensors[1], None, tensors[3], None, *geometry)),
         "conv_weight_gradient": (
-            ops.conv_weight_gradient,
+            ops_conv.conv_weight_gradient,
             (x, random((2, 6, 5, 5)), [3, 2], (1, 1), pads, (1, 1), 1, "replicate"),
         ),
         "deform_conv_input_gradient": (

@@ -41,6 +41,7 @@ LAYERS = (
     "first_use_lectures",
     "first_use",
     "ops",
+    "ops_conv",
     "ops_deform",
     "ops_fused",
     "ops_local",

@@ -10,7 +10,7 @@ from helpers import DEVICE, channels_last, check, compare, launches, limit, name
 from test_tiles import run
 
 import triton_conv as tc
-from triton_conv import dispatch, first_use, ops
+from triton_conv import dispatch, first_use, ops, ops_conv
 from triton_conv.autotune.space import candidates
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
@@ -180,7 +180,7 @@ def test_the_form_that_serves_instead_reads_its_own_weight(monkeypatch):
     made = replace(dispatch.plan(plain.problem, plain.target, NAME), pending=True)
     monkeypatch.setattr(first_use, "settle", lambda made, device: plain)
     monkeypatch.setattr(ops, "_forget", lambda: None)
-    result = ops.run_conv(made, arguments["input"], arguments["weight"], None)
+    result = ops_conv.run_conv(made, arguments["input"], arguments["weight"], None)
     compare(result, reference("conv_transpose2d", arguments), limit(plain, result))
 
 

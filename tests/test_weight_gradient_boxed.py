@@ -10,7 +10,7 @@ from test_depthwise_patch import framed
 from test_depthwise_patch_weight_gradient import run
 from test_gradient_tiles import flat
 
-from triton_conv import dispatch, ops
+from triton_conv import dispatch, ops, ops_conv
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
 from triton_conv.kernels.boxes import box
@@ -84,7 +84,7 @@ def test_what_no_output_reads_does_not_matter():
     x = channels_last(random((1, 16, 8, 9), torch.bfloat16))
     x[..., -1] = float("nan")
     grad_output = channels_last(random((1, 16, 8, 5), torch.bfloat16, "output"))
-    made = ops.plan_conv_weight_gradient(x, grad_output, *flat({"groups": 1}, (16, 16, 1, 5)))
+    made = ops_conv.plan_conv_weight_gradient(x, grad_output, *flat({"groups": 1}, (16, 16, 1, 5)))
     made = dispatch.plan(made.problem, made.target, NAME, TILES["wide"])
     assert made.values["BOX_W"] == 8
     found = ops.run_partial(made, x, grad_output)
@@ -109,7 +109,7 @@ def plan_of(x_shape, w_shape, layout=channels_last, dtype=torch.bfloat16, y_layo
     x = layout(torch.empty(x_shape, device=DEVICE, dtype=dtype))
     w = torch.empty(w_shape, dtype=torch.float64, device=DEVICE)
     y = reference(f"conv{x.dim() - 2}d", {"input": x, "weight": w, **options})
-    return ops.plan_conv_weight_gradient(x, (y_layout or layout)(y.to(dtype)), *flat(options, w_shape))
+    return ops_conv.plan_conv_weight_gradient(x, (y_layout or layout)(y.to(dtype)), *flat(options, w_shape))
 
 
 @pytest.mark.parametrize(

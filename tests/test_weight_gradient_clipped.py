@@ -7,7 +7,7 @@ from test_depthwise_patch_weight_gradient import run
 from test_gradient_tiles import flat
 from test_weight_gradient_boxed import plan_of
 
-from triton_conv import dispatch, ops
+from triton_conv import dispatch, ops, ops_conv
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
 from triton_conv.kernels.weight_gradient_clipped import WeightGradientClippedTile, spans
@@ -75,7 +75,7 @@ def test_taps_that_read_nothing_are_zero():
     x = channels_last(torch.full((1, 16, 5, 4), float("nan"), dtype=torch.bfloat16)).to(random((1,)).device)
     grad_output = channels_last(random((1, 16, 5, 4), torch.bfloat16, "output"))
     arguments = flat({"groups": 1, "padding": 6, "dilation": 6}, (16, 16, 3, 3))
-    made = ops.plan_conv_weight_gradient(x, grad_output, *arguments)
+    made = ops_conv.plan_conv_weight_gradient(x, grad_output, *arguments)
     found = ops.run_partial(dispatch.plan(made.problem, made.target, NAME, TILES["wide"]), x, grad_output)
     assert found[..., 1, 1].isnan().all()
     found[..., 1, 1] = 0

@@ -9,7 +9,7 @@ from test_depthwise_patch_weight_gradient import run
 from test_gradient_tiles import flat
 from test_weight_gradient_boxed import plan_of as planned
 
-from triton_conv import dispatch, ops
+from triton_conv import dispatch, ops, ops_conv
 from triton_conv.autotune.space import candidates
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
@@ -112,12 +112,12 @@ def test_what_lies_beside_an_image_does_not_matter():
     # Shifted taps at a row's ends read the padding, not the row before or after.
     x, grad_output = random((2, 8, 4, 16), torch.bfloat16), random((2, 8, 4, 16), torch.bfloat16, "output")
     x[:, :, 1] = float("nan")
-    made = ops.plan_conv_weight_gradient(x, grad_output, *flat({"groups": 1, "padding": (0, 1)}, (8, 8, 1, 3)))
+    made = ops_conv.plan_conv_weight_gradient(x, grad_output, *flat({"groups": 1, "padding": (0, 1)}, (8, 8, 1, 3)))
     made = dispatch.plan(made.problem, made.target, NAME, TILES["wide"])
     grad_output[:, :, 1] = 0
     assert ops.run_partial(made, x, grad_output).isnan().all()
     grad_output = grad_output[:, :, 2:].contiguous()
-    made = ops.plan_conv_weight_gradient(
+    made = ops_conv.plan_conv_weight_gradient(
         x[:, :, 2:], grad_output, *flat({"groups": 1, "padding": (0, 1)}, (8, 8, 1, 3))
     )
     made = dispatch.plan(made.problem, made.target, NAME, TILES["wide"])

@@ -10,7 +10,7 @@ from test_depthwise_patch_weight_gradient import run
 from test_gradient_tiles import flat
 from test_weight_gradient_boxed import plan_of, wide_frame
 
-from triton_conv import dispatch, ops
+from triton_conv import dispatch, ops, ops_conv
 from triton_conv.autotune.space import candidates
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
@@ -80,7 +80,7 @@ def test_other_groups_do_not_matter():
     x = channels_last(random((1, 48, 2, 4), torch.bfloat16))
     grad_output = channels_last(random((1, 80, 2, 4), torch.bfloat16, "output"))
     x[:, 24:] = grad_output[:, 40:] = float("nan")
-    made = ops.plan_conv_weight_gradient(x, grad_output, *flat({"groups": 2, "padding": 1}, (80, 24, 3, 3)))
+    made = ops_conv.plan_conv_weight_gradient(x, grad_output, *flat({"groups": 2, "padding": 1}, (80, 24, 3, 3)))
     found = ops.run_partial(dispatch.plan(made.problem, made.target, NAME, TILES["small"]), x, grad_output)
     assert found[:40].isfinite().all()
     assert not found[40:].isfinite().any()

@@ -9,7 +9,7 @@ from test_depthwise_patch_weight_gradient import run
 from test_gradient_tiles import flat
 from test_weight_gradient_boxed import plan_of as planned
 
-from triton_conv import dispatch, ops
+from triton_conv import dispatch, ops, ops_conv
 from triton_conv.autotune.space import candidates
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
@@ -129,7 +129,7 @@ def test_what_lies_beside_an_image_does_not_matter():
     x, grad_output = random((2, 8, 6, 8), torch.bfloat16), random((2, 8, 2, 8), torch.bfloat16, "output")
     x[:, :, :2] = x[:, :, 4:] = float("nan")
     seen = x[:, :, 2:4]
-    made = ops.plan_conv_weight_gradient(seen, grad_output, *flat({"groups": 1, "padding": 1}, (8, 8, 3, 3)))
+    made = ops_conv.plan_conv_weight_gradient(seen, grad_output, *flat({"groups": 1, "padding": 1}, (8, 8, 3, 3)))
     made = dispatch.plan(made.problem, made.target, NAME, TILES["wide"])
     assert one_vector(made.problem, vector(made.problem))
     assert ops.run_partial(made, seen, grad_output).isfinite().all()
@@ -138,7 +138,7 @@ def test_what_lies_beside_an_image_does_not_matter():
 def test_a_nan_stays_with_its_channel():
     x, grad_output = random((2, 16, 4, 8), torch.bfloat16), random((2, 20, 4, 8), torch.bfloat16, "output")
     x[:, 3] = grad_output[:, 7] = float("nan")
-    made = ops.plan_conv_weight_gradient(x, grad_output, *flat({"groups": 1, "padding": 1}, (20, 16, 3, 3)))
+    made = ops_conv.plan_conv_weight_gradient(x, grad_output, *flat({"groups": 1, "padding": 1}, (20, 16, 3, 3)))
     found = ops.run_partial(dispatch.plan(made.problem, made.target, NAME, TILES["wide"]), x, grad_output)
     assert found[7].isnan().all() and found[:, 3].isnan().all()
     found[7], found[:, 3] = 0, 0

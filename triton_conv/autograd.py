@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops, ops_deform
+from . import ops, ops_conv, ops_deform
 from .eager import differentiated
 from .layout import channels_last_like
 from .problem import weight_first
@@ -351,9 +351,9 @@ def _jvp_of_weight_gradient(ctx: Any, *tangents: Any) -> Tensor:
     return result
 
 
-conv = differentiated(ops.conv, conv_backward, _conv_setup, jvp_of_conv)
+conv = differentiated(ops_conv.conv, conv_backward, _conv_setup, jvp_of_conv)
 conv_weight_gradient = differentiated(
-    ops.conv_weight_gradient, _weight_gradient_backward, _weight_gradient_setup, _jvp_of_weight_gradient
+    ops_conv.conv_weight_gradient, _weight_gradient_backward, _weight_gradient_setup, _jvp_of_weight_gradient
 )
 deform_conv = differentiated(ops_deform.deform_conv, _deform_backward, _deform_setup)
 deform_conv_input_gradient = differentiated(

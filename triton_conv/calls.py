@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from . import autocast, autograd, ops
+from . import autocast, autograd, ops, ops_conv
 from .dispatch import Plan
 from .eager import likeness, on_device, ordinary, plain, undisturbed
 
@@ -47,7 +47,7 @@ class Call:
     """A convolution of tensors like some that were seen: its plan, and its gradients' once they were asked for."""
 
     __slots__ = ("_gradients", "direct", "plan", "window")
-    planner: Callable[..., Plan] = staticmethod(ops.plan_conv)
+    planner: Callable[..., Plan] = staticmethod(ops_conv.plan_conv)
     lowered: Callable[..., tuple[Any, ...]] = staticmethod(autocast.operands)
     """Its tensors as autocast has them."""
 
@@ -122,16 +122,16 @@ class Call:
         of_input = of_weight = None
         if need_input:
             sizes = grad.shape[2:], weight.shape[2:], input.shape[2:]
-            of_input = ops.plan_conv(grad, weight, None, *autograd.input_gradient_window(*sizes, window))
+            of_input = ops_conv.plan_conv(grad, weight, None, *autograd.input_gradient_window(*sizes, window))
         if need_weight:
             pair = (grad, input) if window[4] else (input, grad)
-            of_weight = ops.plan_conv_weight_gradient(*pair, *autograd.weight_gradient_window(weight, window))
+            of_weight = ops_conv.plan_conv_weight_gradient(*pair, *autograd.weight_gradient_window(weight, window))
         return Gradients(of_input, of_weight, autograd.weight_comes_first(weight, input, grad), window[4])
 
 
 @on_device
 def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, made: Plan) -> Tensor:
-    return ops.run_conv(made, input, weight, bias)
+    return ops_conv.run_conv(made, input, weight, bias)
 
 
 @on_device
@@ -142,7 +142,7 @@ def _backward(grad: Tensor, input: Tensor, weight: Tensor, plans: Gradients) -> 
     if of_weight is not None and weight_first:
         grad_weight = ops.run_partial(of_weight, *pair)
     if of_input is not None:
-        grad_input = ops.run_conv(of_input, grad, weight, None)
+        grad_input = ops_conv.run_conv(of_input, grad, weight, None)
     if of_weight is not None and not weight_first:
         grad_weight = ops.run_partial(of_weight, *pair)
     return grad_input, grad_weight
@@ -161,7 +161,7 @@ class Convolution(torch.autograd.Function):
         return *ctx.call.backward(ctx.saved_tensors, ctx.needs_input_grad[:3], grad), None
 
 
-Convolution.__name__ = Convolution.__qualname__ = ops.conv.name()
+Convolution.__name__ = Convolution.__qualname__ = ops_conv.conv.name()
 # What `apply` of autograd.Function does before is for transforms, of which there are none here: 1 of 5 us.
 _apply = super(torch.autograd.Function, Convolution).apply
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import calls, calls_deform, ops, ops_deform, symbolic, vmaps  # noqa: F401 (registers its rules)
+from . import calls, calls_deform, ops_conv, ops_deform, symbolic, vmaps  # noqa: F401 (registers its rules)
 from .arguments import Padding, Size, conv_arguments, conv_transpose_arguments, deform_arguments
 from .dispatch import Plan
 from .errors import ArgumentTypeError
@@ -260,8 +260,8 @@ def deform_conv2d(
 
 
 _KINDS: dict[str, tuple[Callable[..., Plan], Callable[..., tuple[Any, ...]]]] = {
-    "conv": (ops.plan_conv, conv_arguments),
-    "conv_transpose": (ops.plan_conv, conv_transpose_arguments),
+    "conv": (ops_conv.plan_conv, conv_arguments),
+    "conv_transpose": (ops_conv.plan_conv, conv_transpose_arguments),
     "deform_conv": (ops_deform.plan_deform_conv, deform_arguments),
 }
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autocast, autograd_lectures, functional, ops, ops_fused, ops_local, symbolic, vmaps_lectures  # noqa: F401
+from . import autocast, autograd_lectures, functional, ops, ops_conv, ops_fused, ops_local, symbolic, vmaps_lectures  # noqa: F401
 from .arguments import Padding, Size, activation_name, batched, flat_padding, group_count, per_dimension
 from .dispatch import Plan
 from .eager import plain, traced
@@ -197,10 +197,10 @@ def _plan_separable(rank: int, *given: Any) -> Plan | Chain:
         return made
     input, depthwise, pointwise, mid_bias, bias, *options = arguments
     first, second = autograd_lectures.separable_halves(tuple(options), input.shape[1])
-    plan = ops.plan_conv(input, depthwise, mid_bias, *first)
+    plan = ops_conv.plan_conv(input, depthwise, mid_bias, *first)
     between = TensorMeta(plan.out_shape, plan.out_strides, input.dtype, input.device)
     tensors = between, TensorMeta.of("pointwise_weight", pointwise), meta("bias", bias)
-    return Chain((plan, ops.plan_conv_of(*tensors, *second, ops.conv_precision(input.dtype))), reason, made)
+    return Chain((plan, ops_conv.plan_conv_of(*tensors, *second, ops.conv_precision(input.dtype))), reason, made)
 
 
 def separable_conv1d(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import configs, ops
+from . import configs, ops, ops_conv
 from .dispatch import Plan, plan
 from .errors import ArgumentError, ArgumentValueError
 from .geometry import ConvGeometry
@@ -47,7 +47,7 @@ def plan_shuffle_conv(
     """Plans a convolution whose channels leave shuffled; it is validated as the convolution that it is."""
     zeros = (0,) * len(stride)
     return _shuffled(
-        ops.plan_conv(input, weight, bias, stride, padding, dilation, groups, False, zeros, "zeros", activation)
+        ops_conv.plan_conv(input, weight, bias, stride, padding, dilation, groups, False, zeros, "zeros", activation)
     )
 
 
@@ -67,7 +67,7 @@ def _fake_shuffle_conv(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *arguments: Any
 ) -> torch.Tensor:
     *window, activation = arguments
-    return ops.fake_conv(input, weight, bias, *window, False, (0,) * len(window[0]), "zeros", activation)
+    return ops_conv.fake_conv(input, weight, bias, *window, False, (0,) * len(window[0]), "zeros", activation)
 
 
 # --------------------------------------------------------------------------------------------------------- separable
@@ -193,7 +193,7 @@ def _plan_separable_conv(
 ) -> Plan:
     geometry = _separable_geometry(input, depthwise, pointwise, mid_bias, bias, stride, padding, dilation)
     zeros, window = (0,) * len(stride), (stride, padding, dilation, geometry.groups)
-    plain = ops.plan_conv_of(
+    plain = ops_conv.plan_conv_of(
         input, depthwise, mid_bias, *window, False, zeros, "zeros", mid_activation, precision
     )  # fmt: skip
     first = plain.problem

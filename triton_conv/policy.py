@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops, ops_deform
+from . import ops, ops_conv, ops_deform
 from .comparisons import judge
 from .dispatch import Plan
 from .errors import (
@@ -32,7 +32,7 @@ from .tensors import TensorMeta
 AUTO, OURS, TORCH = BACKENDS = ("auto", "triton", "torch")
 
 _PLANNERS: dict[str, Callable[..., Plan]] = {
-    "conv": ops.plan_conv_of,
+    "conv": ops_conv.plan_conv_of,
     "deform_conv": ops_deform.plan_deform_conv_of,
 }
 _backend = AUTO

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import ops, ops_deform, ops_fused, ops_local
+from . import ops_conv, ops_deform, ops_fused, ops_local
 from .dispatch import Plan
 from .problem import Problem
 
 _PLANNERS: dict[Any, Callable[..., Plan]] = {
-    ops.conv: ops.plan_conv,
-    ops.conv_weight_gradient: ops.plan_conv_weight_gradient,
+    ops_conv.conv: ops_conv.plan_conv,
+    ops_conv.conv_weight_gradient: ops_conv.plan_conv_weight_gradient,
     ops_deform.deform_conv: ops_deform.plan_deform_conv,
     ops_deform.deform_conv_input_gradient: ops_deform.plan_deform_conv_input_gradient,
     ops_deform.deform_conv_weight_gradient: ops_deform.plan_deform_conv_weight_gradient,

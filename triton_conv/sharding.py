@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops, ops_deform, ops_fused, ops_local
+from . import ops, ops_conv, ops_deform, ops_fused, ops_local
 from .errors import ArgumentError, ArgumentTypeError
 
 
@@ -237,8 +237,8 @@ def _local_weight_gradient(x: Any, dy: Any, *rest: Any) -> _Ways:
 
 # Op, its strategy, how many tensors it takes.
 _STRATEGIES: tuple[tuple[Any, Callable[..., _Ways], int], ...] = (
-    (ops.conv, _conv, 3),
-    (ops.conv_weight_gradient, _weight_gradient, 2),
+    (ops_conv.conv, _conv, 3),
+    (ops_conv.conv_weight_gradient, _weight_gradient, 2),
     (ops_deform.deform_conv, _deform_conv, 5),
     (ops_deform.deform_conv_input_gradient, _deform_input_gradient, 5),
     (ops_deform.deform_conv_weight_gradient, _deform_weight_gradient, 4),
