@@ -24,6 +24,7 @@ from typing import Any
 
 from triton_conv import configs, dispatch
 from triton_conv.autotune.cover import lacking
+from triton_conv.autotune.journal import Table, read_trials, tables
 from triton_conv.autotune.lab import Trial
 from triton_conv.autotune.likely import Experience
 from triton_conv.autotune.portfolio import (
@@ -37,7 +38,6 @@ from triton_conv.autotune.portfolio import (
     tried,
     won,
 )
-from triton_conv.autotune.replay import Table, read_trials, tables
 from triton_conv.autotune.search import LIKELIEST, Candidate, Search, cost_of
 from triton_conv.autotune.simulated import Simulation, table
 from triton_conv.autotune.space import candidates

@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from triton_conv.autotune.journal import candidate_of
 from triton_conv.autotune.portfolio import percentile
 from triton_conv.autotune.race import WIDER
-from triton_conv.autotune.replay import candidate_of
 from triton_conv.autotune.search import OPENING, ROUND, Candidate, Search
 from triton_conv.autotune.upkeep import known_problems
 from triton_conv.problem import Problem

@@ -15,7 +15,7 @@ import torch
 
 from triton_conv import cli, configs, dispatch, ops, workloads
 from triton_conv.autotune import commands, search, space, store, upkeep
-from triton_conv.autotune.replay import read_trials
+from triton_conv.autotune.journal import read_trials
 from triton_conv.autotune.simulated import SimulatedLab, Simulation, table
 from triton_conv.autotune.tune import tune
 from triton_conv.configs import ConfigFile, Entry

@@ -16,8 +16,8 @@ from triton_conv import workloads, writing
 from triton_conv.aot import Compiled
 from triton_conv.autotune import journal, store, upkeep
 from triton_conv.autotune.funnel import filtered
+from triton_conv.autotune.journal import read_trials, tables
 from triton_conv.autotune.lab import Trial
-from triton_conv.autotune.replay import read_trials, tables
 from triton_conv.autotune.search import Candidate
 from triton_conv.autotune.selection import of_model, select, workload_of
 from triton_conv.autotune.simulated import Simulation

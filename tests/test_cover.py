@@ -11,10 +11,9 @@ from test_portfolio import FLAGSHIP, A, B, C, key
 
 from triton_conv import configs, workloads
 from triton_conv.autotune import cover, upkeep
-from triton_conv.autotune.journal import Journal
+from triton_conv.autotune.journal import Journal, tables
 from triton_conv.autotune.lab import Trial
 from triton_conv.autotune.portfolio import won
-from triton_conv.autotune.replay import tables
 from triton_conv.autotune.search import LIKELIEST, Candidate, Search
 from triton_conv.autotune.simulated import SimulatedLab, Simulation
 from triton_conv.autotune.store import store_entry

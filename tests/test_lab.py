@@ -10,9 +10,10 @@ import torch
 from triton_conv import dispatch, workloads
 from triton_conv.autotune import lab as labs
 from triton_conv.autotune import worker
+from triton_conv.autotune.journal import candidate_of, read_trials, tables
 from triton_conv.autotune.lab import DeviceBench, OutOfTimeError, Trial, screen
 from triton_conv.autotune.measure import DeviceLostError, RehearsalTimer, Timing
-from triton_conv.autotune.replay import ReplayLab, candidate_of, read_trials, tables
+from triton_conv.autotune.replay import ReplayLab
 from triton_conv.autotune.search import ROUND, Candidate, Search
 from triton_conv.autotune.simulated import FAULTS, SimulatedLab, Simulation, table
 from triton_conv.autotune.surrogate import Surrogate

@@ -17,11 +17,10 @@ from ..kernels import KERNELS, Tile
 from ..portfolio import Place, place
 from ..problem import Problem
 from ..target import Target
-from .journal import Journal
+from .journal import Journal, Table
 from .lab import Trial
 from .likely import Experience
 from .portfolio import Costs, portfolio, tried, won
-from .replay import Table
 from .search import Candidate
 from .upkeep import known_problems
 

@@ -1,21 +1,80 @@
-"""The journal: one line for each trial, appended when it is done, and read by the next run."""
+"""The journal: one line for each trial, appended when it is done, and read by the next run and by what judges runs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..configs import kernel_hash
+from ..errors import ConfigError, TrialsError
 from ..kernels import KERNELS
 from ..problem import Problem
 from ..target import Target
 from .lab import Trial
-from .replay import Table, candidate_of, tables, trial_of
 from .search import Candidate
 from .store import naming, write_text
 
 NAME, PARTS = "trials.jsonl", "trials-*.jsonl"
+
+Table = dict[Candidate, Trial]
+"""What became of each candidate of one problem."""
+
+
+def _is_trial(row: object) -> bool:
+    return isinstance(row, dict) and {"problem", "kernel", "kernel_hash", "tile"} <= set(row)
+
+
+def read_trials(path: Path) -> list[dict[str, object]]:
+    """The rows of a journal; a last line that was cut off is left out. Raises `TrialsError` for anything else."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, ValueError) as error:
+        raise TrialsError(f"{path}: no readable file of trials ({error})") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not _is_trial(row):
+                raise TypeError("not a trial")
+        except (ValueError, TypeError) as error:
+            if number == len(lines):  # of a process that was killed
+                continue
+            raise TrialsError(f"{path}: line {number} is not a trial ({error})") from error
+        rows.append(row)
+    return rows
+
+
+def candidate_of(row: Mapping[str, object]) -> Candidate | None:
+    """The candidate of a row; None if the kernel or its tile's parameters are others by now."""
+    name, tile = str(row["kernel"]), row["tile"]
+    if name not in KERNELS or not isinstance(tile, dict):
+        return None
+    try:
+        return Candidate(name, KERNELS[name].tile_type(**tile))
+    except (TypeError, ConfigError):
+        return None
+
+
+def trial_of(row: Mapping[str, object]) -> Trial:
+    """What a row says became of its candidate."""
+    if "failure" in row:
+        return Trial(failure=str(row["failure"]))
+    return Trial(float(str(row["time_us"])), float(str(row["relative_error"])))
+
+
+def tables(rows: Sequence[Mapping[str, object]]) -> dict[str, Table]:
+    """The table of each problem by its description; of several trials of one candidate the fastest counts."""
+    found: dict[str, Table] = {}
+    for row in rows:
+        if (candidate := candidate_of(row)) is None:
+            continue
+        table, trial = found.setdefault(str(row["problem"]), {}), trial_of(row)
+        known = table.get(candidate)
+        # Noise only adds: the host interrupts a run, and never hurries it.
+        if known is None or known.failure or trial.time_us < known.time_us:
+            table[candidate] = trial
+    return found
 
 
 class Journal:
@@ -90,7 +149,7 @@ def _read(path: Path) -> Iterator[dict[str, object]]:
             row = json.loads(line)
         except ValueError:  # a line that a process was killed over
             continue
-        if isinstance(row, dict) and {"problem", "kernel", "kernel_hash", "tile"} <= set(row):
+        if _is_trial(row):
             yield row
 
 

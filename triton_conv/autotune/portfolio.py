@@ -19,7 +19,7 @@ from ..kernels import KERNELS, Tile
 from ..portfolio import MOST_TILES, Portfolio
 from ..problem import Problem
 from ..target import Target
-from .replay import Table
+from .journal import Table
 
 # A tile that was not tried on a problem, or failed there, covers it as badly as one twice as slow.
 _UNKNOWN = math.log(2.0)

@@ -5,80 +5,24 @@ With an exhaustive table the optimum is known, and a change of the search is sco
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from ..dispatch import forms
-from ..errors import ConfigError, TrialsError, WorkloadError
-from ..kernels import KERNELS, Tile
+from ..errors import WorkloadError
+from ..kernels import Tile
 from ..problem import Problem
 from ..target import Target
 from ..workloads import Workload
+from .journal import Table
 from .lab import Trial
 from .measure import Timing
 from .search import Candidate
 from .space import candidates
 
-Table = dict[Candidate, Trial]
-"""What became of each candidate of one problem."""
-
 # Seconds that the record's own trials took, about: compiling, checking, timing.
 _SECONDS_PER_TRIAL = 0.1
-
-
-def read_trials(path: Path) -> list[dict[str, object]]:
-    """The rows of a journal; a last line that was cut off is left out. Raises `TrialsError` for anything else."""
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, ValueError) as error:
-        raise TrialsError(f"{path}: no readable file of trials ({error})") from error
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or not {"problem", "kernel", "tile", "kernel_hash"} <= set(row):
-                raise TypeError("not a trial")
-        except (ValueError, TypeError) as error:
-            if number == len(lines):  # of a process that was killed
-                continue
-            raise TrialsError(f"{path}: line {number} is not a trial ({error})") from error
-        rows.append(row)
-    return rows
-
-
-def candidate_of(row: Mapping[str, object]) -> Candidate | None:
-    """The candidate of a row; None if the kernel or its tile's parameters are others by now."""
-    name, tile = str(row["kernel"]), row["tile"]
-    if name not in KERNELS or not isinstance(tile, dict):
-        return None
-    try:
-        return Candidate(name, KERNELS[name].tile_type(**tile))
-    except (TypeError, ConfigError):
-        return None
-
-
-def trial_of(row: Mapping[str, object]) -> Trial:
-    """What a row says became of its candidate."""
-    if "failure" in row:
-        return Trial(failure=str(row["failure"]))
-    return Trial(float(str(row["time_us"])), float(str(row["relative_error"])))
-
-
-def tables(rows: Sequence[Mapping[str, object]]) -> dict[str, Table]:
-    """The table of each problem by its description; of several trials of one candidate the fastest counts."""
-    found: dict[str, Table] = {}
-    for row in rows:
-        if (candidate := candidate_of(row)) is None:
-            continue
-        table, trial = found.setdefault(str(row["problem"]), {}), trial_of(row)
-        known = table.get(candidate)
-        # Noise only adds: the host interrupts a run, and never hurries it.
-        if known is None or known.failure or trial.time_us < known.time_us:
-            table[candidate] = trial
-    return found
 
 
 class ReplayLab:

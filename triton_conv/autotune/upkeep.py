@@ -20,9 +20,9 @@ from ..workloads import FLAGSHIPS
 from . import journal, store
 from .console import OUT, say, write_json
 from .console import Table as Grid
+from .journal import Table, read_trials, tables
 from .lab import Trial
 from .portfolio import build, passed_over, won
-from .replay import Table, read_trials, tables
 from .search import Candidate
 
 # What no real device measured is not for real devices.
