@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.errors import OutOfResources
 
 import triton_conv as tc
-from triton_conv import dispatch, first_use, ops, target, verdicts, workloads
+from triton_conv import dispatch, first_use, ops, ops_conv, target, verdicts, workloads
 from triton_conv.errors import CaptureError, ConfigWarning, FormWarning
 from triton_conv.problem import Problem
 from triton_conv.workloads import FLAGSHIPS, Workload
@@ -244,7 +244,7 @@ def new_device(monkeypatch):
     """Calls run in the interpreter, and are planned as for an architecture that nobody measured."""
     if DEVICE != "cpu":
         pytest.skip("a GPU runs what is compiled for it")
-    monkeypatch.setattr(ops.targets, "of_device", lambda device: NEW)
+    monkeypatch.setattr(ops_conv.targets, "of_device", lambda device: NEW)
 
 
 def test_a_call_checks_before_it_launches(new_device, home):
