@@ -9,7 +9,7 @@ from test_depthwise_patch_weight_gradient import run
 from test_gradient_tiles import flat
 from test_weight_gradient_boxed import plan_of as planned
 
-from triton_conv import dispatch, ops
+from triton_conv import dispatch, ops, ops_conv
 from triton_conv.autotune.space import candidates
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
@@ -128,7 +128,7 @@ def test_a_nan_stays_with_its_channel():
     """Past the last column, the last pixel, and in the padding, nothing is read that could spoil others."""
     x, grad_output = random((2, 5, 4, 7), torch.bfloat16), random((2, 20, 4, 7), torch.bfloat16, "output")
     x[:, 4] = grad_output[:, 7] = float("nan")
-    made = ops.plan_conv_weight_gradient(x, grad_output, *flat({"groups": 1, "padding": 1}, (20, 5, 3, 3)))
+    made = ops_conv.plan_conv_weight_gradient(x, grad_output, *flat({"groups": 1, "padding": 1}, (20, 5, 3, 3)))
     found = ops.run_partial(dispatch.plan(made.problem, made.target, NAME, TILES["wide"]), x, grad_output)
     assert found[7].isnan().all() and found[:, 4].isnan().all()
     found[7], found[:, 4] = 0, 0
