@@ -61,6 +61,10 @@ def test_forms_of_depthwise(layout, multiplier, options, names, notes):
     for line, expected in zip(said, notes, strict=True):
         assert line.startswith(expected)
         assert f"note     {line}" in str(made)
+    waiting = [kernel.name for kernel in suited if kernel.name in dispatch.WAITING]
+    assert [note.split(":")[0] for note in made.notes if "where a measurement says so" in note] == [
+        f"not {name}" for name in waiting
+    ]
 
 
 @pytest.mark.parametrize("workload", workloads.FLAGSHIPS, ids=lambda w: w.name)

@@ -257,6 +257,10 @@ def plan(problem: Problem, target: Target, kernel: str | None = None, tile: Tile
         if unsuited:
             raise PlanError(f"kernel: {kernel} cannot run {problem.describe()}: {unsuited}")
     chosen, picked, source, passed = _choose_tile(suited, problem, target, tile)
+    notes += [
+        f"not {other.name}: it serves where a measurement says so, see `triton-conv tune`"
+        for other in suited if other.name in WAITING and other is not chosen
+    ]  # fmt: skip
     checked, pending = ("", False) if kernel else _checked(chosen, picked, problem, target)
     return Plan(
         problem=problem,
