@@ -49,7 +49,12 @@ _WEIGHT_GRADIENTS = (
 _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
     WeightGradientProblem: (
         "it is a weight gradient",
-        (*_WEIGHT_GRADIENTS, "grouped_packed_weight_gradient", *_DEPTHWISE_WEIGHT_GRADIENTS),
+        (
+            *_WEIGHT_GRADIENTS,
+            "grouped_slab_weight_gradient",
+            "grouped_packed_weight_gradient",
+            *_DEPTHWISE_WEIGHT_GRADIENTS,
+        ),
     ),
     DeformProblem: ("it samples the input at offsets", ("deformable",)),
     DeformWeightGradientProblem: ("it is a sum over pixels of samples at offsets", ("deformable_weight_gradient",)),
@@ -71,7 +76,8 @@ _APART: dict[type[Problem], tuple[str, tuple[str, ...]]] = {
 # 1.34 (dcgan_t2d's dx), and lost others by up to 2.8 that counting had given to them. The others no device has timed.
 WAITING = (
     "implicit_gemm_rows", "implicit_gemm_windows", "implicit_gemm_persistent", "implicit_gemm_rolling", "strided_boxed",
-    "grouped_slab", "weight_gradient_clipped", "weight_gradient_taps", "weight_gradient_windows",
+    "grouped_slab", "grouped_slab_weight_gradient",
+    "weight_gradient_clipped", "weight_gradient_taps", "weight_gradient_windows",
     "weight_gradient_columns", "depthwise_banded_transposed",
     "depthwise_fused_weight_gradient", "depthwise_rolling", "depthwise_rolling_patch", "depthwise_toeplitz",
     "depthwise_toeplitz_weight_gradient",
@@ -181,7 +187,7 @@ def family(problem: Problem) -> tuple[tuple[str, ...], str]:
     narrow = g.groups > 1 and g.c_in_group > 0 and widest <= 32
     if isinstance(problem, WeightGradientProblem):
         if narrow and not direct:
-            packed = ("grouped_packed_weight_gradient", "weight_gradient")
+            packed = ("grouped_slab_weight_gradient", "grouped_packed_weight_gradient", "weight_gradient")
             return packed, f"it is a sum over pixels, in groups of at most {widest} channels"
         if direct:
             return _DEPTHWISE_WEIGHT_GRADIENTS, "it is a sum over pixels"

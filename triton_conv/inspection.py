@@ -107,7 +107,7 @@ def complaints(job: Job, row: Compiled) -> list[str]:
     by_columns = job.kernel.startswith("locally_connected_input_gradient_")
     few = by_columns or (isinstance(job.problem, LocalProblem) and job.problem.geometry.c_out_group < 64)
     # Products of one warp each: wgmma's operands would pass through shared memory.
-    few |= job.kernel == "grouped_slab"
+    few |= job.kernel in ("grouped_slab", "grouped_slab_weight_gradient")
     # Of pixels that are loaded one by one a tile has fewer where otherwise multiprocessors had none.
     gathered = job.kernel in ("implicit_gemm", "transposed_phase") and job.problem.pixels_last
     few |= gathered and job.tile.asdict()["BLOCK_M"] < 64

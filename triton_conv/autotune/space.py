@@ -77,6 +77,15 @@ SPACES: Mapping[str, Mapping[str, Sequence[int | bool]]] = {
         "num_warps": (1, 2, 4),
         "num_stages": (1,),
     },
+    "grouped_slab_weight_gradient": {
+        "ROWS": (7, 14, 28, 56),
+        "COLS": (2, 4, 6),
+        "SLABS": (1, 2, 4, 8),
+        "BLOCK_P": (16,),
+        "SPLITS": (16, 33, 66, 99, 132),
+        "num_warps": (1, 2, 4, 8),
+        "num_stages": (1,),
+    },
     "depthwise": {
         "BLOCK_M": (4, 8, 16, 32, 64, 128, 256, 512, 1024),
         "BLOCK_C": (1, 2, 4, 8, 16, 32, 64, 128),

@@ -13,6 +13,7 @@ from ..kernels.depthwise_patch_weight_gradient import DepthwisePatchWeightGradie
 from ..kernels.depthwise_toeplitz import DepthwiseToeplitzTile
 from ..kernels.depthwise_toeplitz_weight_gradient import DepthwiseToeplitzWeightGradientTile
 from ..kernels.grouped_slab import GroupedSlabTile
+from ..kernels.grouped_slab_weight_gradient import GroupedSlabWeightGradientTile, groups_per_slab
 from ..kernels.implicit_gemm_persistent import ImplicitGemmPersistentTile, partial_sums
 from ..kernels.implicit_gemm_rolling import ImplicitGemmRollingTile
 from ..kernels.implicit_gemm_rows import ImplicitGemmRowsTile, phases
@@ -92,6 +93,11 @@ def worthwhile(tile: Tile, problem: Problem) -> bool:
     if isinstance(tile, RollingTile) and 32 * tile.num_warps > tile.BLOCK_P * tile.BLOCK_C:
         # A thread has a channel of its own.
         return False
+    if isinstance(tile, GroupedSlabWeightGradientTile):
+        widths["SLABS"] = cdiv(g.groups, groups_per_slab(problem))
+        # Sums of a second slab leave no registers.
+        if tile.num_warps != tile.SLABS:
+            return False
     if isinstance(tile, GroupedSlabTile):
         widths = {"ROWS": g.out_size[1], "SLABS": 2 * tile.num_warps}
     if isinstance(tile, (WeightGradientColumnsTile, WeightGradientRowsTile, WeightGradientWindowsTile)):

@@ -51,6 +51,7 @@ RULES: dict[str, Callable[[Any, Target], Tile]] = {
         rolling.depthwise_rolling_patch_weight_gradient,
         depthwise.depthwise_toeplitz_weight_gradient,
         gradients.grouped_packed_weight_gradient,
+        rolling.grouped_slab_weight_gradient,
         depthwise.depthwise_banded,
         depthwise.depthwise_banded_transposed,
         gradients.depthwise_banded_weight_gradient,
@@ -99,6 +100,7 @@ def default_tile(kernel: str, problem: Problem, target: Target) -> Tile:
             "depthwise_rolling_weight_gradient": "BLOCK_P",
             "grouped_packed_weight_gradient": "BLOCK_K",
             "grouped_slab": "BLOCK_P",
+            "grouped_slab_weight_gradient": "BLOCK_P",
             "separable_whole": "BLOCK_P",
         }.get(kernel, "BLOCK_M")
         pixels = cdiv(problem.geometry.M, problem.geometry.phases)

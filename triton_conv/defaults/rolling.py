@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from ..kernels import depthwise_rolling_patch as patch
+from ..kernels import grouped_slab_weight_gradient as slab_gradient
 from ..kernels.depthwise_rolling import KERNEL, DepthwiseRollingTile
 from ..kernels.depthwise_rolling_patch import DepthwiseRollingPatchTile
 from ..kernels.depthwise_rolling_patch_weight_gradient import (
@@ -14,12 +15,13 @@ from ..kernels.depthwise_rolling_patch_weight_gradient import (
     steps_down,
 )
 from ..kernels.depthwise_rolling_weight_gradient import DepthwiseRollingWeightGradientTile, steps
+from ..kernels.grouped_slab_weight_gradient import GroupedSlabWeightGradientTile
 from ..kernels.kernel import cdiv
 from ..kernels.planes import row_pieces, rows_read, walked
 from ..kernels.strips import RollingTile, numbers_read, strip_blocks
 from ..problem import Problem, WeightGradientProblem
 from ..target import Target
-from .common import THREADS, warps
+from .common import THREADS, power_of_two, warps
 
 _Rolling = TypeVar("_Rolling", bound=RollingTile)
 
@@ -95,6 +97,30 @@ def depthwise_rolling_weight_gradient(
     parts = [part for part in (1, 2, 4, 8) if part == 1 or rows >= part * g.kernel[1]]
     part = min(parts, key=lambda part: cdiv(blocks * part, splits) * (cdiv(rows, part) + 1))
     return replace(tile, ROWS=cdiv(rows, part), SPLITS=splits)
+
+
+def grouped_slab_weight_gradient(problem: WeightGradientProblem, target: Target) -> GroupedSlabWeightGradientTile:
+    """A warp for each of up to four slabs side by side, which together read whole lines of memory. Of columns as many
+    as registers hold, so that the fewest are read. Eight warps a multiprocessor, and segments that give each program
+    nearly as many steps.
+    """
+    g = problem.geometry
+    slabs = power_of_two(cdiv(g.groups, slab_gradient.groups_per_slab(problem)), 1, 4)
+    tiles = [
+        GroupedSlabWeightGradientTile(COLS=columns, SLABS=slabs, num_warps=slabs, num_stages=1) for columns in (4, 2, 1)
+    ]
+    tile = min(
+        [tile for tile in tiles if tile.unfit(problem, target) is None] or tiles[-1:],
+        key=lambda tile: cdiv(g.out_size[2], tile.COLS) * (slab_gradient.width(problem, tile.COLS) + tile.COLS),
+    )
+    most = problem.most_partial_bytes // max(problem.partial_bytes, 1)
+    most = max(min(8 // slabs * target.sms // slab_gradient.KERNEL.grid(problem, tile), most), 1)
+    blocks, rows = max(slab_gradient.strip_blocks(problem, tile), 1), max(slab_gradient.steps(problem), 1)
+    # A segment begins with rows of the gradient alone, for as long as about a step takes.
+    parts = [part for part in (1, 2, 4, 8) if part == 1 or rows >= part * g.kernel[1]]
+    part = min(parts, key=lambda part: cdiv(blocks * part, most) * (cdiv(rows, part) + 1))
+    items = blocks * cdiv(rows, cdiv(rows, part))
+    return replace(tile, ROWS=cdiv(rows, part), SPLITS=cdiv(items, cdiv(items, most)))
 
 
 def depthwise_rolling_patch_weight_gradient(

@@ -280,6 +280,17 @@ def load_turned(pointers, mask, PIXELS_LAST: tl.constexpr):
 
 
 @triton.jit
+def load_spread(pointers, mask, TURNED: tl.constexpr):
+    """Loads so that neighbouring threads hold neighbours along the last dimensions: where these are the slowest, with
+    dimensions TURNED, which undoes itself. A vector of one thread's stays last.
+    """
+    if LAST_IS_FASTEST:
+        return tl.load(pointers, mask=mask, other=0.0)
+    else:
+        return tl.permute(tl.load(tl.permute(pointers, TURNED), mask=tl.permute(mask, TURNED), other=0.0), TURNED)
+
+
+@triton.jit
 def store_pixels(base, pixel, channel, tile, mask_pixel, mask_channel, PIXELS_LAST: tl.constexpr):
     """Writes a [pixels, channels] tile, the contiguous dimension fastest, converted to the output's dtype."""
     tile = narrow(tile, base.dtype.element_ty)

@@ -15,7 +15,7 @@ import triton.language as tl
 from ..problem import Problem, WeightGradientProblem
 from ..target import Target
 from .arguments import geometry_arguments, weight_arguments
-from .common import LAST_IS_FASTEST, activate, dot, is_read, narrow, tap_at, tile_pixels, wide, within
+from .common import LAST_IS_FASTEST, activate, dot, is_read, load_spread, narrow, tap_at, tile_pixels, wide, within
 from .kernel import Kernel, Tile, cdiv
 
 # Of a warp's product on tensor cores: rows of the left operand, products a step of two instructions, and the channels
@@ -29,17 +29,6 @@ _MOST_WEIGHTS = 96
 def rows_before(row, ROWS, STRIDE, DIL, TAPS):
     """How many rows of a patch's input are read before this one."""
     return sum(is_read(above, ROWS, STRIDE, DIL, TAPS) for above in range(row))
-
-
-@triton.jit
-def load_spread(pointers, mask, TURNED: tl.constexpr):
-    """Loads so that neighbouring threads hold neighbours along the last dimensions: where these are the slowest, with
-    dimensions TURNED, which undoes itself. A vector of one thread's stays last.
-    """
-    if LAST_IS_FASTEST:
-        return tl.load(pointers, mask=mask, other=0.0)
-    else:
-        return tl.permute(tl.load(tl.permute(pointers, TURNED), mask=tl.permute(mask, TURNED), other=0.0), TURNED)
 
 
 @triton.jit

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..kernels import KERNELS, Tile
+from ..kernels import grouped_slab_weight_gradient as slab_gradient
 from ..kernels.boxes import box
 from ..kernels.depthwise_rolling_patch_weight_gradient import patch_blocks, steps_down
 from ..kernels.depthwise_rolling_weight_gradient import steps
@@ -119,6 +120,12 @@ def _rolling_gradient(problem: Problem, tile: Any) -> Counts:
     return (strip_blocks(problem, tile) * segments / tile.SPLITS, steps(problem) / segments)
 
 
+def _slab_gradient(problem: Problem, tile: Any) -> Counts:
+    count = slab_gradient.steps(problem)
+    segments = max(cdiv(count, tile.ROWS), 1)
+    return (slab_gradient.strip_blocks(problem, tile) * segments / tile.SPLITS, count / segments)
+
+
 def _rolling_patch_gradient(problem: Problem, tile: Any) -> Counts:
     count = steps_down(problem)
     segments = max(cdiv(count, tile.PLANES), 1)
@@ -175,6 +182,7 @@ _TRIPS: dict[str, Callable[[Any, Any], Counts]] = {
     "weight_gradient_taps": lambda problem, tile: (tile.steps(problem),),
     "weight_gradient_windows": _pixels("BLOCK_K"),
     "grouped_packed_weight_gradient": _packed_rows,
+    "grouped_slab_weight_gradient": _slab_gradient,
     "depthwise": _filter_rows,
     "depthwise_banded": _band_rows,
     "depthwise_banded_transposed": lambda problem, tile: (tile.STEPS,),
