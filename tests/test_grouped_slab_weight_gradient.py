@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import DEVICE, channels_last, chosen_tiles, random, serves_where_timed
+from helpers import channels_last, chosen_tiles, random, serves_where_timed
 from test_depthwise_patch_weight_gradient import plan_of, run
 from test_gradient_tiles import flat
 from test_grouped_slab import framed
@@ -194,6 +194,3 @@ def test_defaults_fit(target):
         )
         if KERNELS[NAME].unsuited(made.problem) is None:
             assert default_tile(NAME, made.problem, target).unfit(made.problem, target) is None
-
-
-assert DEVICE

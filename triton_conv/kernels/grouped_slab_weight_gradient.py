@@ -34,8 +34,8 @@ def grouped_slab_weight_gradient_kernel(
     C_IN_GROUP: tl.constexpr, C_OUT_GROUP: tl.constexpr, GROUPS_PER_TILE: tl.constexpr, HOP: tl.constexpr,
     SPLITS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SLABS: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """dw[split, n, c, tap] = sum over the split's pixels m of dy[m, n] x_tap[m, c], for SLABS slabs of GROUPS_PER_TILE
-    groups, of rank 1 or 2. Partial sums are float32, added up by the caller in a fixed order.
+    """dw[split, n, tap, c] = sum over the split's pixels m of dy[m, n] x_tap[m, c], for SLABS slabs of GROUPS_PER_TILE
+    groups, of rank 1 or 2. Partial sums are float32, channels innermost; the caller adds them up in a fixed order.
 
     A strip is COLS columns of an image's outputs. BLOCK_P of them go down together: each step loads STRIDE_H input rows
     and one row of the output's gradient, each element once, and multiplies them with the ALIVE rows of the gradient
@@ -131,10 +131,10 @@ def grouped_slab_weight_gradient_kernel(
     n = order[None, None, :]
     channel = slab[:, None, None] * SLAB_OUT + m
     mask = (m < SLAB_OUT) & (n < SLAB_IN) & (m // C_OUT_GROUP == n // C_IN_GROUP) & (channel < groups * C_OUT_GROUP)
-    place = ((channel * C_IN_GROUP + n % C_IN_GROUP) * (KH * KW)).to(tl.int64)
+    place = (channel * (KH * KW * C_IN_GROUP) + n % C_IN_GROUP).to(tl.int64)
     dw_base = dw_ptr + tl.cast(split, tl.int64) * groups * (C_OUT_GROUP * C_IN_GROUP * KH * KW)
     for tap in tl.static_range(KH * KW):
-        tl.store(dw_base + place + tap, sums[tap], mask=mask)
+        tl.store(dw_base + place + tap * C_IN_GROUP, sums[tap], mask=mask)
 
 
 @triton.jit
@@ -317,5 +317,6 @@ KERNEL = Kernel(
     unsuited=_unsuited,
     safe_tile=GroupedSlabWeightGradientTile(num_warps=1, num_stages=1, ROWS=16, COLS=1, SLABS=1),
     pointers=("x_ptr", "dy_ptr", "dw_ptr"),
+    channels_last_result=True,
     fragments=True,
 )
