@@ -23,7 +23,7 @@ def test_every_kernel_compiles_cleanly_for_hopper():
         assert row.registers > 0
         assert 0 < row.occupancy <= 1
         # A measured tile has shown what smaller products cost.
-        few = job.label.startswith("deepface_local") or job.kernel == "grouped_slab" or job.measured
+        few = job.label.startswith("deepface_local") or "grouped_slab" in job.kernel or job.measured
         assert bool(row.wgmma) == row.uses_dot or few, "half precision products of 64 rows use Hopper's matrix unit"
         # Scratch of a layout conversion may take shared memory where the count knows of none; never more than counted.
         assert row.shared_bytes <= job.tile.shared_bytes(job.problem, job.target)
