@@ -10,7 +10,7 @@ from test_depthwise_patch_weight_gradient import plan_of, run
 from test_gradient_tiles import flat
 from test_grouped_slab import framed
 
-from triton_conv import dispatch, ops
+from triton_conv import dispatch, ops, ops_conv
 from triton_conv.autotune.space import candidates
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
@@ -108,7 +108,7 @@ def test_other_slabs_and_columns_do_not_matter():
     x_shape, w_shape, options = LAYERS["sixteens"]
     x, dy = (channels_last(random(x_shape, torch.bfloat16, seed)) for seed in ("x", "dy"))
     x[:, 16:32].fill_(float("nan"))
-    made = ops.plan_conv_weight_gradient(x, dy, *flat(options | {"groups": 3}, w_shape))
+    made = ops_conv.plan_conv_weight_gradient(x, dy, *flat(options | {"groups": 3}, w_shape))
     found = ops.run_partial(dispatch.plan(made.problem, made.target, NAME, TILES["segments"]), x, dy)
     assert found[:16].isfinite().all() and found[32:].isfinite().all() and found[16:32].isnan().all()
 
