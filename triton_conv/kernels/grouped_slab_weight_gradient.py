@@ -45,7 +45,7 @@ def grouped_slab_weight_gradient_kernel(
     A product sums over one column of BLOCK_P strips, [16 outputs x strips] by [strips x 16 inputs], of which the block
     diagonal is stored: a tap is a pair of columns, and none is loaded or shifted for it. Matrix units take pairs of
     neighbours along what is summed over, strips, where memory has channels: `turn_row` multiplies a column with ones,
-    and its sums stand as the next product takes them. Nothing passes through shared memory, and no warp waits for
+    and its sums stand as the next product takes them. No row passes through shared memory, and no warp waits for
     another; each has slabs of its own, side by side in memory.
 
     Beside the ones are zeros: an infinity or NaN of either tensor makes NaN of all channels of its slab, in all taps
