@@ -47,6 +47,9 @@ BOXED = {
     "weight_gradient_taps": replace(_ROWS, part=WEIGHT_GRADIENT),
     "implicit_gemm_rows": Workload("rows", "dilated", "conv2d", (1, 16, 4, 4), (16, 16, 1, 1)),
     "implicit_gemm_windows": Workload("windows", "dense", "conv2d", (1, 16, 4, 8), (16, 16, 4, 4), _HALVED),
+    "weight_gradient_rows": Workload(
+        "rows", "dense", "conv2d", (1, 16, 4, 8), (16, 16, 3, 3), {"padding": 1}, part=WEIGHT_GRADIENT
+    ),
     "strided_boxed": Workload(
         "boxed", "dense", "conv2d", (1, 32, 4, 4), (16, 32, 3, 3), {"stride": 2, "padding": 1}, channels_last=True
     ),
