@@ -192,9 +192,12 @@ def depthwise_toeplitz(problem: Problem, target: Target) -> DepthwiseToeplitzTil
     width = width_out(problem)
     block_n = max(power_of_two(g.out_size[1] * width, 16, most), width)
     images = power_of_two(g.batch, 1, 128)
+    # wgmma takes no fewer than 64 rows.
+    while hopper and images * cdiv(g.out_size[1], block_n // width) < 64 and block_n >= 2 * max(width, 16):
+        block_n //= 2
     groups = power_of_two(cdiv(g.out_size[1], block_n // width), 1, 128 // images)
     tile = DepthwiseToeplitzTile(
-        BLOCK_M=max(images * groups, 16),
+        BLOCK_M=max(images * groups, 64 if hopper else 16),
         BLOCK_N=block_n,
         BLOCK_K=max(width_in(problem), 64 if hopper else 32),
         GROUPS=groups,

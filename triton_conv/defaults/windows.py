@@ -74,11 +74,12 @@ def weight_gradient_windows(problem: WeightGradientProblem, target: Target) -> W
 
 def weight_gradient_columns(problem: WeightGradientProblem, target: Target) -> WeightGradientColumnsTile:
     """256 output channels by 128 columns, which read a column's pixels half as often as 128 x 128; half as many
-    where that leaves multiprocessors without a program.
+    where that leaves multiprocessors without a program. 64 columns where rows of the result are not aligned: of 128
+    stored one by one, 112 bytes spill.
     """
     g, hopper = problem.geometry, target.arch == "sm_90"
     columns = g.c_in_group * g.taps
-    block_n = power_of_two(columns, 16, 128 if hopper else 64)
+    block_n = power_of_two(columns, 16, 128 if hopper and columns % 4 == 0 else 64)
 
     def programs(block_m: int) -> tuple[int, int]:
         count = cdiv(columns, block_n) * cdiv(g.c_out_group, block_m) * g.groups
