@@ -73,16 +73,11 @@ def test_addresses_that_follow_from_data(line):
         ("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%r9, %r9, %r9, %r9}, [%r16];", ("LDSM", 16), Cost(4)),
         ("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%r9, %r9}, [%r128+1024];", ("LDSM", 8), Cost(16)),
         ("stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r128], {%r9};", ("STSM", 4), Cost(8)),
-        # Through L1 come lines of 128 bytes, and what is stored goes on in sectors of 32.
-        ("ld.global.v4.b32 { %r9, %r9, %r9, %r9 }, [ %rd16 + 0 ];", ("LDG", 16), Cost(4)),
-        ("@%p1 ld.global.b16 { %rs1 }, [ %rd2 + 0 ];", ("LDG", 2), Cost(1)),
-        ("ld.global.b16 { %rs1 }, [ %rd128 + 0 ];", ("LDG", 2), Cost(32)),
-        ("ld.global.L1::evict_last.b32 { %r9 }, [ %rd8 + 0 ];", ("LDG", 4), Cost(2)),
-        ("@%p1 st.global.b16 [ %rd128 + 0 ], { %rs1 };", ("STG", 2), Cost(8, 8)),
+        # What is stored goes on in sectors of 32 bytes.
+        ("@%p1 st.global.b16 [ %rd128 + 0 ], { %rs1 };", ("STG", 2), Cost(1, 8)),
         ("cp.async.cg.shared.global [ %r16 + 0 ], [ %rd128 + 0 ], 0x10, %r9;", ("LDGSTS", 16), Cost(4)),
         ("cp.async.ca.shared.global [ %r128 + 0 ], [ %rd8 + 0 ], 0x4;", ("LDGSTS", 4), Cost(32)),
         # Where it is not known, nobody waits.
-        ("ld.global.b16 { %rs1 }, [ %rd99 + 0 ];", ("LDG", 2), Cost(1)),
         ("st.global.v2.b32 [ %rd99 + 0 ], { %r1, %r1 };", ("STG", 8), Cost(2, 8)),
         ("ld.shared.b32 %r9, [%r99];", ("LDS", 4), Cost(1)),
     ],
@@ -106,13 +101,12 @@ def test_machine_code_costs_what_its_ptx_says():
     plain = parse(code).own
     asked = {
         ("STS", 8): [Cost(16)],
-        ("LDG", 2): [Cost(32)],
         ("LDSM", 16): [Cost(4), Cost(8)],
         ("STG", 4): [Cost(9, 32)],
     }
     found = parse(code, asked).own
     assert plain.wavefronts == 2 + 2 * 1 + 4 * 4 + 1
-    assert found.wavefronts == 16 + 2 * 32 + 2 * 4 + 2 * 8 + 9
+    assert found.wavefronts == 16 + 2 * 1 + 2 * 4 + 2 * 8 + 9
     assert (plain.stored, found.stored, found.loaded) == (4, 32, plain.loaded)
     assert found.issued == plain.issued
 

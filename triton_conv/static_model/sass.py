@@ -44,7 +44,7 @@ _BITS = re.compile(r"\.(U8|S8|U16|S16|64|128)(?=\.|$)")
 _MATRICES = re.compile(r"(?:LDSM|STSM)\.(?:.*\.([24])$)?")
 _WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 _SHARED_LOADS, _SHARED_STORES = ("LDS", "LDSM"), ("STS", "STSM")
-_ACCESSES = (*_SHARED_LOADS, *_SHARED_STORES, "LDGSTS", "LDG", "STG")
+_ACCESSES = (*_SHARED_LOADS, *_SHARED_STORES, "LDGSTS", "STG")
 _REGISTER, _DESTINATION = re.compile(r"\bR(\d+)\b"), re.compile(r"R\d+\b")
 _LOADS, _STORES, _SPILLS = ("LDG", "LD"), ("STG", "ST", "RED", "REDG", "ATOMG", "ATOM"), ("LDL", "STL")
 
