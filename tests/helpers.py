@@ -13,8 +13,9 @@ from torch._prims_common import suggest_memory_format
 import triton_conv as tc
 from triton_conv import configs, dispatch
 from triton_conv.defaults import default_tile
-from triton_conv.kernels import launches
+from triton_conv.kernels import KERNELS, launches
 from triton_conv.reference import reference, relative_error, tolerance
+from triton_conv.target import KNOWN
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -106,6 +107,11 @@ def chosen_tiles(quick):
     return pytest.mark.parametrize(("tile", "dtype"), marked, ids=str)
 
 
+def chosen_tile(name, problem, tile):
+    """A kernel's "safe" tile, or the default one for the architecture that is named."""
+    return KERNELS[name].safe_tile if tile == "safe" else default_tile(name, problem, KNOWN[tile])
+
+
 def timed(monkeypatch, name, problem, target):
     """As if a device had timed one kernel's default tile on a problem, and nothing else."""
     entry = configs.Entry(default_tile(name, problem, target), 10.0, (9.0, 11.0), 20.0, 0.0, 8)
@@ -133,6 +139,23 @@ def channels_last(tensor):
     if tensor.dim() == 3:
         return tensor.transpose(1, 2).contiguous().transpose(1, 2)
     return tensor.contiguous(memory_format=torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d)
+
+
+def dense(tensor):
+    return tensor.contiguous()
+
+
+def amid_nan(tensor, before, after):
+    """Inside a larger tensor of NaN, so many elements in from either end of every dimension."""
+    whole = torch.full([before + size + after for size in tensor.shape], float("nan")).to(tensor)
+    return whole[tuple(slice(before, before + size) for size in tensor.shape)].copy_(tensor)
+
+
+def apart(tensor):
+    """Images inside longer ones, channels inside more: aligned vectors, but no image follows another."""
+    n, c, *size = tensor.shape
+    whole = torch.full((n, c + 1, size[0] + 8, *size[1:]), float("nan")).to(tensor)
+    return whole[:, :c, : size[0]].copy_(tensor)
 
 
 def sliced(tensor):

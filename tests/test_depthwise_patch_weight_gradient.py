@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import DEVICE, DTYPES, channels_last, compare, launches, name_of, random
+from helpers import DEVICE, DTYPES, channels_last, chosen_tile, compare, launches, name_of, random
 from test_depthwise_patch import framed
 from test_gradient_tiles import flat
 
@@ -82,7 +82,7 @@ def test_odd_patches(layer, tile):
 @pytest.mark.parametrize("channels", [9, 24])
 def test_chosen_tiles(channels, tile, dtype):
     def pick(made):
-        return made.kernel.safe_tile if tile == "safe" else default_tile(NAME, made.problem, KNOWN["sm_90"])
+        return chosen_tile(NAME, made.problem, tile)
 
     run(((2, channels, 5, 7), (3, 3), {"padding": 1}), dtype, pick)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import channels_last, name_of, random, serves_where_timed
+from helpers import channels_last, chosen_tile, name_of, random, serves_where_timed
 from test_depthwise_patch_weight_gradient import plan_of, run
 from test_gradient_tiles import flat
 from test_grouped_slab import framed
@@ -75,7 +75,7 @@ def test_narrow_groups(layer, tile):
 @pytest.mark.parametrize("tile", ["safe", "sm_90"])
 def test_chosen_tiles(tile, dtype):
     def pick(made):
-        return KERNELS[NAME].safe_tile if tile == "safe" else default_tile(NAME, made.problem, KNOWN["sm_90"])
+        return chosen_tile(NAME, made.problem, tile)
 
     forced("eights", pick, dtype)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import case
-from helpers import DEVICE, channels_last, launches, name_of, random, serves_where_timed, sliced
+from helpers import DEVICE, amid_nan, channels_last, launches, name_of, random, serves_where_timed, sliced
 from test_tiles import run
 
 import triton_conv as tc
@@ -102,8 +102,7 @@ def test_every_candidate(name):
 
 def framed(tensor):
     """NCHW inside a larger tensor of NaN: what lies beside a row must not be read, and no row is aligned."""
-    whole = torch.full([size + 2 for size in tensor.shape], float("nan"), dtype=tensor.dtype, device=tensor.device)
-    return whole[tuple(slice(1, -1) for _ in tensor.shape)].copy_(tensor)
+    return amid_nan(tensor, 1, 1)
 
 
 @pytest.mark.parametrize("name", ["stride-2", "whole-row", "phases"])

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import case
-from helpers import DEVICE, channels_last, compare, launches, limit, name_of, sliced
+from helpers import DEVICE, amid_nan, channels_last, chosen_tile, compare, launches, limit, name_of, sliced
 from test_tiles import run
 
 import triton_conv as tc
@@ -79,7 +79,7 @@ def test_odd_rows(at, tile):
 @pytest.mark.parametrize("name", ["stride-2", pytest.param("1d-stride-8", marks=pytest.mark.slow)])
 def test_chosen_tiles(name, tile, dtype):
     layer = BY_NAME[name]
-    tile = KERNEL.safe_tile if tile == "safe" else default_tile(NAME, problem_of(layer), KNOWN["sm_90"])
+    tile = chosen_tile(NAME, problem_of(layer), tile)
     run(layer.function, layer.tensors(dtype), NAME, tile)
 
 
@@ -96,8 +96,7 @@ def test_every_candidate(name):
 
 def framed(tensor):
     """Inside a larger tensor of NaN: rows, channels and images are apart, and begin at aligned places."""
-    whole = torch.full([size + 8 for size in tensor.shape], float("nan")).to(tensor)
-    return whole[tuple(slice(8, 8 + size) for size in tensor.shape)].copy_(tensor)
+    return amid_nan(tensor, 8, 0)
 
 
 @pytest.mark.parametrize("name", ["stride-2", "groups", "padding-past-the-border"])

@@ -6,7 +6,17 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from cases import case
-from helpers import channels_last, chosen_tiles, compare, launches, limit, permuted, random, serves_where_timed
+from helpers import (
+    channels_last,
+    chosen_tile,
+    chosen_tiles,
+    compare,
+    launches,
+    limit,
+    permuted,
+    random,
+    serves_where_timed,
+)
 from test_depthwise_patch import framed, plan_of
 from test_depthwise_patch_weight_gradient import plan_of as plan_gradient_of
 from test_depthwise_patch_weight_gradient import run as run_gradient
@@ -88,7 +98,7 @@ def test_weight_gradient(layer, tile):
 @chosen_tiles(CHOSEN)
 def test_chosen_tiles(tile, dtype):
     def pick(made, name):
-        return KERNELS[name].safe_tile if tile == "safe" else default_tile(name, made.problem, KNOWN["sm_90"])
+        return chosen_tile(name, made.problem, tile)
 
     arguments = tensors("3x3", dtype, activation="silu")
     run("conv2d", arguments, NAME, pick(tc.plan(tc.conv2d, **arguments), NAME))

@@ -6,7 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import case
-from helpers import chosen_tiles, compare, launches, limit, permuted, random, serves_where_timed
+from helpers import (
+    amid_nan,
+    chosen_tile,
+    chosen_tiles,
+    compare,
+    launches,
+    limit,
+    permuted,
+    random,
+    serves_where_timed,
+)
 from test_depthwise_patch import plan_of
 from test_large import LIMIT, spread
 from test_tiles import run
@@ -97,14 +107,13 @@ def test_chosen_tiles(tile, dtype):
         "conv3d",
         arguments,
         NAME,
-        KERNELS[NAME].safe_tile if tile == "safe" else default_tile(NAME, problem, KNOWN["sm_90"]),
+        chosen_tile(NAME, problem, tile),
     )
 
 
 def framed(tensor):
     """Inside a larger tensor of NaN, a vector of columns in: strides that no dense tensor has."""
-    whole = torch.full([size + 8 for size in tensor.shape], float("nan")).to(tensor)
-    return whole[tuple(slice(4, -4) for _ in tensor.shape)].copy_(tensor)
+    return amid_nan(tensor, 4, 4)
 
 
 @pytest.mark.parametrize(("input", "weight", "activation"), [(framed, permuted, "gelu"), (torch.clone, framed, None)])

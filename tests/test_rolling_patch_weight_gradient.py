@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from helpers import channels_last, chosen_tiles, serves_where_timed
+from helpers import channels_last, chosen_tile, chosen_tiles, serves_where_timed
 from test_depthwise_patch import plan_of as plan_forward_of
 from test_depthwise_patch_weight_gradient import plan_of, run
 from test_large import LIMIT, spread
@@ -58,7 +58,7 @@ def test_weight_gradient(layer, tile):
 @chosen_tiles(CHOSEN)
 def test_chosen_tiles(tile, dtype):
     def pick(made):
-        return KERNELS[NAME].safe_tile if tile == "safe" else default_tile(NAME, made.problem, KNOWN["sm_90"])
+        return chosen_tile(NAME, made.problem, tile)
 
     forced("vectors", dtype, pick)
 

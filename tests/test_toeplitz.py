@@ -6,13 +6,23 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import case
-from helpers import DEVICE, compare, launches, limit, name_of, permuted, serves_where_timed, sliced
+from helpers import (
+    DEVICE,
+    amid_nan,
+    chosen_tile,
+    compare,
+    launches,
+    limit,
+    name_of,
+    permuted,
+    serves_where_timed,
+    sliced,
+)
 from test_tiles import run
 
 import triton_conv as tc
 from triton_conv import configs, dispatch
 from triton_conv.autotune.space import candidates
-from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
 from triton_conv.kernels import launching, toeplitz_blocks
 from triton_conv.kernels.depthwise_toeplitz import KERNEL, DepthwiseToeplitzTile, block_numbers
@@ -100,7 +110,7 @@ def test_forward(layer, tile):
 def test_chosen_tiles(tile, dtype):
     arguments = tensors("large-filter", dtype, multiplier=2, activation="silu")
     problem = tc.plan(tc.conv2d, **arguments).problem
-    run("conv2d", arguments, NAME, KERNEL.safe_tile if tile == "safe" else default_tile(NAME, problem, KNOWN[tile]))
+    run("conv2d", arguments, NAME, chosen_tile(NAME, problem, tile))
 
 
 @pytest.mark.slow
@@ -115,8 +125,7 @@ def test_every_candidate():
 
 def framed(tensor):
     """Inside a larger tensor of NaN, a vector of columns in: strides that no dense tensor has."""
-    whole = torch.full([size + 16 for size in tensor.shape], float("nan")).to(tensor)
-    return whole[tuple(slice(8, 8 + size) for size in tensor.shape)].copy_(tensor)
+    return amid_nan(tensor, 8, 8)
 
 
 @pytest.mark.parametrize(

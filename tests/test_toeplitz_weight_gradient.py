@@ -5,7 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import case
-from helpers import DEVICE, INTERPRETED, channels_last, compare, launches, name_of, serves_where_timed, shifted
+from helpers import (
+    DEVICE,
+    INTERPRETED,
+    channels_last,
+    chosen_tile,
+    compare,
+    launches,
+    name_of,
+    serves_where_timed,
+    shifted,
+)
 from test_banded_weight_gradient import operands, planned
 from test_toeplitz import LAYERS, framed, of
 
@@ -13,7 +23,7 @@ from triton_conv import dispatch
 from triton_conv.autotune.space import candidates
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
-from triton_conv.kernels.depthwise_toeplitz_weight_gradient import KERNEL, DepthwiseToeplitzWeightGradientTile
+from triton_conv.kernels.depthwise_toeplitz_weight_gradient import DepthwiseToeplitzWeightGradientTile
 from triton_conv.kernels.depthwise_toeplitz_weight_gradient import row_blocks as blocks_of
 from triton_conv.kernels.toeplitz_blocks import hops, width_in, width_out
 from triton_conv.reference import tolerance
@@ -80,7 +90,7 @@ def test_chosen_tiles(tile, dtype):
     # More images than a step takes.
     run(
         layer_of("vectors", 70),
-        lambda problem: KERNEL.safe_tile if tile == "safe" else default_tile(NAME, problem, KNOWN[tile]),
+        lambda problem: chosen_tile(NAME, problem, tile),
         dtype,
     )
 

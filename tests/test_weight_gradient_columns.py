@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import channels_last, launches, name_of, random
+from helpers import amid_nan, apart, channels_last, chosen_tile, dense, launches, name_of, random
 from test_depthwise_patch_weight_gradient import run
 from test_gradient_tiles import flat
 from test_weight_gradient_boxed import plan_of as planned
@@ -50,10 +50,6 @@ TILES = {
 }
 
 
-def dense(tensor):
-    return tensor.contiguous()
-
-
 @pytest.mark.parametrize(
     ("layer", "tile"),
     [
@@ -80,7 +76,7 @@ def test_odd_layers(layer, tile):
 @pytest.mark.parametrize("layer", ["transposed", pytest.param("1d-dilated", marks=pytest.mark.slow)])
 def test_chosen_tiles(layer, tile, dtype):
     def pick(made):
-        return KERNEL.safe_tile if tile == "safe" else default_tile(NAME, made.problem, KNOWN["sm_90"])
+        return chosen_tile(NAME, made.problem, tile)
 
     run(LAYERS[layer][0], dtype, pick, dense, dense, NAME)
 
@@ -97,15 +93,7 @@ def test_every_candidate():
 
 def cropped(tensor):
     """Inside a larger tensor of NaN in every dimension: rows and channels are apart, and begin at odd places."""
-    whole = torch.full([size + 3 for size in tensor.shape], float("nan")).to(tensor)
-    return whole[tuple(slice(1, 1 + size) for size in tensor.shape)].copy_(tensor)
-
-
-def apart(tensor):
-    """Images inside longer ones, channels inside more: no image follows another."""
-    n, c, *size = tensor.shape
-    whole = torch.full((n, c + 1, size[0] + 8, *size[1:]), float("nan")).to(tensor)
-    return whole[:, :c, : size[0]].copy_(tensor)
+    return amid_nan(tensor, 1, 2)
 
 
 @pytest.mark.parametrize(("x_layout", "y_layout"), [(cropped, dense), (apart, apart)], ids=name_of)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import channels_last, name_of, random
+from helpers import amid_nan, apart, channels_last, chosen_tile, dense, name_of, random
 from test_depthwise_patch_weight_gradient import run
 from test_gradient_tiles import flat
 from test_weight_gradient_boxed import plan_of as planned
@@ -14,7 +14,7 @@ from triton_conv.autotune.space import candidates
 from triton_conv.defaults import default_tile
 from triton_conv.errors import PlanError
 from triton_conv.kernels.row_vectors import vector, y_vector
-from triton_conv.kernels.weight_gradient_rows import KERNEL, WeightGradientRowsTile
+from triton_conv.kernels.weight_gradient_rows import WeightGradientRowsTile
 from triton_conv.target import KNOWN
 from triton_conv.workloads import WEIGHT_GRADIENT, find
 
@@ -70,10 +70,6 @@ def test_odd_rows(layer, tile):
     run(sizes, torch.bfloat16, lambda made: checked(made, TILES[tile], *widths), dense, dense, NAME)
 
 
-def dense(tensor):
-    return tensor.contiguous()
-
-
 def checked(made, tile, x_width, y_width):
     assert (vector(made.problem), y_vector(made.problem)) == (x_width, y_width)
     # At most four parts of a row.
@@ -85,22 +81,14 @@ def checked(made, tile, x_width, y_width):
 @pytest.mark.parametrize("layer", ["2d-stride-2", pytest.param("1d-dilated", marks=pytest.mark.slow)])
 def test_chosen_tiles(layer, tile, dtype):
     def pick(made):
-        return KERNEL.safe_tile if tile == "safe" else default_tile(NAME, made.problem, KNOWN["sm_90"])
+        return chosen_tile(NAME, made.problem, tile)
 
     run(LAYERS[layer][0], dtype, pick, dense, dense, NAME)
 
 
 def cropped(tensor):
     """Inside a larger tensor of NaN in every dimension: rows and channels are apart, and begin at odd places."""
-    whole = torch.full([size + 3 for size in tensor.shape], float("nan")).to(tensor)
-    return whole[tuple(slice(1, 1 + size) for size in tensor.shape)].copy_(tensor)
-
-
-def apart(tensor):
-    """Images inside longer ones, channels inside more: aligned vectors, but no image follows another."""
-    n, c, *size = tensor.shape
-    whole = torch.full((n, c + 1, size[0] + 8, *size[1:]), float("nan")).to(tensor)
-    return whole[:, :c, : size[0]].copy_(tensor)
+    return amid_nan(tensor, 1, 2)
 
 
 @pytest.mark.parametrize(("x_layout", "y_layout"), [(cropped, dense), (apart, apart)], ids=name_of)

@@ -91,7 +91,7 @@ def depthwise_rolling_weight_gradient(
     tile = _strips(DepthwiseRollingWeightGradientTile, problem, target)
     resident = (2 if g.taps > 9 else 3) * target.sms
     most = problem.most_partial_bytes // max(problem.partial_bytes, 1)
-    blocks, rows = strip_blocks(problem, tile), max(steps(problem), 1)
+    blocks, rows = strip_blocks(problem, tile.COLS, tile.BLOCK_P), max(steps(problem), 1)
     splits = max(min(resident // cdiv(g.c_out, tile.BLOCK_C), most, blocks * cdiv(rows, g.kernel[1])), 1)
     # A segment begins with rows of the gradient alone, for as long as about a step takes.
     parts = [part for part in (1, 2, 4, 8) if part == 1 or rows >= part * g.kernel[1]]
@@ -115,7 +115,7 @@ def grouped_slab_weight_gradient(problem: WeightGradientProblem, target: Target)
     )
     most = problem.most_partial_bytes // max(problem.partial_bytes, 1)
     most = max(min(8 // slabs * target.sms // slab_gradient.KERNEL.grid(problem, tile), most), 1)
-    blocks, rows = max(slab_gradient.strip_blocks(problem, tile), 1), max(slab_gradient.steps(problem), 1)
+    blocks, rows = max(strip_blocks(problem, tile.COLS, tile.BLOCK_P), 1), max(slab_gradient.steps(problem), 1)
     # A segment begins with rows of the gradient alone, for as long as about a step takes.
     parts = [part for part in (1, 2, 4, 8) if part == 1 or rows >= part * g.kernel[1]]
     part = min(parts, key=lambda part: cdiv(blocks * part, most) * (cdiv(rows, part) + 1))

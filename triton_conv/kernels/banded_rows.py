@@ -74,3 +74,17 @@ def image_group(batch: int, blocks: int, block_m: int) -> int:
     """
     sizes = [1 << i for i in range(max(batch, 1).bit_length()) if 1 << i <= block_m]
     return min(sizes, key=lambda n: cdiv(batch, n) * cdiv(n * blocks, block_m))
+
+
+def no_rows_of_pixels(problem: Problem) -> str | None:
+    """Why a problem is no depthwise convolution whose rows of pixels are contiguous, None if it is."""
+    g = problem.geometry
+    if g.transposed:
+        return "it is transposed"
+    if g.c_in_group != 1:
+        return f"a group has {g.c_in_group} input channels, not 1"
+    if g.padding_mode != "zeros":
+        return f"its border is {g.padding_mode}, not zero"
+    if problem.x_strides[4] != 1:
+        return "neighbouring pixels are not contiguous"
+    return None

@@ -14,7 +14,7 @@ import triton.language as tl
 from ..problem import Problem
 from ..target import Target
 from .arguments import geometry_arguments
-from .banded_rows import image_group, inside_row, load_row, row_columns, row_left, run_read
+from .banded_rows import image_group, inside_row, load_row, no_rows_of_pixels, row_columns, row_left, run_read
 from .common import activate, aligned, decode_pixel, dot, narrow, wide
 from .kernel import Kernel, Tile, cdiv
 from .staging import staging_of
@@ -321,26 +321,13 @@ def _arguments(problem: Problem, tile: DepthwiseBandedTile) -> dict[str, object]
     )
 
 
-def _unsuited(problem: Problem) -> str | None:
-    g = problem.geometry
-    if g.transposed:
-        return "it is transposed"
-    if g.c_in_group != 1:
-        return f"a group has {g.c_in_group} input channels, not 1"
-    if g.padding_mode != "zeros":
-        return f"its border is {g.padding_mode}, not zero"
-    if problem.x_strides[4] != 1:
-        return "neighbouring pixels are not contiguous"
-    return None
-
-
 KERNEL = Kernel(
     name="depthwise_banded",
     function=depthwise_banded_kernel,
     tile_type=DepthwiseBandedTile,
     grid=_grid,
     arguments=_arguments,
-    unsuited=_unsuited,
+    unsuited=no_rows_of_pixels,
     safe_tile=DepthwiseBandedTile(
         num_warps=4, num_stages=1, BLOCK_M=64, BLOCK_T=16, BLOCK_K=64, ROWS=1, RESIDENT=False
     ),

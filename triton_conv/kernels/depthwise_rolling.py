@@ -170,7 +170,7 @@ class DepthwiseRollingTile(RollingTile):
 
 def _grid(problem: Problem, tile: DepthwiseRollingTile) -> int:
     g = problem.geometry
-    return cdiv(g.c_out, tile.BLOCK_C) * cdiv(g.out_size[1], tile.ROWS) * strip_blocks(problem, tile)
+    return cdiv(g.c_out, tile.BLOCK_C) * cdiv(g.out_size[1], tile.ROWS) * strip_blocks(problem, tile.COLS, tile.BLOCK_P)
 
 
 def _unsuited(problem: Problem) -> str | None:

@@ -9,6 +9,7 @@ import triton.language as tl
 
 from ..problem import Problem
 from .arguments import geometry_arguments
+from .banded_rows import no_rows_of_pixels
 from .common import activate, aligned, dot, narrow, wide, within
 from .kernel import Ahead, Kernel, ProductTile, cdiv
 from .toeplitz_blocks import BLOCK_ELEMENTS, hops, toeplitz_blocks_kernel, unsuited_rows, width_in, width_out
@@ -199,16 +200,7 @@ def _arguments(problem: Problem, tile: DepthwiseToeplitzTile) -> dict[str, objec
 
 
 def _unsuited(problem: Problem) -> str | None:
-    g = problem.geometry
-    if g.transposed:
-        return "it is transposed"
-    if g.c_in_group != 1:
-        return f"a group has {g.c_in_group} input channels, not 1"
-    if g.padding_mode != "zeros":
-        return f"its border is {g.padding_mode}, not zero"
-    if problem.x_strides[4] != 1:
-        return "neighbouring pixels are not contiguous"
-    if reason := unsuited_rows(problem):
+    if reason := no_rows_of_pixels(problem) or unsuited_rows(problem):
         return reason
     blocks = problem.itemsize * block_numbers(problem)
     if blocks > max(problem.itemsize * sum(problem.ends) // 2, _LEAST_BYTES):

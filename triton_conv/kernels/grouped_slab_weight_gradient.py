@@ -259,12 +259,6 @@ def steps(problem: Problem) -> int:
     return max(end - g.pad_before[1] // g.stride[1], 0)
 
 
-def strip_blocks(problem: Problem, tile: GroupedSlabWeightGradientTile) -> int:
-    """Blocks of BLOCK_P strips."""
-    g = problem.geometry
-    return cdiv(g.batch * cdiv(g.out_size[2], tile.COLS), tile.BLOCK_P)
-
-
 def _grid(problem: Problem, tile: GroupedSlabWeightGradientTile) -> int:
     return cdiv(cdiv(problem.geometry.groups, groups_per_slab(problem)), tile.SLABS) * tile.SPLITS
 

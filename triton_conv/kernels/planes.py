@@ -14,6 +14,7 @@ import triton.language as tl
 from ..problem import Problem
 from ..target import Target
 from .arguments import geometry_arguments
+from .banded_rows import no_rows_of_pixels
 from .common import aligned, within
 from .kernel import Tile, cdiv
 from .windows import elements
@@ -187,16 +188,10 @@ def arguments(problem: Problem, tile: RollingPatchTile, block: int) -> dict[str,
 def not_rolling(problem: Problem, least: RollingPatchTile) -> str | None:
     """Why the patches of a problem cannot roll, of which `least` holds the fewest registers, or None."""
     g = problem.geometry
-    if g.transposed:
-        return "it is transposed"
+    if reason := no_rows_of_pixels(problem):
+        return reason
     if g.rank == 1:
         return "its rank is 1: there is nothing to walk along but a row"
-    if g.c_in_group != 1:
-        return f"a group has {g.c_in_group} input channels, not 1"
-    if g.padding_mode != "zeros":
-        return f"its border is {g.padding_mode}, not zero"
-    if problem.x_strides[4] != 1:
-        return "neighbouring pixels are not contiguous"
     if (apart := g.dilation[walked(problem)[0]]) > 1:
         what = "planes" if g.rank == 3 else "rows"
         return f"filter {what} lie {apart} input {what} apart"

@@ -151,8 +151,8 @@ def shifts(problem: Problem, taps: int, width: int) -> int:
     return max(len(vectors_read.fn(first, min(taps, row - first), *fixed)) for first in range(0, row, taps))
 
 
-def no_row_gradient(problem: Problem) -> str | None:
-    """Why a problem is no weight gradient of rows of pixels, None if it is."""
+def no_pixel_gradient(problem: Problem) -> str | None:
+    """Why a problem is no weight gradient with pixels innermost, None if it is."""
     if not isinstance(problem, WeightGradientProblem):
         return "it is no weight gradient"
     g = problem.geometry
@@ -162,10 +162,16 @@ def no_row_gradient(problem: Problem) -> str | None:
         return "only 16-bit numbers are multiplied with pixels innermost"
     if g.padding_mode != "zeros":
         return f"its border is {g.padding_mode}, not zero"
-    if g.kernel[2] > _MOST_TAPS:
-        return f"{g.kernel[2]} taps of a filter row are more than {_MOST_TAPS}"
     if problem.x_strides[4] != 1:
         return "neighbouring pixels of the input are not contiguous"
     if not one_run(g.out_size, problem.y_strides[2:]):
         return "an image of the output's gradient is not one run of pixels"
     return None
+
+
+def no_row_gradient(problem: Problem) -> str | None:
+    """Why a problem is no weight gradient of rows of pixels, None if it is."""
+    if reason := no_pixel_gradient(problem):
+        return reason
+    taps = problem.geometry.kernel[2]
+    return f"{taps} taps of a filter row are more than {_MOST_TAPS}" if taps > _MOST_TAPS else None

@@ -136,10 +136,10 @@ def numbers_read(problem: Problem, columns: int) -> int:
     return wide * min(g.stride[1], g.kernel[1])
 
 
-def strip_blocks(problem: Problem, tile: RollingTile) -> int:
-    """Blocks of BLOCK_P strips."""
+def strip_blocks(problem: Problem, columns: int, block_p: int) -> int:
+    """Blocks of so many strips of so many columns."""
     g = problem.geometry
-    return cdiv(g.batch * cdiv(g.out_size[2], tile.COLS), tile.BLOCK_P)
+    return cdiv(g.batch * cdiv(g.out_size[2], columns), block_p)
 
 
 def arguments(problem: Problem, tile: RollingTile) -> dict[str, object]:

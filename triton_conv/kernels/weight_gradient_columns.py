@@ -8,13 +8,12 @@ from typing import ClassVar
 import triton
 import triton.language as tl
 
-from ..layout import one_run
-from ..problem import Problem, WeightGradientProblem, vector_of
+from ..problem import Problem, vector_of
 from ..target import Target
 from .arguments import geometry_arguments
 from .common import aligned, below, dot, load_turned, next_tile, tile_digits, tile_pixels, wide
 from .kernel import Kernel, ProductTile, cdiv
-from .row_vectors import y_vector
+from .row_vectors import no_pixel_gradient, y_vector
 from .staging import Operand, partial_bytes, staged_bytes
 from .windows import side_by_side
 
@@ -312,22 +311,10 @@ def _arguments(problem: Problem, tile: WeightGradientColumnsTile) -> dict[str, o
 
 
 def _unsuited(problem: Problem) -> str | None:
-    if not isinstance(problem, WeightGradientProblem):
-        return "it is no weight gradient"
-    g = problem.geometry
-    if not g.M:
-        return "it has no pixel"
-    if problem.itemsize != 2:
-        return "only 16-bit numbers are multiplied with pixels innermost"
-    if g.padding_mode != "zeros":
-        return f"its border is {g.padding_mode}, not zero"
-    if sum(g.kernel) > _MOST_BITS:
-        return f"its filter is more than {_MOST_BITS} taps long, all axes together"
-    if problem.x_strides[4] != 1:
-        return "neighbouring pixels of the input are not contiguous"
-    if not one_run(g.out_size, problem.y_strides[2:]):
-        return "an image of the output's gradient is not one run of pixels"
-    return None
+    if reason := no_pixel_gradient(problem):
+        return reason
+    many = sum(problem.geometry.kernel) > _MOST_BITS
+    return f"its filter is more than {_MOST_BITS} taps long, all axes together" if many else None
 
 
 KERNEL = Kernel(

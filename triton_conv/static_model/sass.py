@@ -55,10 +55,10 @@ class Slots:
 
     `loaded`, `copied` and `stored` are bytes of a thread: through L1 into registers, past it into shared memory, and
     out, in whole sectors. `wavefronts` counts passes through the 128 bytes a clock of L1 and shared memory, of whose
-    banks lanes may wait for one. `products` are
-    multiplications of matrix instructions, `tensor` the clocks that these keep the units of a multiprocessor busy, both
-    a warp's share. `boxes` counts bulk copies, of which one thread of a program does each; `chain` the loads through
-    registers that come one after the other, because each one's address is made of what the last one brought.
+    banks lanes may wait for one. `products` are multiplications of matrix instructions, `tensor` the clocks that these
+    keep the units of a multiprocessor busy, both a warp's share. `boxes` counts bulk copies, of which one thread of a
+    program does each; `chain` the loads through registers that come one after the other, because each one's address is
+    made of what the last one brought.
     """
 
     issued: float = 0.0
@@ -282,7 +282,7 @@ def _of(opcode: str, from_registers: bool) -> Iterator[tuple[str, float]]:
     if pipe != "memory" or name == "SHFL":
         return
     width = _width(opcode)
-    yield "wavefronts", max(width / 4, 1)
+    yield "wavefronts", free((name, width))
     if name in _LOADS:
         yield "loaded", width
     elif name == "LDGSTS":

@@ -117,13 +117,13 @@ def _rolled(problem: Problem, axis: int, length: int) -> Counts:
 
 def _rolling_gradient(problem: Problem, tile: Any) -> Counts:
     segments = cdiv(steps(problem), tile.ROWS)
-    return (strip_blocks(problem, tile) * segments / tile.SPLITS, steps(problem) / segments)
+    return (strip_blocks(problem, tile.COLS, tile.BLOCK_P) * segments / tile.SPLITS, steps(problem) / segments)
 
 
 def _slab_gradient(problem: Problem, tile: Any) -> Counts:
     count = slab_gradient.steps(problem)
     segments = max(cdiv(count, tile.ROWS), 1)
-    return (slab_gradient.strip_blocks(problem, tile) * segments / tile.SPLITS, count / segments)
+    return (strip_blocks(problem, tile.COLS, tile.BLOCK_P) * segments / tile.SPLITS, count / segments)
 
 
 def _rolling_patch_gradient(problem: Problem, tile: Any) -> Counts:
