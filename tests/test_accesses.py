@@ -74,6 +74,7 @@ def test_addresses_that_follow_from_data(line):
         ("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%r9, %r9}, [%r128+1024];", ("LDSM", 8), Cost(16)),
         ("stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r128], {%r9};", ("STSM", 4), Cost(8)),
         # What is stored goes on in sectors of 32 bytes.
+        ("st.global.b32 [ %rd16 + 0 ], { %r1 };", ("STG", 4), Cost(1, 16)),
         ("@%p1 st.global.b16 [ %rd128 + 0 ], { %rs1 };", ("STG", 2), Cost(1, 8)),
         ("cp.async.cg.shared.global [ %r16 + 0 ], [ %rd128 + 0 ], 0x10, %r9;", ("LDGSTS", 16), Cost(4)),
         ("cp.async.ca.shared.global [ %r128 + 0 ], [ %rd8 + 0 ], 0x4;", ("LDGSTS", 4), Cost(32)),
